@@ -1,0 +1,32 @@
+# Two commands: `make demo` (environment, demo search, how to look at it) and `make test` (lint, types, all tests).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: demo test dashboard bench clean
+
+demo: $(VENV)/.ready
+	$(BIN)/python -m gptailor search data/presets/demo.yaml
+	@echo
+	@echo "Look at it:  make dashboard    (or: $(BIN)/streamlit run streamlit_app.py)"
+
+dashboard: $(VENV)/.ready
+	$(BIN)/streamlit run streamlit_app.py
+
+test: $(VENV)/.ready-tests
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+$(VENV)/.ready: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/.ready-tests: $(VENV)/.ready tests/requirements.txt
+	$(BIN)/python -m pip install --quiet -r tests/requirements.txt
+	sh tests/install_chromium.sh
+	touch $@

@@ -1,0 +1,185 @@
+"""Stitch plans: which layer of which model stands where in the shorter model. Pure data, no tensors.
+
+A plan lists the kept layers in the order of the base; a layer that is not listed is removed. It is stored, hashed,
+sent between processes and shown to people, so it knows nothing of torch, SMAC or the run that found it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from gptailor.errors import UserError
+
+BASE = "base"
+"""Name of the base model among the sources; no candidate may be called so."""
+
+FORMAT = 1
+"""Version of the JSON form, raised when its meaning changes."""
+
+
+class Operation(StrEnum):
+    """What was done with a layer of the base."""
+
+    REMOVED = "removed"
+    BASE = "base"  # kept, the base's own weights
+    SELECTED = "selected"  # kept, one candidate's weights
+    MERGED = "merged"  # kept, several candidates' weights merged into the base's
+
+
+@dataclass(frozen=True, order=True)
+class LayerChoice:
+    """One kept layer.
+
+    layer: its index in the base, from 0. sources: candidate names in the family's order; none means the base's own
+    layer, one means that candidate's, several mean a merge. method and factor: of the merge, else empty and None
+    (factor is task arithmetic's scaling coefficient). parameters: further scalar parameters of the merge method.
+    output_scale: multiplies the layer's two output projections (attention's and the MLP's).
+    """
+
+    layer: int
+    sources: tuple[str, ...] = ()
+    method: str = ""
+    factor: float | None = None
+    parameters: tuple[tuple[str, float], ...] = ()
+    output_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.layer < 0:
+            raise UserError(f"layer {self.layer}: layers count from 0")
+        if len(set(self.sources)) != len(self.sources) or BASE in self.sources:
+            raise UserError(
+                f"layer {self.layer}: sources {list(self.sources)} must be different candidates (none means the base)"
+            )
+        if self.is_merged and (self.factor is None or not self.method):
+            raise UserError(f"layer {self.layer}: a merge of {list(self.sources)} needs a method and a factor")
+        if not self.is_merged and (self.factor is not None or self.method or self.parameters):
+            raise UserError(f"layer {self.layer}: method and factor belong to merges of two or more candidates")
+
+    @property
+    def is_merged(self) -> bool:
+        return len(self.sources) > 1
+
+    @property
+    def operation(self) -> Operation:
+        if self.is_merged:
+            return Operation.MERGED
+        return Operation.SELECTED if self.sources else Operation.BASE
+
+    @property
+    def weights_key(self) -> tuple[Any, ...]:
+        """Equal keys mean equal weights: what a cache of layers is keyed by (the scale is applied by itself)."""
+        return (self.layer, self.sources, self.method, self.factor, self.parameters)
+
+
+@dataclass(frozen=True)
+class StitchPlan:
+    """A shorter model: `kept` layers, ascending, out of the base's `n_layers`."""
+
+    n_layers: int
+    kept: tuple[LayerChoice, ...]
+
+    def __post_init__(self) -> None:
+        indices = [choice.layer for choice in self.kept]
+        if indices != sorted(set(indices)):
+            raise UserError(f"kept layers must ascend without repeats, got {indices}")
+        if not indices:
+            raise UserError("a plan must keep at least one layer")
+        if indices[-1] >= self.n_layers:
+            raise UserError(f"layer {indices[-1]} does not exist: the base has layers 0 to {self.n_layers - 1}")
+
+    @classmethod
+    def dense(cls, n_layers: int, source: str = BASE) -> StitchPlan:
+        """Every layer of the base, or of one candidate."""
+        return cls.without((), n_layers, source)
+
+    @classmethod
+    def without(cls, removed: tuple[int, ...] | list[int] | set[int], n_layers: int, source: str = BASE) -> StitchPlan:
+        """The base (or one candidate) less the removed layers."""
+        sources = () if source == BASE else (source,)
+        gone = set(removed)
+        return cls(n_layers, tuple(LayerChoice(i, sources) for i in range(n_layers) if i not in gone))
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        here = {choice.layer for choice in self.kept}
+        return tuple(i for i in range(self.n_layers) if i not in here)
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Names of all candidates that lend a layer, sorted."""
+        return tuple(sorted({name for choice in self.kept for name in choice.sources}))
+
+    @cached_property
+    def hash(self) -> str:
+        """A stable identity: equal plans, and only they, have equal hashes, in every process and version."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:20]
+
+    def to_json(self) -> dict[str, Any]:
+        layers = []
+        for choice in self.kept:
+            entry: dict[str, Any] = {"layer": choice.layer}
+            if choice.sources:
+                entry["sources"] = list(choice.sources)
+            if choice.is_merged:
+                entry |= {"method": choice.method, "factor": choice.factor}
+            if choice.parameters:
+                entry["parameters"] = dict(choice.parameters)
+            if choice.output_scale != 1.0:
+                entry["output_scale"] = choice.output_scale
+            layers.append(entry)
+        return {"format": FORMAT, "n_layers": self.n_layers, "kept": layers}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StitchPlan:
+        """The inverse of to_json. Raises UserError for anything that is not a plan of a known format."""
+        if not isinstance(data, Mapping) or "kept" not in data:
+            raise UserError("not a stitch plan: expected an object with 'format', 'n_layers' and 'kept'")
+        if data.get("format") != FORMAT:
+            raise UserError(f"plan format {data.get('format')!r} is not known here; this version reads format {FORMAT}")
+        try:
+            kept = tuple(
+                LayerChoice(
+                    layer=int(entry["layer"]),
+                    sources=tuple(entry.get("sources", ())),
+                    method=entry.get("method", ""),
+                    factor=None if entry.get("factor") is None else float(entry["factor"]),
+                    parameters=tuple(sorted((entry.get("parameters") or {}).items())),
+                    output_scale=float(entry.get("output_scale", 1.0)),
+                )
+                for entry in data["kept"]
+            )
+            return cls(int(data["n_layers"]), kept)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"not a stitch plan: {error!r}") from error
+
+    def describe(self) -> str:
+        """One line for people: runs of equal layers, e.g. `0-3 base | 4 math | 5 math+code x0.52 | removed 6 7`."""
+        parts: list[str] = []
+        start = previous = None
+        label = ""
+
+        def close() -> None:
+            if start is not None:
+                parts.append(f"{start} {label}" if start == previous else f"{start}-{previous} {label}")
+
+        for choice in self.kept:
+            this = "+".join(choice.sources) or BASE
+            if choice.is_merged:
+                this += f" x{choice.factor:.2f}"
+            if choice.output_scale != 1.0:
+                this += f" scale {choice.output_scale:.2f}"
+            if this != label or previous is None or choice.layer != previous + 1:
+                close()
+                start, label = choice.layer, this
+            previous = choice.layer
+        close()
+        if self.removed:
+            parts.append("removed " + " ".join(map(str, self.removed)))
+        return " | ".join(parts)

@@ -1,0 +1,323 @@
+"""Run files: what a person asks of a search. YAML in and out, every field validated, every refusal names its field.
+
+`RunSpec` is frozen: it is written into the run's folder as it is and never changes while the run lives.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gptailor.errors import UserError
+from gptailor.plan import BASE
+
+MAX_RUN_FILE_BYTES = 256 * 1024
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$"
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of '90s', '45m', '2h', '1d' or a sum such as '1h30m'. Raises ValueError."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if not parts or "".join(n + u for n, u in parts) != text.replace(" ", ""):
+        raise ValueError("must be a duration such as 90s, 45m, 2h or 1h30m")
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def _interval(value: tuple[float, float], *, lowest: float, highest: float) -> tuple[float, float]:
+    low, high = value
+    if not lowest <= low <= high <= highest:
+        raise ValueError(f"must be [low, high] with {lowest} <= low <= high <= {highest}")
+    return value
+
+
+class SpaceOperation(StrEnum):
+    """What the search may do with layers. The paper's ablations are [remove] and [remove, select]."""
+
+    REMOVE = "remove"
+    SELECT = "select"
+    MERGE = "merge"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Benchmark(_Record):
+    """One lm-eval task (or group of tasks) with the metric it is read by."""
+
+    benchmark: Annotated[str, Field(min_length=1, max_length=200)]
+    metric: Annotated[str, Field(min_length=1, max_length=100)] = "acc"
+    split: Literal["train", "validation", "test"] = "validation"
+    num_fewshot: Annotated[int, Field(ge=0, le=64)] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.benchmark}/{self.metric}"
+
+
+class HeldOut(Benchmark):
+    """A benchmark that only judges the result; read on its test split unless said otherwise."""
+
+    split: Literal["train", "validation", "test"] = "test"
+
+
+class Merge(_Record):
+    """How several candidates' layers become one: a mergekit method and the range of its factor.
+
+    factor is task arithmetic's scaling coefficient; for other methods it is mergekit's `lambda` (ties, dare_ties, ...),
+    slerp's `t`, or the weight of each candidate (linear, with the rest on the base).
+    """
+
+    method: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")] = "task_arithmetic"
+    factor: tuple[float, float] = (0.0, 1.0)
+    parameters: dict[str, float | int | bool] = {}
+
+    @field_validator("factor")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        return _interval(value, lowest=-2.0, highest=4.0)
+
+
+class Budget(_Record):
+    """Examples per benchmark: the lowest and highest rung, and Hyperband's ratio between rungs."""
+
+    min: Annotated[int, Field(ge=1)] = 100
+    max: Annotated[int, Field(ge=1)] = 1000
+    eta: Annotated[int, Field(ge=2, le=10)] = 3
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> Budget:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) must not be above max ({self.max})")
+        return self
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Budgets that Hyperband visits, ascending: max / eta^k down to min (100 to 1000 by 3: 111, 333, 1000)."""
+        count = int(math.floor(math.log(self.max / self.min) / math.log(self.eta) + 1e-9)) + 1
+        return tuple(round(self.max / self.eta**k) for k in reversed(range(count)))
+
+
+class RunSpec(_Record):
+    """One run, as asked. Paths are relative to the folder the command is run in."""
+
+    name: Annotated[str, Field(min_length=1, max_length=80)]
+    base_model: Annotated[str, Field(min_length=1, max_length=1000)]
+    candidates: dict[str, Annotated[str, Field(min_length=1, max_length=1000)]] = {}
+    remove: int | float
+    operations: tuple[SpaceOperation, ...] = tuple(SpaceOperation)
+    merge: Merge = Merge()
+    output_scale: tuple[float, float] | None = None
+    objectives: Annotated[tuple[Benchmark, ...], Field(min_length=1, max_length=32)]
+    held_out: Annotated[tuple[HeldOut, ...], Field(max_length=64)] = ()
+    include_path: tuple[str, ...] = ()
+    budget: Budget = Budget()
+    trials: Annotated[int, Field(ge=1, le=100_000)] = 500
+    walltime: str | None = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
+    chat_template: bool = False
+    trust_remote_code: bool = False
+
+    @field_validator("name")
+    @classmethod
+    def _printable(cls, value: str) -> str:
+        if any(ord(c) < 32 or ord(c) == 127 for c in value) or not value.strip():
+            raise ValueError("must have a visible character and no control characters")
+        return value.strip()
+
+    @field_validator("candidates")
+    @classmethod
+    def _candidate_names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not re.match(_NAME, name) or name == BASE or "+" in name:
+                raise ValueError(
+                    f"{name!r} cannot name a candidate: use 1-64 letters, digits, '_', '.' or '-', and not {BASE!r}"
+                )
+        if len(value) > 16:
+            raise ValueError(f"{len(value)} candidates; at most 16 are supported")
+        return value
+
+    @field_validator("remove", mode="before")
+    @classmethod
+    def _number_of_layers(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError("must be a number of layers such as 8, or a fraction of them such as 0.25")
+        if value < 0 or not math.isfinite(value) or (isinstance(value, float) and value >= 1 and value != int(value)):
+            raise ValueError("must be a whole number of layers such as 8, or a fraction between 0 and 1 such as 0.25")
+        return int(value) if value >= 1 else value
+
+    @field_validator("operations")
+    @classmethod
+    def _known_set(cls, value: tuple[SpaceOperation, ...]) -> tuple[SpaceOperation, ...]:
+        if len(set(value)) != len(value) or not value:
+            raise ValueError("must list each of remove, select, merge at most once, and at least one of them")
+        return value
+
+    @field_validator("output_scale")
+    @classmethod
+    def _scale_interval(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        return value if value is None else _interval(value, lowest=0.0, highest=4.0)
+
+    @field_validator("walltime")
+    @classmethod
+    def _duration(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_duration(value)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunSpec:
+        lends = {SpaceOperation.SELECT, SpaceOperation.MERGE} & set(self.operations)
+        if lends and not self.candidates:
+            raise ValueError("candidates: selecting or merging needs at least one; or set operations: [remove]")
+        if SpaceOperation.MERGE in lends and len(self.candidates) < 2:
+            raise ValueError("operations: merge needs two or more candidates; with one, use [remove, select]")
+        if SpaceOperation.REMOVE not in self.operations and self.remove:
+            raise ValueError(f"remove: is {self.remove}, but operations does not list remove; set remove: 0 or add it")
+        if SpaceOperation.REMOVE in self.operations and not self.remove:
+            raise ValueError("remove: is 0, but operations lists remove; give a number of layers or drop it")
+        names = [objective.name for objective in self.objectives]
+        if len(set(names)) != len(names):
+            raise ValueError("objectives: the same benchmark and metric is listed twice")
+        seen = {(o.benchmark, o.split) for o in self.objectives}
+        for index, judge in enumerate(self.held_out):
+            if (judge.benchmark, judge.split) in seen:
+                raise ValueError(
+                    f"held_out.{index}: {judge.benchmark} on its {judge.split} split is an objective of the search; "
+                    "a held-out result must use another split"
+                )
+        return self
+
+    @property
+    def walltime_seconds(self) -> float | None:
+        return None if self.walltime is None else parse_duration(self.walltime)
+
+    def n_removed(self, n_layers: int) -> int:
+        """Layers to remove from a base of `n_layers`: a fraction is rounded up, as in the paper. Raises UserError."""
+        count = self.remove if isinstance(self.remove, int) else math.ceil(self.remove * n_layers - 1e-9)
+        if not 0 <= count < n_layers:
+            raise UserError(f"remove: {self.remove} takes {count} of {n_layers} layers; at least one must stay")
+        return int(count)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_spec(path: str | Path, changes: list[str] | None = None) -> RunSpec:
+    """Read a run file and apply `key=value` changes (dotted keys, YAML values). Raises UserError."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"run file {path}: no such file")
+    if path.stat().st_size > MAX_RUN_FILE_BYTES:
+        raise UserError(f"run file {path}: larger than {MAX_RUN_FILE_BYTES // 1024} KiB; is it a run file?")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"run file {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    return parse_spec(text, changes, where=f"run file {path}")
+
+
+def parse_spec(text: str, changes: list[str] | None = None, where: str = "run file") -> RunSpec:
+    """Like load_spec, from text."""
+    data = _parse_yaml(text, where)
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: expected keys such as 'name' and 'base_model', got {_kind(data)}")
+    for change in changes or []:
+        _apply(data, change)
+    return build_spec(data, where)
+
+
+def build_spec(data: dict[str, Any], where: str = "run file") -> RunSpec:
+    """Validate plain data. Raises UserError that lists every wrong field: path, value, and what would be accepted."""
+    try:
+        return RunSpec.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(dict(problem)) for problem in error.errors(include_url=False)]
+        raise UserError("\n".join([f"{where}: {len(lines)} problem{'s' * (len(lines) > 1)}", *lines])) from error
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{where}: not valid YAML{at}: {getattr(error, 'problem', error)}") from error
+
+
+def _apply(data: dict[str, Any], change: str) -> None:
+    key, separator, value = change.partition("=")
+    if not separator or not key:
+        raise UserError(f"--set {change}: expected key=value, such as --set trials=60 or --set budget.max=243")
+    *parents, last = key.split(".")
+    here: Any = data
+    for part in parents:
+        here = _child(here, part, change)
+    parsed = _parse_yaml(value, f"--set {key}")
+    if isinstance(here, list):
+        here[_index(here, last, change)] = parsed
+    elif isinstance(here, dict):
+        here[last] = parsed
+    else:
+        raise UserError(f"--set {change}: {'.'.join(parents)} is a single value, it has no {last!r}")
+
+
+def _child(here: Any, part: str, change: str) -> Any:
+    if isinstance(here, list):
+        return here[_index(here, part, change)]
+    if not isinstance(here, dict):
+        raise UserError(f"--set {change}: nothing is found under {part!r}")
+    if here.get(part) is None:
+        here[part] = {}
+    return here[part]
+
+
+def _index(here: list[Any], part: str, change: str) -> int:
+    if not part.isdigit() or int(part) >= len(here):
+        raise UserError(f"--set {change}: {part!r} must be a list index from 0 to {len(here) - 1}")
+    return int(part)
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    """One validation problem as `path: what is wrong, got VALUE`."""
+    path = ".".join(str(part) for part in problem["loc"] if not _is_union_tag(part)) or "(whole file)"
+    message, value = problem["msg"].removeprefix("Value error, "), problem["input"]
+    if problem["type"] == "extra_forbidden":
+        return f"  {path}: unknown key{_did_you_mean(problem['loc'])}"
+    if problem["type"] == "missing":
+        return f"  {path}: is required but missing"
+    if path == "(whole file)":
+        return f"  {message}"
+    return f"  {path}: {message[0].lower() + message[1:]}, got {_short(value)}"
+
+
+def _did_you_mean(location: tuple[Any, ...]) -> str:
+    import difflib
+
+    models = {"merge": Merge, "budget": Budget, "objectives": Benchmark, "held_out": HeldOut}
+    model: type[BaseModel] = models.get(str(location[0]), RunSpec) if len(location) > 1 else RunSpec
+    close = difflib.get_close_matches(str(location[-1]), list(model.model_fields), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; accepted here: {', '.join(model.model_fields)}"
+
+
+def _is_union_tag(part: Any) -> bool:
+    return isinstance(part, str) and bool(re.match(r"^(int|float|str|literal\[|constrained-|function-)", part))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _kind(value: Any) -> str:
+    return "an empty file" if value is None else f"a {type(value).__name__}"
