@@ -1,6 +1,6 @@
 """Trade-offs between objectives: what is not dominated, how much the front covers, where it bends.
 
-Arrays in, arrays out; every objective is maximised (turn lower-is-better scores round first). The counting is moocore's.
+Arrays in, arrays out; every objective is maximised (turn lower-is-better scores round first). moocore counts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def pareto_front(values: ArrayLike) -> NDArray[np.bool_]:
 
 
 def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
-    """Volume between the reference (m values, the worst corner) and the points (n x m, maximised); 0 where none is better."""
+    """Volume between the reference (m values, the worst corner) and n x m points, maximised; 0 if none is better."""
     points = _points(values)
     corner = np.asarray(reference, dtype=float)
     inside = points[np.isfinite(points).all(axis=1) & (points > corner).all(axis=1)]
@@ -51,8 +51,8 @@ def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
 def knee(values: ArrayLike) -> int | None:
     """Index of the front's knee: the point furthest above the line (or plane) through the front's extremes.
 
-    Distances are taken after scaling each objective to [0, 1] over the front (Das 1999). None where no point is finite; with
-    one objective or a front of one point, the best one.
+    Distances are taken after scaling each objective to [0, 1] over the front (Das 1999). None where no point is
+    finite; with one objective or a front of one point, the best one.
     """
     points = _points(values)
     members = np.flatnonzero(pareto_front(points))

@@ -304,8 +304,13 @@ def _explain(problem: dict[str, Any]) -> str:
 def _did_you_mean(location: tuple[Any, ...]) -> str:
     import difflib
 
-    models = {"merge": Merge, "budget": Budget, "objectives": Benchmark, "held_out": HeldOut}
-    model: type[BaseModel] = models.get(str(location[0]), RunSpec) if len(location) > 1 else RunSpec
+    models: dict[str, type[BaseModel]] = {
+        "merge": Merge,
+        "budget": Budget,
+        "objectives": Benchmark,
+        "held_out": HeldOut,
+    }
+    model = models.get(str(location[0]), RunSpec) if len(location) > 1 else RunSpec
     close = difflib.get_close_matches(str(location[-1]), list(model.model_fields), n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; accepted here: {', '.join(model.model_fields)}"
 

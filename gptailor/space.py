@@ -1,0 +1,292 @@
+"""The search space: what SMAC may choose, and how its choice becomes a stitch plan.
+
+For every layer of the base there are up to four hyperparameters, all always active and without forbidden clauses, so
+that every point of the space is a legal plan:
+
+- `removal_i` in [0, 1]: the layers with the highest values are removed, exactly as many as asked. A fixed-size subset
+  thus needs no constraint, and moving one value past another swaps two layers.
+- `source_i`: which set of candidates lends the layer (none: the base; one: selection; several: a merge).
+- `factor_i`: the factor of the merge, decoded to two decimals: finer differences are far below the noise of a
+  benchmark and would only defeat the cache of merged layers.
+- `scale_i`: the output scale, likewise, when the run file asks for one.
+
+Several points describe one plan (a removed layer's source does not matter, say); what is compared, stored and scored
+is the plan. The published code encodes removal as ordered integers with a thousand forbidden clauses and r!
+equivalent encodings instead (facts: auto-merge-llm, strategies/prune.py:264-338).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from ConfigSpace import CategoricalHyperparameter, Configuration, ConfigurationSpace, UniformFloatHyperparameter
+from numpy.typing import NDArray
+
+from gptailor.errors import UserError
+from gptailor.plan import BASE, LayerChoice, StitchPlan
+from gptailor.spec import RunSpec, SpaceOperation
+
+DECIMALS = 2
+"""Resolution of factors and scales."""
+
+ALL_SUBSETS_UP_TO = 6
+"""With more candidates than this, merges are of two candidates or of all, lest a choice have hundreds of values."""
+
+SourceSet = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlanSpace:
+    """The space of plans of one run. `source_sets[0]` is the base; the order of the rest is the run file's."""
+
+    n_layers: int
+    n_removed: int
+    source_sets: tuple[SourceSet, ...]
+    method: str
+    parameters: tuple[tuple[str, float], ...]
+    factor_range: tuple[float, float] | None  # None: no merges in this space
+    scale_range: tuple[float, float] | None
+    seed: int
+
+    @cached_property
+    def configspace(self) -> ConfigurationSpace:
+        """ConfigSpace's view. Hyperparameters are added layer by layer; `columns` says where each kind sits."""
+        space = ConfigurationSpace(name="stitch plans", seed=self.seed)
+        hyperparameters: list[Any] = []
+        for i in range(self.n_layers):
+            if self.n_removed:
+                hyperparameters.append(UniformFloatHyperparameter(f"removal_{i}", 0.0, 1.0))
+            if len(self.source_sets) > 1:
+                names = [set_name(sources) for sources in self.source_sets]
+                hyperparameters.append(CategoricalHyperparameter(f"source_{i}", names, default_value=names[0]))
+            if self.factor_range is not None and self.factor_range[0] < self.factor_range[1]:
+                hyperparameters.append(UniformFloatHyperparameter(f"factor_{i}", *self.factor_range))
+            if self.scale_range is not None and self.scale_range[0] < self.scale_range[1]:
+                hyperparameters.append(UniformFloatHyperparameter(f"scale_{i}", *self.scale_range))
+        space.add(*hyperparameters)
+        return space
+
+    @cached_property
+    def columns(self) -> dict[str, NDArray[np.intp]]:
+        """Where in a configuration's vector each kind of hyperparameter sits, by layer; absent kinds are left out."""
+        index = self.configspace.index_of
+        kinds = {name.rsplit("_", 1)[0] for name in self.configspace}
+        return {kind: np.array([index[f"{kind}_{i}"] for i in range(self.n_layers)]) for kind in sorted(kinds)}
+
+    def decode(self, configuration: Mapping[str, Any]) -> StitchPlan:
+        """The plan that a configuration (a mapping of hyperparameter to value) describes."""
+        configuration = dict(configuration)  # ConfigSpace checks every single look-up otherwise: 10 ms a plan
+        gone = self._removed([float(configuration.get(f"removal_{i}", 0.0)) for i in range(self.n_layers)])
+        kept = []
+        for i in range(self.n_layers):
+            if i not in gone:
+                sources = parse_set(str(configuration.get(f"source_{i}", BASE)))
+                factor = configuration.get(f"factor_{i}", self.factor_range[0] if self.factor_range else None)
+                kept.append(self.choice(i, sources, factor, configuration.get(f"scale_{i}", self._fixed_scale)))
+        return StitchPlan(self.n_layers, tuple(kept))
+
+    def encode(self, plan: StitchPlan) -> Configuration:
+        """The plan's own configuration: `decode(encode(plan)) == plan`. UserError if the space lacks the plan."""
+        self._check_within(plan)
+        kept = {choice.layer: choice for choice in plan.kept}
+        values: dict[str, Any] = {}
+        for name, hyperparameter in self.configspace.items():
+            kind, _, index = name.rpartition("_")
+            choice = kept.get(int(index))
+            if kind == "removal":
+                values[name] = 0.25 if choice else 0.75
+            elif choice is None:
+                values[name] = hyperparameter.default_value
+            elif kind == "source":
+                values[name] = set_name(choice.sources)
+            elif kind == "factor":
+                values[name] = hyperparameter.default_value if choice.factor is None else choice.factor
+            else:
+                values[name] = choice.output_scale
+        return Configuration(self.configspace, values=values)
+
+    def choice(self, layer: int, sources: SourceSet, factor: float | None, scale: float = 1.0) -> LayerChoice:
+        """One kept layer of this space, its factor and scale at the space's resolution."""
+        if len(sources) < 2:
+            return LayerChoice(layer, sources, output_scale=round(float(scale), DECIMALS))
+        assert factor is not None, "a merge needs a factor"
+        return LayerChoice(
+            layer, sources, self.method, round(float(factor), DECIMALS), self.parameters, round(float(scale), DECIMALS)
+        )
+
+    def features(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What the surrogate sees of configurations (n x d, ConfigSpace's unit-scaled vectors): the decoded plans.
+
+        Per layer: removed or not, which candidates lend it, the factor where it is merged, the scale where there is
+        one; then how many layers each candidate lends and how long the longest gap is. Equal plans have equal
+        features, which raw vectors have not.
+        """
+        vectors = np.atleast_2d(vectors)
+        removed = self.removed_mask(vectors)
+        blocks = [removed.astype(float)]
+        kept = ~removed
+        if "source" in self.columns:
+            chosen = vectors[:, self.columns["source"]].astype(int)
+            lends = self._membership[chosen] & kept[:, :, None]  # n x layers x candidates
+            blocks += [lends[:, :, k].astype(float) for k in range(lends.shape[2])]
+            blocks.append(lends.sum(axis=1).astype(float))
+            merged = lends.sum(axis=2) > 1
+            if "factor" in self.columns:
+                blocks.append(np.where(merged, vectors[:, self.columns["factor"]], 0.0))
+        if "scale" in self.columns:
+            blocks.append(np.where(kept, vectors[:, self.columns["scale"]], 0.0))
+        blocks.append(_longest_run(removed)[:, None])
+        return np.concatenate(blocks, axis=1)
+
+    def removed_mask(self, vectors: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """n x layers: which layers each configuration vector removes."""
+        mask = np.zeros((len(vectors), self.n_layers), dtype=bool)
+        if self.n_removed:
+            order = np.argsort(-vectors[:, self.columns["removal"]], axis=1, kind="stable")
+            np.put_along_axis(mask, order[:, : self.n_removed], True, axis=1)
+        return mask
+
+    @property
+    def _fixed_scale(self) -> float:
+        return self.scale_range[0] if self.scale_range else 1.0
+
+    @cached_property
+    def _membership(self) -> NDArray[np.bool_]:
+        """source sets x candidates."""
+        names = sorted({name for sources in self.source_sets for name in sources})
+        return np.array([[name in sources for name in names] for sources in self.source_sets])
+
+    def _removed(self, values: Sequence[float]) -> set[int]:
+        order = sorted(range(self.n_layers), key=lambda i: (-values[i], i))
+        return set(order[: self.n_removed])
+
+    def _check_within(self, plan: StitchPlan) -> None:
+        if plan.n_layers != self.n_layers or len(plan.removed) != self.n_removed:
+            raise UserError(
+                f"plan removes {len(plan.removed)} of {plan.n_layers} layers; this run removes {self.n_removed} of "
+                f"{self.n_layers}"
+            )
+        for choice in plan.kept:
+            if choice.sources not in self.source_sets:
+                raise UserError(f"layer {choice.layer}: {set_name(choice.sources)} is not among this run's sources")
+            if choice != self.choice(choice.layer, choice.sources, choice.factor, choice.output_scale):
+                raise UserError(f"layer {choice.layer}: {choice} is not at this run's method or resolution")
+
+
+def build_space(spec: RunSpec, n_layers: int, merge_counts: tuple[int, int | None] = (2, None)) -> PlanSpace:
+    """The space of a run over a base of `n_layers`. merge_counts: how few and how many candidates the method merges."""
+    names, operations = tuple(spec.candidates), set(spec.operations)
+    sets: list[SourceSet] = [()]
+    if SpaceOperation.SELECT in operations:
+        sets += [(name,) for name in names]
+    if SpaceOperation.MERGE in operations:
+        sets += [s for s in _merge_sets(names) if merge_counts[0] <= len(s) <= (merge_counts[1] or len(s))]
+    merges = any(len(sources) > 1 for sources in sets)
+    return PlanSpace(
+        n_layers=n_layers,
+        n_removed=spec.n_removed(n_layers),
+        source_sets=tuple(sets),
+        method=spec.merge.method,
+        parameters=tuple(sorted((key, float(value)) for key, value in spec.merge.parameters.items())),
+        factor_range=spec.merge.factor if merges else None,
+        scale_range=spec.output_scale,
+        seed=spec.seed,
+    )
+
+
+def initial_design(space: PlanSpace, influence_orders: Sequence[tuple[str, Sequence[int]]]) -> list[StitchPlan]:
+    """Plans to start from, the most promising first, without repeats.
+
+    influence_orders: for the base and for each candidate, its name and its layers by rising Block Influence (the
+    one-shot order of removal). The published start of the search (removal orders x candidate sets x factors, for 3
+    candidates and middle layers only: auto-merge-llm, strategies/prune.py:360-470) is generalised to any number of both.
+    """
+    orders = [tuple(order[: space.n_removed]) for _, order in influence_orders]
+    orders += _block_orders(space.n_layers, space.n_removed)
+    plans = _one_shot_plans(space, influence_orders)
+    merged = [sources for sources in reversed(space.source_sets) if len(sources) > 1]
+    for factor in _factors(space.factor_range):
+        for sources in merged:
+            plans += [_uniform_plan(space, removed, sources, factor) for removed in orders]
+    for sources in space.source_sets:
+        if len(sources) < 2:
+            plans += [_uniform_plan(space, removed, sources, None) for removed in orders]
+    return list(_distinct(plan for plan in plans if plan is not None))
+
+
+def set_name(sources: SourceSet) -> str:
+    return "+".join(sources) or BASE
+
+
+def parse_set(name: str) -> SourceSet:
+    return () if name == BASE else tuple(name.split("+"))
+
+
+def _merge_sets(names: tuple[str, ...]) -> list[SourceSet]:
+    if len(names) <= ALL_SUBSETS_UP_TO:
+        return [s for size in range(2, len(names) + 1) for s in combinations(names, size)]
+    return [*combinations(names, 2), names]
+
+
+def _one_shot_plans(space: PlanSpace, orders: Sequence[tuple[str, Sequence[int]]]) -> list[StitchPlan | None]:
+    """Block Influence's picks on the base and on each candidate, each with its own layers."""
+    plans = []
+    for name, order in orders:
+        sources = () if name == BASE else (name,)
+        if sources in space.source_sets:
+            plans.append(_uniform_plan(space, order[: space.n_removed], sources, None))
+    return plans
+
+
+def _uniform_plan(
+    space: PlanSpace, removed: Iterable[int], sources: SourceSet, factor: float | None
+) -> StitchPlan | None:
+    """Every kept layer from the same sources; None where the space's scale range does not hold 1."""
+    if space.scale_range is not None and not space.scale_range[0] <= 1.0 <= space.scale_range[1]:
+        return None
+    gone = set(removed)
+    return StitchPlan(
+        space.n_layers, tuple(space.choice(i, sources, factor) for i in range(space.n_layers) if i not in gone)
+    )
+
+
+def _block_orders(n_layers: int, n_removed: int) -> list[tuple[int, ...]]:
+    """Contiguous blocks: up to the last layer but one, up to the last, and centred on the third quarter's start.
+
+    Published plans remove middle-to-late layers (method facts, section 3); the last layer is usually worth keeping.
+    """
+    starts = [n_layers - 1 - n_removed, n_layers - n_removed, round(0.625 * n_layers - n_removed / 2)]
+    legal = [min(max(start, 0), n_layers - n_removed) for start in starts]
+    return [tuple(range(start, start + n_removed)) for start in dict.fromkeys(legal)]
+
+
+def _factors(interval: tuple[float, float] | None) -> list[float]:
+    """Factors to start from, those inside only: the published plans' 0.4-0.7 first, then towards the range's ends."""
+    if interval is None:
+        return []
+    low, high = interval
+    inside = [factor for factor in (0.5, 0.7, 0.3, 0.9, 0.1) if low <= factor <= high]
+    return inside or [round((low + high) / 2, DECIMALS)]
+
+
+def _distinct(plans: Iterable[StitchPlan]) -> Iterator[StitchPlan]:
+    seen: set[str] = set()
+    for plan in plans:
+        if plan.hash not in seen:
+            seen.add(plan.hash)
+            yield plan
+
+
+def _longest_run(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Longest run of removed neighbours in each row."""
+    longest = np.zeros(len(mask))
+    current = np.zeros(len(mask))
+    for column in mask.T:
+        current = np.where(column, current + 1, 0)
+        longest = np.maximum(longest, current)
+    return longest
