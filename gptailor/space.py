@@ -204,7 +204,7 @@ def initial_design(space: PlanSpace, influence_orders: Sequence[tuple[str, Seque
 
     influence_orders: for the base and for each candidate, its name and its layers by rising Block Influence (the
     one-shot order of removal). The published start of the search (removal orders x candidate sets x factors, for 3
-    candidates and middle layers only: auto-merge-llm, strategies/prune.py:360-470) is generalised to any number of both.
+    candidates and middle layers only: auto-merge-llm, strategies/prune.py:360-470) is generalised to any number.
     """
     orders = [tuple(order[: space.n_removed]) for _, order in influence_orders]
     orders += _block_orders(space.n_layers, space.n_removed)

@@ -27,6 +27,8 @@ FLOORS: list[tuple[str, float, set[str]]] = [
     ("gptailor.evaluate", 2, {"smac", "ConfigSpace", "duckdb", "streamlit"}),
     ("gptailor.baselines", 2, {"smac", "ConfigSpace", "duckdb", "streamlit"}),
     ("gptailor.store", 2, {"torch", "smac", "ConfigSpace", "streamlit", "altair"}),
+    ("gptailor.surrogate", 2.5, {"torch", "duckdb", "streamlit", "altair"}),
+    ("gptailor.suggest", 2.5, {"torch", "duckdb", "streamlit", "altair"}),
     ("gptailor.search", 3, {"streamlit", "altair", "duckdb"}),
     ("gptailor.launch", 3, {"torch", "streamlit", "smac", "ConfigSpace", "duckdb", "altair"}),
     ("gptailor.interchange", 3, {"smac", "ConfigSpace", "streamlit", "duckdb"}),

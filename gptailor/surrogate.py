@@ -1,0 +1,184 @@
+"""What SMAC learns from and where it looks, in terms of plans: its random forest, training data and acquisition search.
+
+Subclasses of SMAC's own parts (2.4); `suggest.py` puts them together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ConfigSpace import Configuration
+from numpy.typing import NDArray
+from smac.acquisition.function import EI
+from smac.acquisition.maximizer import AbstractAcquisitionMaximizer
+from smac.main.config_selector import ConfigSelector
+from smac.model.random_forest import RandomForest
+from smac.model.random_forest.random_forest import EPMRandomForest
+from smac.runhistory.enumerations import StatusType
+
+from gptailor.space import PlanSpace
+
+
+class PlanForest(RandomForest):
+    """SMAC's random forest on the features of the decoded plan, so that two encodings of one plan are one point.
+
+    One thread: SMAC's default hands every small prediction to a thread pool, which costs more than it saves.
+    """
+
+    def __init__(self, space: PlanSpace, seed: int) -> None:
+        super().__init__(
+            space.configspace,
+            n_trees=20,
+            ratio_features=5 / 6,
+            min_samples_split=2,
+            min_samples_leaf=1,
+            seed=seed,
+            n_jobs=1,
+        )
+        # SMAC's bound of 2**20 leaves makes scikit-learn reserve that many nodes for every tree: 95 ms a tree, not 1.
+        self._rf_opts["max_leaf_nodes"] = None
+        self._space = space
+
+    def _train(self, X: NDArray[np.float64], y: NDArray[np.float64]) -> PlanForest:
+        features = self._space.features(X)
+        self._rf_opts["max_features"] = max(1, features.shape[1] * 5 // 6)
+        self._rf = EPMRandomForest(**self._rf_opts)  # type: ignore[arg-type]
+        self._rf.fit(features, y.flatten())
+        return self
+
+    def _predict(
+        self, X: NDArray[np.float64], covariance_type: str | None = "diagonal"
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        assert self._rf is not None
+        means, variances = self._rf.predict(self._space.features(X))
+        return means.reshape(-1, 1), variances.reshape(-1, 1)
+
+
+class PlanSelector(ConfigSelector):
+    """Trains the surrogate on every configuration, by its cost at the highest rung that it reached.
+
+    Rungs are nested subsets of the same examples, so they estimate the same quantity; SMAC alone would use the highest
+    rung only, a handful of points.
+    """
+
+    def _collect_data(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        assert self._runhistory is not None and self._runhistory_encoder is not None
+        # ParEGO draws new weights before each call, so the forest is trained anew even without a new trial.
+        self._previous_entries = -1
+        best: dict[int, Any] = {}
+        for key, value in self._runhistory.items():
+            if value.status in (StatusType.SUCCESS, StatusType.CRASHED):
+                if key.config_id not in best or key.budget > best[key.config_id].budget:
+                    best[key.config_id] = key
+        self._considered_budgets = sorted({key.budget for key in best.values()})
+        if len(best) < self._min_trials:
+            return np.empty((0, 0)), np.empty(0), np.empty((0, 0))
+        trials = {key: self._runhistory[key] for key in best.values()}
+        X, Y = self._runhistory_encoder._build_matrix(trials, store_statistics=True)
+        return X, Y, X
+
+    def _get_evaluated_configs(self) -> list[Configuration]:
+        assert self._runhistory is not None
+        return list(self._runhistory.get_configs())
+
+    def _get_x_best(self, X: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+        assert self._model is not None
+        means = self._model.predict_marginalized(X)[0].ravel()
+        return X[means.argmin()], float(means.min())
+
+
+class PlanSearch(AbstractAcquisitionMaximizer):
+    """Maximises the acquisition function over plans: hill climbing from the best known and from random points.
+
+    Moves are those of evolutionary pruning (EvoPress, arXiv 2410.14649: swap a removed with a kept unit, as many
+    moves at once as the smaller of two draws from 1-3), and changes of a layer's sources and factor. They are made and
+    scored in arrays, instead of SMAC's tens of thousands of one-exchange neighbours.
+    """
+
+    STARTS, NEIGHBOURS, STEPS = 12, 32, 20
+
+    def __init__(self, space: PlanSpace, acquisition: EI, seed: int) -> None:
+        super().__init__(space.configspace, acquisition_function=acquisition, challengers=32, seed=seed)
+        self._space = space
+
+    def _maximize(self, previous_configs: list[Configuration], n_points: int) -> list[tuple[float, Configuration]]:
+        assert self._acquisition_function is not None
+        known = np.array([config.get_array() for config in previous_configs])
+        fresh = self._random(self.STARTS)
+        starts = np.concatenate([known, fresh]) if len(known) else fresh
+        values = self._score(starts)
+        order = np.argsort(-values, kind="stable")[: self.STARTS]
+        current, current_values = starts[order], values[order]
+        seen_vectors, seen_values = [fresh], [values[len(known) :]]
+        for _ in range(self.STEPS):
+            moved = self._moves(np.repeat(current, self.NEIGHBOURS, axis=0))
+            moved_values = self._score(moved)
+            seen_vectors.append(moved)
+            seen_values.append(moved_values)
+            shape = (len(current), self.NEIGHBOURS)
+            best = moved_values.reshape(shape).argmax(axis=1) + np.arange(len(current)) * self.NEIGHBOURS
+            better = moved_values[best] > current_values
+            if not better.any():
+                break
+            current = np.where(better[:, None], moved[best], current)
+            current_values = np.where(better, moved_values[best], current_values)
+        return self._top(np.concatenate(seen_vectors), np.concatenate(seen_values), known, n_points)
+
+    def _top(
+        self, vectors: NDArray[np.float64], values: NDArray[np.float64], known: NDArray[np.float64], n_points: int
+    ) -> list[tuple[float, Configuration]]:
+        """The best points, each plan once and none that was tried."""
+        seen = {row.tobytes() for row in self._space.features(known)} if len(known) else set()
+        chosen: list[tuple[float, Configuration]] = []
+        order = np.argsort(-values, kind="stable")[: 50 * n_points]
+        for index, row in zip(order, self._space.features(vectors[order]), strict=True):
+            if row.tobytes() not in seen:
+                seen.add(row.tobytes())
+                config = Configuration(self._configspace, vector=vectors[index])
+                config.origin = "Acquisition Function Maximizer: Plan Search"
+                chosen.append((float(values[index]), config))
+                if len(chosen) == n_points:
+                    break
+        return chosen
+
+    def _score(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+        assert self._acquisition_function is not None
+        return self._acquisition_function._compute(vectors).ravel()
+
+    def _random(self, count: int) -> NDArray[np.float64]:
+        vectors = np.empty((count, len(self._space.configspace)))
+        for kind, columns in self._space.columns.items():
+            size = (count, len(columns))
+            sets = len(self._space.source_sets)
+            vectors[:, columns] = self._rng.randint(sets, size=size) if kind == "source" else self._rng.rand(*size)
+        return vectors
+
+    def _moves(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Each row moved 1-3 times, each move of a kind that the space has."""
+        moved = vectors.copy()
+        kinds = list(self._space.columns)
+        counts = np.minimum(self._rng.randint(1, 4, len(moved)), self._rng.randint(1, 4, len(moved)))
+        for step in range(3):
+            rows = np.flatnonzero(counts > step)
+            kind = self._rng.randint(len(kinds), size=len(rows))
+            for index, name in enumerate(kinds):
+                self._move(moved, rows[kind == index], name)
+        return moved
+
+    def _move(self, vectors: NDArray[np.float64], rows: NDArray[np.intp], kind: str) -> None:
+        if not len(rows):
+            return
+        columns = self._space.columns[kind]
+        if kind == "removal":
+            mask = self._space.removed_mask(vectors[rows])
+            noise = self._rng.rand(*mask.shape)
+            gone = columns[np.where(mask, noise, -1.0).argmax(axis=1)]
+            kept = columns[np.where(mask, -1.0, noise).argmax(axis=1)]
+            vectors[rows, gone], vectors[rows, kept] = vectors[rows, kept], vectors[rows, gone]
+            return
+        column = columns[self._rng.randint(len(columns), size=len(rows))]
+        if kind == "source":
+            vectors[rows, column] = self._rng.randint(len(self._space.source_sets), size=len(rows))
+        else:
+            vectors[rows, column] = np.clip(vectors[rows, column] + self._rng.normal(0, 0.2, len(rows)), 0, 1)
