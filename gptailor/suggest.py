@@ -28,7 +28,7 @@ from smac.runhistory.enumerations import StatusType
 from gptailor.plan import StitchPlan
 from gptailor.space import PlanSpace
 from gptailor.spec import RunSpec
-from gptailor.surrogate import PlanForest, PlanSearch, PlanSelector
+from gptailor.surrogate import PlanForest, PlanSearch, PlanSelector, SpaceExhausted
 from gptailor.trial import Origin, Score
 
 WORST_COST = 1.0
@@ -108,7 +108,7 @@ class Suggester:
         """The next trial; None when SMAC finds no new configuration (a small space is exhausted)."""
         try:
             info = self._smac.ask()
-        except StopIteration:
+        except (StopIteration, SpaceExhausted):
             return None
         assert info.budget is not None and info.seed is not None
         return Suggestion(

@@ -20,6 +20,10 @@ from smac.runhistory.enumerations import StatusType
 from gptailor.space import PlanSpace
 
 
+class SpaceExhausted(Exception):
+    """No plan of the space is left that was not tried."""
+
+
 class PlanForest(RandomForest):
     """SMAC's random forest on the features of the decoded plan, so that two encodings of one plan are one point.
 
@@ -140,6 +144,8 @@ class PlanSearch(AbstractAcquisitionMaximizer):
                 chosen.append((float(values[index]), config))
                 if len(chosen) == n_points:
                     break
+        if not chosen:
+            raise SpaceExhausted
         return chosen
 
     def _score(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,0 +1,124 @@
+"""Run files: what is accepted, and that every refusal names the key, the value and what would be right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gptailor.errors import UserError
+from gptailor.spec import Budget, RunSpec, build_spec, load_spec, parse_duration, parse_spec
+
+MINIMAL = """
+name: demo
+base_model: models/base
+candidates: {math: models/math, code: models/code}
+remove: 0.25
+objectives: [{benchmark: piqa, metric: acc}]
+"""
+
+REFUSALS = [
+    ("foo=1", r"foo: unknown key; accepted here: name, base_model"),
+    ("objective=1", r"objective: unknown key; did you mean 'objectives'\?"),
+    ("budget.mni=5", r"budget\.mni: unknown key; did you mean 'min'\?"),
+    ("objectives.0.metricc=acc", r"objectives\.0\.metricc: unknown key; did you mean 'metric'\?"),
+    ("base_model=null", r"base_model: input should be a valid string, got None"),
+    ("remove=9.5", r"remove: must be a whole number of layers such as 8, or a fraction .*, got 9\.5"),
+    ("remove=-1", r"remove: must be a whole number .*, got -1"),
+    ("remove=many", r"remove: must be a number of layers such as 8, .*, got 'many'"),
+    ("remove=0", r"remove: is 0, but operations lists remove"),
+    ("operations=[cut]", r"operations\.0: input should be 'remove', 'select' or 'merge', got 'cut'"),
+    ("operations=[]", r"operations: must list each of remove, select, merge at most once"),
+    ("operations=[select]", r"remove: is 0\.25, but operations does not list remove"),
+    ("candidates={}", r"candidates: selecting or merging needs at least one"),
+    ("candidates={math: x}", r"operations: merge needs two or more candidates; with one, use \[remove, select\]"),
+    ("candidates.base=x", r"candidates: 'base' cannot name a candidate"),
+    ("candidates={a+b: x, c: y}", r"candidates: 'a\+b' cannot name a candidate"),
+    ("merge.factor=[1, 0]", r"merge\.factor: must be \[low, high\]"),
+    ("output_scale=[2, 1]", r"output_scale: must be \[low, high\]"),
+    ("budget={min: 100, max: 10}", r"budget: min \(100\) must not be above max \(10\)"),
+    ("budget.eta=1", r"budget\.eta: input should be greater than or equal to 2, got 1"),
+    ("objectives=[]", r"objectives: .*at least 1 item"),
+    ("objectives=[{benchmark: a}, {benchmark: a}]", r"objectives: the same benchmark and metric is listed twice"),
+    ("held_out=[{benchmark: piqa, split: validation}]", r"held_out\.0: piqa on its validation split is an objective"),
+    ("trials=0", r"trials: input should be greater than or equal to 1, got 0"),
+    ("walltime=2x", r"walltime: must be a duration such as 90s, 45m, 2h or 1h30m, got '2x'"),
+    ("seed=-1", r"seed: input should be greater than or equal to 0, got -1"),
+    ("device=tpu", r"device: string should match pattern .*, got 'tpu'"),
+    ("dtype=int8", r"dtype: input should be 'auto', 'float32', 'bfloat16' or 'float16', got 'int8'"),
+    ("batch_size=0", r"batch_size: .*, got 0"),
+    ('name="a\\tb"', r"name: must have a visible character and no control characters"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSALS, ids=[change for change, _ in REFUSALS])
+def test_refusals_name_the_key_and_the_value(change: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_spec(MINIMAL, [change])
+
+
+def test_every_problem_is_listed_at_once() -> None:
+    with pytest.raises(UserError, match=r"3 problems\n.*seed.*\n.*\n|3 problems") as caught:
+        parse_spec(MINIMAL, ["seed=-1", "trials=0", "foo=1"])
+    assert len(str(caught.value).splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("trials", r"--set trials: expected key=value"),
+        ("objectives.7.metric=acc", r"'7' must be a list index from 0 to 0"),
+        ("name.first=x", r"--set name.first=x: name is a single value"),
+        ("trials=[", r"--set trials: not valid YAML"),
+    ],
+)
+def test_changes_that_do_not_fit(change: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_spec(MINIMAL, [change])
+
+
+def test_files_that_are_no_run_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load_spec(tmp_path / "none.yaml")
+    for content, message in [
+        (b"", "got an empty file"),
+        (b"- a", "got a list"),
+        (b"a: [", r"not valid YAML at line \d+"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"x" * 300_000, "larger than 256 KiB"),
+        (b"name: &a [*a]", "problem"),
+    ]:
+        path = tmp_path / "run.yaml"
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            load_spec(path)
+
+
+def test_round_trip_and_changes() -> None:
+    spec = parse_spec(MINIMAL, ["trials=60", "budget.max=243", "budget.min=27", "output_scale=[0.8, 1.2]"])
+    assert parse_spec(spec.to_yaml()) == spec
+    assert (spec.trials, spec.budget.rungs, spec.output_scale) == (60, (27, 81, 243), (0.8, 1.2))
+
+
+def test_rungs_are_hyperbands() -> None:
+    assert Budget().rungs == (111, 333, 1000)
+    assert Budget(min=30, max=270).rungs == (30, 90, 270)
+    assert Budget(min=50, max=50).rungs == (50,)
+    assert Budget(min=1, max=81).rungs == (1, 3, 9, 27, 81)
+
+
+@pytest.mark.parametrize(("asked", "n_layers", "expected"), [(8, 30, 8), (0.25, 30, 8), (0.25, 12, 3), (0.1, 10, 1)])
+def test_a_fraction_is_rounded_up(asked: float, n_layers: int, expected: int) -> None:
+    data = {"name": "x", "base_model": "b", "candidates": {"a": "p", "c": "q"}, "objectives": [{"benchmark": "t"}]}
+    assert build_spec(data | {"remove": asked}).n_removed(n_layers) == expected
+
+
+def test_too_many_layers_removed() -> None:
+    spec: RunSpec = parse_spec(MINIMAL, ["remove=12"])
+    with pytest.raises(UserError, match=r"remove: 12 takes 12 of 12 layers; at least one must stay"):
+        spec.n_removed(12)
+
+
+def test_durations() -> None:
+    assert parse_duration("1h30m") == 5400
+    assert parse_duration("90s") == 90

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptailor.plan import StitchPlan
+from gptailor.space import build_space, initial_design
+from gptailor.spec import RunSpec, build_spec
+from gptailor.suggest import Suggester, Suggestion, cost
+from gptailor.trial import Origin, Score
+
+N_LAYERS = 16
+WORTH = np.linspace(3.0, 0.5, N_LAYERS)
+
+
+def make_spec(n_objectives: int = 2, seed: int = 0, trials: int = 44) -> RunSpec:
+    return build_spec(
+        {
+            "name": "x",
+            "base_model": "b",
+            "candidates": {"math": "p", "code": "q"},
+            "remove": 4,
+            "objectives": [{"benchmark": f"t{k}"} for k in range(n_objectives)],
+            "budget": {"min": 27, "max": 243},
+            "trials": trials,
+            "seed": seed,
+        }
+    )
+
+
+def costs_of(plan: StitchPlan, n_objectives: int) -> list[float]:
+    """Deeper layers cost less to remove; each objective likes one candidate's layers."""
+    lost = WORTH[list(plan.removed)].sum() / WORTH.sum()
+    liked = [sum(name in choice.sources for choice in plan.kept) / N_LAYERS for name in ("math", "code")]
+    return [float(lost - 0.2 * like) for like in liked[:n_objectives]]
+
+
+def search(spec: RunSpec, folder: Path, crash_every: int = 0) -> list[Suggestion]:
+    space = build_space(spec, N_LAYERS)
+    suggester = Suggester(spec, space, initial_design(space, [("base", list(range(N_LAYERS)))]), folder)
+    asked = []
+    for index in range(spec.trials):
+        suggestion = suggester.ask()
+        assert suggestion is not None
+        asked.append(suggestion)
+        crashed = crash_every and index % crash_every == 0
+        suggester.tell(suggestion, None if crashed else costs_of(suggestion.plan, len(spec.objectives)))
+    return asked
+
+
+def test_rungs_origins_and_identities(tmp_path: Path) -> None:
+    asked = search(make_spec(), tmp_path)
+    assert Counter(s.budget for s in asked) == {27: 18, 81: 16, 243: 10}
+    assert asked[0].origin == Origin.INITIAL
+    assert {s.origin for s in asked} >= {Origin.INITIAL, Origin.MODEL}
+    assert len({(s.config_id, s.budget) for s in asked}) == len(asked), "a configuration is asked once at each rung"
+    plans = {s.config_id: s.plan.hash for s in asked}
+    assert len(set(plans.values())) > 0.9 * len(plans), "few configurations describe a plan that was tried"
+
+
+def test_the_same_seed_asks_the_same(tmp_path: Path) -> None:
+    def trace(name: str, seed: int) -> list[tuple[int, int, str]]:
+        return [(s.config_id, s.budget, s.plan.hash) for s in search(make_spec(seed=seed), tmp_path / name)]
+
+    assert trace("a", 1) == trace("b", 1)
+    assert trace("a", 1) != trace("c", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_several_objectives_over_budgets_never_die(tmp_path: Path, seed: int) -> None:
+    """With SMAC's defaults this combination dies of an assertion within 50 trials, and of a single crash."""
+    assert len(search(make_spec(seed=seed, trials=88), tmp_path, crash_every=7)) == 88
+
+
+def test_all_trials_crashing_is_survived(tmp_path: Path) -> None:
+    assert len(search(make_spec(trials=30), tmp_path, crash_every=1)) == 30
+
+
+def test_a_single_objective_is_plain(tmp_path: Path) -> None:
+    assert len(search(make_spec(n_objectives=1, trials=30), tmp_path)) == 30
+
+
+@pytest.mark.slow
+def test_the_model_beats_chance(tmp_path: Path) -> None:
+    """At equal trials, the plans that the model suggests are better than random ones of the same space."""
+    spec = make_spec(trials=66)
+    asked = search(spec, tmp_path)
+    space = build_space(spec, N_LAYERS)
+    drawn = [space.decode(c) for c in space.configspace.sample_configuration(200)]
+    chance = np.mean([sum(costs_of(plan, 2)) for plan in drawn])
+    late = [sum(costs_of(s.plan, 2)) for s in asked[33:] if s.origin == Origin.MODEL]
+    assert np.mean(late) < chance - 2 * np.std(late) / np.sqrt(len(late))
+
+
+def test_an_exhausted_space_ends(tmp_path: Path) -> None:
+    spec = build_spec(
+        {
+            "name": "x",
+            "base_model": "b",
+            "remove": 1,
+            "operations": ["remove"],
+            "objectives": [{"benchmark": "t"}],
+            "budget": {"min": 9, "max": 9},
+            "trials": 50,
+        }
+    )
+    space = build_space(spec, 3)
+    suggester = Suggester(spec, space, initial_design(space, [("base", [0, 1, 2])]), tmp_path)
+    plans = set()
+    for _ in range(50):
+        suggestion = suggester.ask()
+        if suggestion is None:
+            break
+        plans.add(suggestion.plan.hash)
+        suggester.tell(suggestion, [0.5])
+    assert len(plans) == 3
+
+
+@pytest.mark.parametrize(
+    ("score", "higher", "dense", "expected"),
+    [(0.4, True, 0.5, 0.2), (0.6, True, 0.5, -0.2), (20.0, False, 10.0, 0.5), (0.3, True, 0.0, 0.7)],
+)
+def test_cost_is_what_is_not_retained(score: float, higher: bool, dense: float, expected: float) -> None:
+    assert cost(Score("b", "m", score, None, 10, higher), dense) == pytest.approx(expected)
