@@ -1,0 +1,251 @@
+"""The engine's one writer: a line in the journal first, a row in the database second.
+
+An event that is in the journal is never lost: if the database is locked, damaged or its disk is full, the event waits
+(`behind` counts) and is applied together with the next. Only a journal that cannot be written stops the engine
+(StoreUnwritable): what was recorded stays in memory and `flush` tries again. One process at a time may have a run open
+for writing; the engine's lock file (gptailor.launch.EngineLock) sees to that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from gptailor.plan import StitchPlan
+from gptailor.store.connection import (
+    WRITER_PATIENCE,
+    StoreError,
+    StoreMissing,
+    StoreNewer,
+    StoreUnwritable,
+    open_reader,
+    open_writer,
+)
+from gptailor.store.folder import RunFolder, write_atomically
+from gptailor.store.journal import FORMAT, Event, JournalContents, append, cut_torn_line, read_journal, write_journal
+from gptailor.store.summary import summarise, write_summary
+from gptailor.store.tables import applied, apply, snapshot
+from gptailor.trial import Evaluation, Outcome, RunRecord, RunStatus, Score, Trial
+
+log = logging.getLogger(__name__)
+CHUNK = 5000
+"""Events applied in one transaction when a long journal is caught up with."""
+Clock = Callable[[], datetime]
+_ENDED = {RunStatus.FINISHED, RunStatus.STOPPED, RunStatus.FAILED}
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class RunWriter:
+    """Records one run. Every method is idempotent: recording the same thing twice leaves one row of it."""
+
+    def __init__(self, folder: RunFolder, last: int, pending: list[Event], clock: Clock) -> None:
+        """Use `create` or `open`. last: number of the journal's last event; pending: not yet in the database."""
+        self.folder = folder
+        self._clock = clock
+        self._last = last
+        self._unwritten: list[Event] = []  # not yet in the journal
+        self._pending = pending  # in the journal, not yet in the database
+        self._gate = threading.RLock()
+        self._in_batch = 0
+        self._started: datetime | None = None
+        self._warned = ""
+
+    @classmethod
+    def create(cls, folder: RunFolder, record: RunRecord, spec_yaml: str, clock: Clock = utc_now) -> RunWriter:
+        """A new run: run file, journal and database. Raises FileExistsError where one is there, StoreUnwritable."""
+        row = {key: value for key, value in dataclasses.asdict(record).items() if key != "run_id"}
+        writer = cls(folder, 0, [], clock)
+        writer._queue({"event": "run", "row": row | {"status": RunStatus.QUEUED}})
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder.spec, spec_yaml)
+        except OSError as error:
+            raise StoreUnwritable(f"run {folder.run_id} cannot be created: {error}") from error
+        write_journal(folder.journal, writer._unwritten)
+        writer._pending, writer._unwritten = writer._unwritten, []
+        writer.flush()
+        return writer
+
+    @classmethod
+    def open(cls, folder: RunFolder, clock: Clock = utc_now) -> RunWriter:
+        """An existing run, to go on with it: what the database lacks is applied from the journal, and a journal that
+        lacks events is written anew from the database. A damaged or locked database does not stop it.
+
+        Raises StoreMissing, StoreNewer, StoreUnwritable.
+        """
+        if not folder.database.exists() and not folder.journal.exists():
+            raise StoreMissing(f"run {folder.run_id}: it has neither a database nor a journal")
+        contents = read_journal(folder.journal) if folder.journal.exists() else JournalContents(damaged=[0])
+        cut_torn_line(folder.journal, contents)
+        held = None
+        try:
+            with open_writer(folder) as con:
+                held = applied(con)
+        except StoreNewer:
+            raise
+        except StoreError as error:
+            log.warning("%s", error)
+        pending = [event for event in contents.events if event["n"] > (held or 0)]
+        writer = cls(folder, max(held or 0, contents.last), pending, clock)
+        writer._started = _first_start(contents.events)
+        writer.flush()
+        if held is not None and (contents.damaged or held > contents.last) and not writer.behind:
+            writer._renew_journal()
+        return writer
+
+    @property
+    def behind(self) -> int:
+        """Events that are safe in the journal (or, while it cannot be written, in memory) but not in the database."""
+        return len(self._pending) + len(self._unwritten)
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Everything recorded inside becomes one fsync and one transaction at its end, even if an error leaves it."""
+        with self._gate:
+            self._in_batch += 1
+            try:
+                yield
+            finally:
+                self._in_batch -= 1
+                if not self._in_batch:
+                    self.flush()
+
+    def set_status(self, status: RunStatus, error: str | None = None) -> None:
+        """State of the run; running notes who runs it, an end notes when. Raises StoreUnwritable."""
+        now = self._clock()
+        row: dict[str, Any] = {"status": status, "error": error, "ended_at": now if status in _ENDED else None}
+        if status is RunStatus.RUNNING:
+            self._started = self._started or now
+            row |= {"started_at": self._started, "engine_pid": os.getpid(), "engine_host": socket.gethostname()}
+        self._record({"event": "status", "row": row})
+
+    def change_spec(self, spec: dict[str, Any], spec_yaml: str) -> None:
+        """The run was extended: more trials or hours. Nothing else of a run file may change. Raises StoreUnwritable."""
+        write_atomically(self.folder.spec, spec_yaml)
+        self._record({"event": "run", "row": {"spec": spec}})
+
+    def heartbeat(self) -> None:
+        """A sign of life without a write to the database: the lock file's mtime. Also catches up what is behind."""
+        with suppress(OSError):  # the file is gone or its disk is: the next record will say so
+            os.utime(self.folder.lock)
+        if self.behind and not self._in_batch:
+            self.flush()
+
+    def start_trial(self, trial: Trial) -> None:
+        row = dataclasses.asdict(trial)
+        self._record({"event": "trial_started", "row": row | {"status": "running", "ended_at": None, "error": None}})
+
+    def finish_trial(self, trial_id: int, outcome: Outcome) -> None:
+        """How a trial ended, with its scores. Raises ValueError for a score that is not finite: that is a crash."""
+        row = {key: value for key, value in dataclasses.asdict(outcome).items() if key != "scores"}
+        scores = [_score_row(score) for score in outcome.scores]
+        self._record({"event": "trial_finished", "row": {"trial_id": trial_id} | row, "scores": scores})
+
+    def record_plan(self, config_id: int, plan: StitchPlan, n_parameters: int) -> None:
+        """A decoded configuration: one row of `plans`, and one of `layers` for every layer of the base."""
+        self._record({"event": "plan", "config_id": config_id, "plan": plan.to_json(), "n_parameters": n_parameters})
+
+    def record_examples(
+        self, plan_hash: str, benchmark: str, metric: str, split: str, first: int, items: Sequence[Any]
+    ) -> None:
+        """What examples [first, first + len(items)) of a benchmark's nested order gave."""
+        row = {"plan_hash": plan_hash, "benchmark": benchmark, "metric": metric, "split": split, "first": first}
+        self._record({"event": "examples", "row": row | {"items": list(items)}})
+
+    def record_evaluation(self, evaluation: Evaluation) -> None:
+        """A score outside the search. Raises ValueError for a score that is not finite."""
+        row = {key: value for key, value in dataclasses.asdict(evaluation).items() if key != "score"}
+        score = _score_row(evaluation.score)
+        del score["is_objective"]
+        self._record({"event": "evaluation", "row": row | score})
+
+    def flush(self) -> None:
+        """Journal what is in memory, then apply what waits. Raises StoreUnwritable; a database in trouble is logged."""
+        with self._gate:
+            if self._unwritten:
+                append(self.folder.journal, self._unwritten)
+                self._pending += self._unwritten
+                self._unwritten = []
+            if self._pending:
+                self._apply()
+
+    def _record(self, event: Event) -> None:
+        with self._gate:
+            self._queue(event)
+            if not self._in_batch:
+                self.flush()
+
+    def _queue(self, event: Event) -> None:
+        self._last += 1
+        head = {"v": FORMAT, "n": self._last, "at": self._clock()}
+        self._unwritten.append(_cleaned(head | event))
+
+    def _renew_journal(self) -> None:
+        log.warning("run %s: its journal lacks events and is written anew from the database", self.folder.run_id)
+        with open_reader(self.folder, WRITER_PATIENCE) as con:
+            for event in snapshot(con):
+                self._queue(event)
+        write_journal(self.folder.journal, self._unwritten, replace=True)
+        self._pending, self._unwritten = self._unwritten, []
+        self.flush()
+
+    def _apply(self) -> None:
+        # Having waited in vain once, the engine does not wait as long again for every trial.
+        patience = 1.0 if self._warned else WRITER_PATIENCE
+        try:
+            with open_writer(self.folder, patience) as con:
+                while self._pending:
+                    apply(con, self.folder.run_id, self._pending[:CHUNK])
+                    del self._pending[:CHUNK]
+                summary = summarise(con, self.folder)
+        except StoreError as error:
+            if str(error) != self._warned:
+                log.warning("%s. Nothing is lost: %d events wait in the journal", error, len(self._pending))
+            self._warned = str(error)
+            return
+        if self._warned:
+            log.warning("run %s: the database is up to date again", self.folder.run_id)
+            self._warned = ""
+        with suppress(OSError):  # readers compute it from the database where it is missing or old
+            write_summary(self.folder, summary)
+
+
+def _first_start(events: list[Event]) -> datetime | None:
+    for event in events:
+        for row in [event["row"]] if "row" in event else event.get("rows", ()):
+            if found := row.get("started_at") if "trial_id" not in row else None:
+                return datetime.fromisoformat(found)
+    return None
+
+
+def _score_row(score: Score) -> dict[str, Any]:
+    if not math.isfinite(score.score):
+        raise ValueError(f"{score.name}: {score.score} is no score; record the trial as crashed, with the cause")
+    stderr = score.stderr if score.stderr is not None and math.isfinite(score.stderr) else None
+    return dataclasses.asdict(score) | {"stderr": stderr}
+
+
+def _cleaned(value: Any) -> Any:
+    """JSON's own types: datetimes as UTC text, and no character that JSON or DuckDB cannot hold."""
+    if isinstance(value, str):
+        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if isinstance(value, dict):
+        return {_cleaned(key): _cleaned(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_cleaned(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy's scalars and arrays, without importing numpy
+        return value.tolist()
+    return value
