@@ -1,0 +1,52 @@
+"""What leaves the page as a file: a chart's data as CSV, its picture as PNG or SVG. Made when asked for, not before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from gptailor.dashboard import theme
+from gptailor.dashboard.text import csv_safe, plain
+
+PICTURE_WIDTH = 900
+"""Pixels of a downloaded picture's plot; PNG is drawn at twice that."""
+
+Chart = alt.Chart | alt.LayerChart | alt.HConcatChart | alt.VConcatChart | alt.ConcatChart | alt.FacetChart
+
+
+def csv_bytes(frame: pd.DataFrame) -> bytes:
+    """UTF-8 CSV with a BOM (spreadsheets need it), in which no cell and no heading can act as a formula."""
+    table = frame.rename(columns=csv_safe)
+    for name in table.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]]:
+        table[name] = table[name].map(csv_safe)
+    return b"\xef\xbb\xbf" + table.to_csv(index=False).encode()
+
+
+def picture_spec(chart: Chart, title: str, note: str) -> dict[str, Any]:
+    """The chart as it is downloaded: with its title and note inside, on white, at a fixed width."""
+    spec = chart.to_dict()
+    spec["title"] = {"text": plain(title, 120), "subtitle": _wrapped(note)}
+    if not {"hconcat", "vconcat", "concat", "facet", "spec"} & spec.keys():
+        spec["width"] = PICTURE_WIDTH
+    spec["config"] = theme.export_config() | spec.get("config", {})
+    return spec
+
+
+def png_bytes(chart: Chart, title: str, note: str) -> bytes:
+    import vl_convert
+
+    return vl_convert.vegalite_to_png(picture_spec(chart, title, note), scale=2)
+
+
+def svg_bytes(chart: Chart, title: str, note: str) -> bytes:
+    import vl_convert
+
+    return vl_convert.vegalite_to_svg(picture_spec(chart, title, note)).encode()
+
+
+def _wrapped(note: str, width: int = 130) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(plain(note, 600), width)

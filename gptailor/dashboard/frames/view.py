@@ -1,0 +1,46 @@
+"""One run as the pages see it: its tables, and what several pages derive from them, each derived once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from gptailor.dashboard.frames import facts, layers, tradeoffs, trials
+from gptailor.store.queries import RunTables
+
+
+@dataclass(frozen=True)
+class View:
+    """Shared by all readers of one version of a run: look, do not change."""
+
+    tables: RunTables
+
+    @cached_property
+    def facts(self) -> facts.Facts:
+        return facts.facts(self.tables)
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """See frames.trials: a row a trial."""
+        return trials.trial_table(self.tables, self.facts)
+
+    @cached_property
+    def plans(self) -> pd.DataFrame:
+        """See frames.tradeoffs.plan_table: a row a plan judged at the top budget, best average first."""
+        return tradeoffs.plan_table(self.tables, self.trials, self.facts)
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """See frames.layers.label_layers: a row a configuration and layer."""
+        return layers.label_layers(self.tables.layers, self.facts)
+
+    @property
+    def top_budget(self) -> int:
+        """Examples per benchmark at which "best" is judged."""
+        return trials.top_budget(self.trials, self.facts)
+
+    @property
+    def judged_in_full(self) -> bool:
+        return self.top_budget == self.facts.full_budget and len(self.plans) > 0

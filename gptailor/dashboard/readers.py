@@ -1,0 +1,137 @@
+"""Reading runs, once for everybody: one shared answer for each run and version, and the last one while the file is busy.
+
+A run's version is its database's modification time, so an unchanged file is never opened; and however many browsers watch a
+live run, its file is opened at most once in `LEAST_SECONDS`, so that readers do not stand in the engine's way. Answers are
+held by reference and shared: frames are read, never changed. Only the newest version of a run is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import streamlit as st
+
+from gptailor.dashboard.frames.view import View
+from gptailor.store import RunFolder, queries
+from gptailor.store.connection import StoreBusy
+from gptailor.store.folder import DEFAULT_ROOT, run_folders
+from gptailor.store.notes import read_notes
+from gptailor.store.summary import RunSummary
+
+DEMO = Path(__file__).resolve().parents[2] / "data" / "demo"
+"""A small finished run that is shipped, so that a fresh clone has something to look at. Its folder is `run`. Read-only."""
+LEAST_SECONDS = 1.0
+KEPT_RUNS = 24
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that can be chosen: where it is, its summary, the name a person gave it, and its state (lost told from running)."""
+
+    folder: RunFolder
+    summary: RunSummary
+    name: str
+    status: str
+
+    @property
+    def run_id(self) -> str:
+        return self.folder.run_id
+
+    @property
+    def is_active(self) -> bool:
+        return self.status in ("queued", "running", "paused")
+
+
+def runs_root() -> Path:
+    """Where runs are saved: the environment's GPTAILOR_RUNS, else data/runs."""
+    return Path(os.environ.get("GPTAILOR_RUNS") or DEFAULT_ROOT)
+
+
+def runs() -> list[Run]:
+    """Every saved run, newest first, and the shipped demo last."""
+    folders = [*reversed(run_folders(runs_root())), *run_folders(DEMO)]
+    return [_run(folder) for folder in folders]
+
+
+def _run(folder: RunFolder) -> Run:
+    from gptailor import launch
+
+    summary = _summary(str(folder.path), _summary_version(folder))
+    name = read_notes(folder).name or summary.name
+    return Run(folder, summary, name, str(launch.state(folder)))
+
+
+def _summary_version(folder: RunFolder) -> tuple[int, ...]:
+    try:
+        return (*folder.version(), folder.summary.stat().st_mtime_ns)
+    except OSError:
+        return folder.version()
+
+
+@st.cache_data(max_entries=512, show_spinner=False)
+def _summary(path: str, version: tuple[int, ...]) -> RunSummary:
+    return queries.run_summary(RunFolder(Path(path)))
+
+
+# --- one run's tables -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Shelf:
+    """One run's last answer, and the lock that lets one reader at a time fetch a new one."""
+
+    lock: threading.Lock
+    view: View | None = None
+    read_at: float = 0.0
+
+
+_shelves: OrderedDict[str, _Shelf] = OrderedDict()
+_shelves_lock = threading.Lock()
+
+
+def read(run: Run) -> View:
+    """The run's tables and what is derived from them. `view.tables.as_of` says when they were read.
+
+    Raises StoreMissing, StoreDamaged and, where there is no earlier answer either, StoreBusy: each says what to do.
+    """
+    shelf = _shelf(str(run.folder.path.resolve()))
+    with shelf.lock:
+        view = shelf.view
+        if view is not None:
+            fresh = time.monotonic() - shelf.read_at < LEAST_SECONDS
+            if view.tables.version == run.folder.version() or (fresh and run.is_active):
+                return view
+        try:
+            shelf.view = View(queries.read_run(run.folder))
+        except StoreBusy:
+            if view is None:
+                raise
+            return view
+        shelf.read_at = time.monotonic()
+        return shelf.view
+
+
+def _shelf(path: str) -> _Shelf:
+    with _shelves_lock:
+        shelf = _shelves.pop(path, None) or _Shelf(threading.Lock())
+        _shelves[path] = shelf  # the most recently used one is last
+        while len(_shelves) > KEPT_RUNS:
+            _shelves.popitem(last=False)
+        return shelf
+
+
+def log_tail(run: Run, lines: int = 200) -> str:
+    """The end of the engine's log; empty where there is none."""
+    try:
+        with run.folder.log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(file.tell() - 200 * lines, 0))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])

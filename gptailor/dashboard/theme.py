@@ -1,0 +1,81 @@
+"""One theme for every chart: colours that colour-blind readers tell apart and that stand on light and on dark ground.
+
+Colour never speaks alone: sources also have a short code, statuses and runs also have a shape or a dash. Streamlit's theme
+paints fonts, axes and grids (they follow the reader's light or dark choice); only what carries meaning is fixed here.
+Okabe and Ito's colours name things (https://jfly.uni-koeln.de/color/), cividis and viridis grade numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gptailor.plan import BASE
+
+BASE_COLOUR = "#A9B1BD"
+MERGED_COLOUR = "#CC79A7"
+REMOVED_COLOUR = "#6B7480"
+MUTED = "#7F8896"
+"""Grey for annotations: at least 3.5 : 1 on white and on the dark ground."""
+ACCENT = "#E69F00"
+"""Marks the plan that the reader chose, everywhere."""
+MAIN = "#2A85C0"
+"""The one colour of a chart that needs only one."""
+
+CANDIDATE_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#F0E442", "#0072B2")
+RUN_COLOURS = ("#2A85C0", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+RUN_DASHES = ((1, 0), (6, 3), (2, 2), (8, 3, 2, 3), (10, 4), (4, 2, 1, 2))
+RUN_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+
+STATUS_COLOURS = {"success": "#009E73", "running": "#56B4E9", "crashed": "#D55E00", "cancelled": "#8A94A3"}
+STATUS_SHAPES = {"success": "circle", "running": "triangle-right", "crashed": "cross", "cancelled": "square"}
+
+MERGED, REMOVED = "merged", "removed"
+SCORES = "cividis"
+SHARES = "viridis"
+SIGNED = "blueorange"
+
+DARK_INK, LIGHT_INK = "#10151B", "#FFFFFF"
+_LIGHT_INK_ON = {"#0072B2", REMOVED_COLOUR}
+
+
+def source_colours(candidates: Sequence[str]) -> dict[str, str]:
+    """Colour of every source label: the base, each candidate in the family's order, merged, removed.
+
+    Candidates beyond the sixth repeat colours; their codes tell them apart.
+    """
+    lent = {name: CANDIDATE_COLOURS[i % len(CANDIDATE_COLOURS)] for i, name in enumerate(candidates)}
+    return {BASE: BASE_COLOUR, **lent, MERGED: MERGED_COLOUR, REMOVED: REMOVED_COLOUR}
+
+
+def source_codes(candidates: Sequence[str]) -> dict[str, str]:
+    """Short code of every source label, unique, at most three characters: written into the cells of strips and heatmaps."""
+    codes = {BASE: "·", MERGED: "+", REMOVED: "×"}
+    taken: set[str] = set()
+    for index, name in enumerate(candidates):
+        letters = [c for c in name.upper() if c.isalnum()] or ["C"]
+        options = [letters[0], *(letters[0] + c.lower() for c in letters[1:]), f"{letters[0]}{index}", f"C{index}"]
+        code = next(option for option in options if option not in taken)
+        taken.add(code)
+        codes[name] = code
+    return codes
+
+
+def ink_on(colour: str) -> str:
+    """Text colour that reads on a fill of `colour`."""
+    return LIGHT_INK if colour in _LIGHT_INK_ON else DARK_INK
+
+
+def export_config() -> dict[str, Any]:
+    """Vega-Lite config of downloaded pictures: as on a light page, for papers and slides."""
+    label = {"labelColor": "#3C4654", "titleColor": "#3C4654", "labelFontSize": 12, "titleFontSize": 12}
+    return {
+        "background": "#FFFFFF",
+        "font": "Helvetica, Arial, sans-serif",
+        "padding": 16,
+        "view": {"stroke": None},
+        "axis": {**label, "titleFontWeight": "normal", "gridColor": "#E6EAEF", "domainColor": "#C5CCD6", "tickColor": "#C5CCD6"},
+        "legend": {**label, "titleFontWeight": "normal"},
+        "title": {"anchor": "start", "fontSize": 15, "subtitleFontSize": 12, "subtitleColor": "#5B6572", "offset": 14},
+        "range": {"category": list(RUN_COLOURS)},
+    }
