@@ -12,7 +12,7 @@ that every point of the space is a legal plan:
 
 Several points describe one plan (a removed layer's source does not matter, say); what is compared, stored and scored
 is the plan. The published code encodes removal as ordered integers with a thousand forbidden clauses and r!
-equivalent encodings instead (facts: auto-merge-llm, strategies/prune.py:264-338).
+equivalent encodings instead (auto-merge-llm, strategies/prune.py:264-338).
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ def _uniform_plan(
 def _block_orders(n_layers: int, n_removed: int) -> list[tuple[int, ...]]:
     """Contiguous blocks: up to the last layer but one, up to the last, and centred on the third quarter's start.
 
-    Published plans remove middle-to-late layers (method facts, section 3); the last layer is usually worth keeping.
+    Published plans remove middle-to-late layers (auto-merge-llm, search_config); the last one is usually worth keeping.
     """
     starts = [n_layers - 1 - n_removed, n_layers - n_removed, round(0.625 * n_layers - n_removed / 2)]
     legal = [min(max(start, 0), n_layers - n_removed) for start in starts]
