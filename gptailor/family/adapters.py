@@ -1,0 +1,117 @@
+"""LoRA adapters (PEFT folders) as candidates: checked from their headers, merged into layers by PEFT itself.
+
+PEFT knows scaling, rank-stabilised LoRA, DoRA and the rest; nothing of that arithmetic is repeated here. One layer at
+a time is merged, in float32 and cast once, so that an adapter gives the weights that the folder written by
+`merge_and_unload()` on a float32 base would give, without ever holding a second copy of the base.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from gptailor.errors import UserError
+from gptailor.family.checkpoint import ADAPTER, Checkpoint, TensorInfo
+from gptailor.family.structure import with_tensors
+
+_TENSOR = re.compile(
+    r"base_model\.model\.(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|"
+    r"bias|weight|base_layer\.bias|modules_to_save\.\w+)(\.weight)?"
+)
+
+
+def adapter_problems(adapter: Checkpoint, base: Checkpoint) -> Iterator[str]:
+    """What of a LoRA adapter does not fit the base: its kind, its target modules, its shapes."""
+    config = adapter.config
+    if str(config.get("peft_type")).upper() != "LORA":
+        yield f"is a {config.get('peft_type')} adapter; only LoRA adapters can be merged into layers"
+        return
+    if config.get("layer_replication"):
+        yield "replicates layers (layer_replication); give an adapter that keeps the base's layers"
+    if not any(name.endswith(".lora_A.weight") for name in adapter.tensors):
+        yield f"{ADAPTER} holds no LoRA tensors"
+    ranks: dict[str, set[int]] = defaultdict(set)
+    swapped = bool(config.get("fan_in_fan_out"))
+    for name, info in adapter.tensors.items():
+        match = _TENSOR.fullmatch(name)
+        if match is None:
+            yield f"{ADAPTER}: tensor {name} is not one that PEFT writes for LoRA"
+            continue
+        module, part = match["module"], match["part"]
+        target = base.tensors.get(f"{module}.weight")
+        if target is None:
+            yield f"{ADAPTER}: adapts module {module}, which the base does not have"
+        elif part in ("lora_A", "lora_B") and len(target.shape) == 2:
+            yield from _shape_problem(name, info, target, part, swapped)
+            ranks[module].add(info.shape[0 if part == "lora_A" else 1] if len(info.shape) == 2 else 0)
+    for module, found in ranks.items():
+        if len(found) > 1 or (not config.get("rank_pattern") and found != {config.get("r")}):
+            yield f"adapter_config.json says rank {config.get('r')}, {ADAPTER} has rank {sorted(found)} for {module}"
+    targets = config.get("target_modules")
+    for module in targets if isinstance(targets, list) else ():
+        if not any(f".{module}.lora_" in name for name in adapter.tensors):
+            yield f"adapter_config.json targets {module}, but {ADAPTER} has no weights for it"
+
+
+def _shape_problem(name: str, info: TensorInfo, target: TensorInfo, part: str, swapped: bool) -> Iterator[str]:
+    n_out, n_in = reversed(target.shape) if swapped else target.shape
+    wanted = n_in if part == "lora_A" else n_out
+    if len(info.shape) != 2 or info.shape[1 if part == "lora_A" else 0] != wanted:
+        yield f"{ADAPTER}: tensor {name} has shape {list(info.shape)}, the base's module is {n_in} to {n_out} wide"
+
+
+def adapter_targets(adapter: Checkpoint, base: Checkpoint) -> set[str]:
+    """Names of the base's tensors that the adapter changes."""
+    modules = {match["module"] for name in adapter.tensors if (match := _TENSOR.fullmatch(name))}
+    return {f"{module}.weight" for module in modules if f"{module}.weight" in base.tensors}
+
+
+class Adapter:
+    """An adapter's weights on the host, ready to be merged into one layer after the other."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        from peft import LoraConfig
+        from safetensors.torch import load_file
+
+        assert checkpoint.folder is not None
+        self.where = checkpoint.where
+        self.config = LoraConfig.from_pretrained(str(checkpoint.folder))
+        self.config.inference_mode = True
+        self.tensors = load_file(str(checkpoint.folder / ADAPTER))
+
+    def merge_into(self, layer: nn.Module, path: str) -> dict[str, torch.Tensor] | None:
+        """The layer's adapted state in float32, by name inside the layer; None where the adapter leaves it alone.
+
+        path: the layer's qualified name in the model, e.g. model.layers.7, which target patterns are matched against.
+        """
+        from peft import PeftModel, set_peft_model_state_dict
+
+        mine = {name: t for name, t in self.tensors.items() if name.startswith(f"base_model.model.{path}.")}
+        if not mine:
+            return None
+        holder = nn.Module()
+        *parents, last = path.split(".")
+        here = holder
+        for part in parents:
+            here.add_module(part, nn.Module())
+            here = here.get_submodule(part)
+        here.add_module(last, with_tensors(layer, {name: t.float() for name, t in layer.state_dict().items()}))
+        config = copy.deepcopy(self.config)
+        config.modules_to_save = [
+            name for name in config.modules_to_save or () if any(f".{name}." in tensor for tensor in mine)
+        ] or None
+        try:
+            model = PeftModel(holder, config)
+            outcome: Any = set_peft_model_state_dict(model, mine)
+            if outcome.unexpected_keys:
+                raise ValueError(f"PEFT does not know tensor {outcome.unexpected_keys[0]}")
+            merged = model.merge_and_unload()
+        except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:  # whatever PEFT objects to
+            raise UserError(f"{self.where}: PEFT cannot merge this adapter into {path}: {error}") from error
+        return {name: tensor.detach() for name, tensor in merged.get_submodule(path).state_dict().items()}

@@ -1,0 +1,225 @@
+"""The family in memory: the base as a live model, the candidates as layers, equal tensors held once.
+
+Weight files are mapped, not read: on a CPU a tensor costs memory when it is first used, and a candidate's tensor whose
+bytes equal the base's is replaced by the base's before it is ever mapped. Of candidates, layers alone are opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from io import FileIO
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from gptailor.errors import UserError
+from gptailor.family.adapters import Adapter
+from gptailor.family.checkpoint import Checkpoint, TensorInfo
+from gptailor.family.preflight import Preflight, inspect_family
+from gptailor.family.residence import Visitors, n_bytes, pick_device, settle, tensors_of
+from gptailor.family.structure import (
+    check_renumbering,
+    find_layers,
+    find_output_projections,
+    layer_list,
+    per_layer_lists,
+    with_tensors,
+)
+from gptailor.plan import BASE
+from gptailor.spec import RunSpec
+
+CHUNK = 1 << 20
+
+
+class Family:
+    """A base model and its candidates, opened.
+
+    model: the base, live, on the device, in evaluation mode; stitching re-points its layer list. names: the candidates,
+    in the run file's order. layers_path: qualified name of the layer list in the model. per_layer_lists: the
+    configuration's lists with an entry for each layer of the base. other_parameters: of what is no layer.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        candidates: Mapping[str, list[nn.Module]],
+        preflight: Preflight,
+        device: torch.device,
+        spec: RunSpec,
+        visitors: Visitors | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.preflight = preflight
+        self.device = device
+        self.spec = spec
+        self.dtype: torch.dtype = model.dtype
+        self.layers_path = find_layers(model)
+        self._layers = {BASE: list(layer_list(model)), **candidates}
+        self._visitors = visitors
+        self._projections: tuple[str, str] | None = None
+        self.per_layer_lists = per_layer_lists(model.config.get_text_config())
+        self.layer_parameters = tuple(sum(p.numel() for p in layer.parameters()) for layer in self._layers[BASE])
+        self.other_parameters = sum(p.numel() for p in model.parameters()) - sum(self.layer_parameters)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name in self._layers if name != BASE)
+
+    @property
+    def n_layers(self) -> int:
+        return len(self._layers[BASE])
+
+    def layer(self, index: int, source: str = BASE) -> nn.Module:
+        """One layer of the base or of a candidate, on the device. Its tensors are the family's own: do not write."""
+        try:
+            home = self._layers[source][index]
+        except KeyError:
+            raise UserError(f"{source!r} is not in this family; it has {', '.join(self._layers)}") from None
+        if self._visitors is None or next(home.parameters()).device == self.device:
+            return home
+        return self._visitors.get((source, index), home)
+
+    @property
+    def output_projections(self) -> tuple[str, str]:
+        """Names, inside a layer, of the two modules that an output scale multiplies. Raises UserError."""
+        if self._projections is None:
+            self._projections = find_output_projections(self.model, self._layers[BASE][0])
+        return self._projections
+
+    @property
+    def distinct_bytes(self) -> int:
+        """Bytes of all different tensors: what shared memory cannot make smaller."""
+        lists = [layer for layers in self._layers.values() for layer in layers]
+        return n_bytes([*self.model.state_dict().values(), *tensors_of(lists)])
+
+
+def open_family(spec: RunSpec) -> Family:
+    """Open base and candidates of a run (see `preflight` for what is refused). Raises UserError."""
+    preflight, checkpoints = inspect_family(spec, download=True)
+    device = pick_device(spec.device)
+    base = checkpoints[BASE]
+    model, tokenizer = _open_base(base, getattr(torch, preflight.dtype), spec.trust_remote_code)
+    check_renumbering(model)
+    candidates = {
+        name: _adapted_layers(model, checkpoint) if checkpoint.is_adapter else _full_layers(model, base, checkpoint)
+        for name, checkpoint in checkpoints.items()
+        if name != BASE
+    }
+    visitors = None if device.type == "cpu" else settle(model, candidates, device)
+    family = Family(model, tokenizer, candidates, preflight, device, spec, visitors)
+    if spec.output_scale is not None:
+        _ = family.output_projections  # refused now, not in the first trial
+    return family
+
+
+def _open_base(
+    base: Checkpoint, dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    folder = str(base.folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=trust_remote_code
+        )
+    except (ValueError, OSError, ImportError, RuntimeError, KeyError, AttributeError) as error:
+        # transformers has no error of its own for a folder that it cannot make a model of
+        raise UserError(f"base_model: transformers cannot open {base.label}: {error}") from error
+    model, info = opened
+    _complain("base_model", info)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _complain(where: str, info: Mapping[str, Any]) -> None:
+    """Raise UserError where weights that the model needs were not in the file."""
+    missing = sorted(info["missing_keys"]) or sorted(str(key) for key in info["mismatched_keys"])
+    if missing:
+        raise UserError(f"{where}: {len(missing)} tensors of the model are not in its files, the first is {missing[0]}")
+
+
+def _full_layers(model: PreTrainedModel, base: Checkpoint, checkpoint: Checkpoint) -> list[nn.Module]:
+    """A full model's layers as twins of the base's, mapped from its files; what equals the base is the base's.
+
+    transformers itself turns file tensors into parameters (architectures may rename, split or stack them). All that is
+    no layer is handed in from the base, so that nothing is initialised or opened for it.
+    """
+    path = find_layers(model)
+    own = model.state_dict()
+    state = {name: tensor for name, tensor in own.items() if not name.startswith(f"{path}.")}
+    for name, tensor in _mapped_layers(checkpoint):
+        same = name in own and _equal_bytes(checkpoint, base, name)
+        state[name] = own[name] if same else tensor
+    opened: Any = type(model).from_pretrained(
+        None, config=model.config, state_dict=state, dtype=model.dtype, output_loading_info=True
+    )
+    shell, info = opened
+    _complain(checkpoint.where, info)
+    return [
+        with_tensors(mine, _own(its.state_dict(), mine.state_dict()))
+        for mine, its in zip(layer_list(model), layer_list(shell), strict=True)
+    ]
+
+
+def _own(its: Mapping[str, torch.Tensor], mine: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`its` tensors, where different from `mine`."""
+    return {name: tensor for name, tensor in its.items() if not _same(tensor, mine[name])}
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal values; different tensors are told apart by their beginnings, without mapping the rest into memory."""
+    head = slice(0, 512)
+    return a.data_ptr() == b.data_ptr() or (torch.equal(a.view(-1)[head], b.view(-1)[head]) and torch.equal(a, b))
+
+
+def _adapted_layers(model: PreTrainedModel, checkpoint: Checkpoint) -> list[nn.Module]:
+    """The base's layers with a LoRA adapter merged in: float32 arithmetic, then the base's type."""
+    adapter, path = Adapter(checkpoint), find_layers(model)
+    adapted = []
+    for index, layer in enumerate(layer_list(model)):
+        merged = adapter.merge_into(layer, f"{path}.{index}") or {}
+        mine = layer.state_dict()
+        state = {name: tensor.to(mine[name].dtype) for name, tensor in merged.items()}
+        adapted.append(with_tensors(layer, _own(state, mine)))
+    return adapted
+
+
+def _mapped_layers(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and mapped tensor of everything that belongs to a layer."""
+    assert checkpoint.folder is not None
+    files: dict[str, list[str]] = {}
+    for name, info in checkpoint.tensors.items():
+        if checkpoint.layer_of(name) is not None:
+            files.setdefault(info.file, []).append(name)
+    for file, names in files.items():
+        with safe_open(checkpoint.folder / file, framework="pt") as opened:
+            for name in names:
+                yield name, opened.get_tensor(name)
+
+
+def _equal_bytes(mine: Checkpoint, other: Checkpoint, name: str) -> bool:
+    """Is a tensor the same, bit for bit, in two checkpoints? Read from the files, so that nothing is mapped for it;
+    different tensors differ in their first bytes, so it is cheap to find out."""
+    a, b = mine.tensors[name], other.tensors.get(name)
+    if b is None or (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    with _at(mine, a) as first, _at(other, b) as second:
+        left = a.end - a.begin
+        step = 4096
+        while left > 0:
+            step = min(step, left)
+            if first.read(step) != second.read(step):
+                return False
+            left -= step
+            step = CHUNK
+    return True
+
+
+def _at(checkpoint: Checkpoint, info: TensorInfo) -> FileIO:
+    assert checkpoint.folder is not None
+    file = FileIO(checkpoint.folder / info.file)
+    file.seek(info.begin)
+    return file

@@ -1,0 +1,150 @@
+"""How a transformers model is built, found by looking instead of by a table of names: its layers, the configuration's
+per-layer lists, the two output projections of a layer.
+
+What cannot be renumbered safely is refused here by name, because a stitched model that silently computes something
+else than its exported folder would be worse than none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from gptailor.errors import UserError
+
+NOT_PER_LAYER = ("architectures", "token_id", "token_ids", "token_index")
+
+
+def find_layers(model: PreTrainedModel) -> str:
+    """Qualified name of the one nn.ModuleList that holds the layers, e.g. 'model.layers'. Raises UserError."""
+    n_layers = model.config.get_text_config().num_hidden_layers
+    fitting = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
+    outer = [name for name in fitting if not any(name.startswith(f"{other}.") for other in fitting)]
+    if len(outer) != 1:
+        raise UserError(
+            f"{type(model).__name__} has {len(outer)} lists of {n_layers} modules {outer or ''}; "
+            "only architectures whose layers form one list can be stitched"
+        )
+    return outer[0]
+
+
+def layer_list(model: PreTrainedModel) -> nn.ModuleList:
+    """The layers as the model runs them now. Raises UserError (see find_layers)."""
+    found = model.get_submodule(find_layers(model))
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
+def per_layer_lists(config: PreTrainedConfig) -> dict[str, tuple[Any, ...]]:
+    """The configuration's lists with one entry a layer (layer_types, no_rope_layers, ...), by name."""
+    n_layers = config.num_hidden_layers
+    return {
+        name: tuple(value)
+        for name, value in vars(config).items()
+        if isinstance(value, (list, tuple)) and len(value) == n_layers and not name.endswith(NOT_PER_LAYER)
+    }
+
+
+def check_renumbering(model: PreTrainedModel) -> None:
+    """Raise UserError, naming the architecture, where a layer cannot stand at another position."""
+    config, name = model.config.get_text_config(), type(model).__name__
+    if getattr(config, "is_heterogeneous", False):
+        raise UserError(f"{name} overrides its configuration layer by layer (per_layer_config); it cannot be stitched")
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise UserError(f"{name} shares keys and values between layers (num_kv_shared_layers); it cannot be stitched")
+    kinds: dict[tuple[Any, ...], tuple[int, Any]] = {}
+    lists = per_layer_lists(config)
+    for index, layer in enumerate(layer_list(model)):
+        kind = tuple(str(values[index]) for values in lists.values())
+        build = {key: tuple(tensor.shape) for key, tensor in layer.state_dict().items()}
+        first, expected = kinds.setdefault(kind, (index, build))
+        if build != expected:
+            key = min(build.items() ^ expected.items())[0]
+            raise UserError(
+                f"{name}: layers {first} and {index} differ in {key}, and no list in its configuration says which is "
+                "which, so its layers cannot be renumbered"
+            )
+
+
+def with_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], prefix: str = "") -> nn.Module:
+    """A twin of `module` with its own parameters and buffers where `tensors` names them, the same ones elsewhere.
+
+    Nothing is copied: submodules are new, their tensors, settings, configuration objects and hooks are shared (twins
+    never stand in one model at the same time, and transformers' recording of hidden states relies on hooks that stay).
+    """
+    twin: nn.Module = module.__class__.__new__(module.__class__)
+    twin.__dict__ = dict(module.__dict__)
+    twin._parameters = {
+        name: nn.Parameter(tensors[prefix + name], requires_grad=False) if prefix + name in tensors else parameter
+        for name, parameter in module._parameters.items()
+    }
+    twin._buffers = {name: tensors.get(prefix + name, buffer) for name, buffer in module._buffers.items()}
+    twin._modules = {
+        name: None if child is None else with_tensors(child, tensors, f"{prefix}{name}.")
+        for name, child in module._modules.items()
+    }
+    return twin
+
+
+def set_layer_index(layer: nn.Module, index: int) -> None:
+    """Tell every part of a layer where it stands, so that it finds its keys and values in the cache."""
+    for module in layer.modules():
+        if isinstance(module.__dict__.get("layer_idx"), int):
+            module.__dict__["layer_idx"] = index
+
+
+def find_output_projections(model: PreTrainedModel, layer: nn.Module) -> tuple[str, str]:
+    """Names, inside the layer, of the last linear map of its attention and of its MLP. Raises UserError.
+
+    Both must write into the residual stream directly: where the layer normalises their output again (Gemma 2 and 3),
+    a scale on them would be normalised away.
+    """
+    name = type(model).__name__
+    hidden = model.config.get_text_config().hidden_size
+    linear = [key for key, module in layer.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    inside = [key for key in linear if "attn" in key.split(".")[0] or "attention" in key.split(".")[0]]
+    outside = [key for key in linear if key not in inside]
+    ends = (inside[-1:], outside[-1:])
+    fused = any(parameter.ndim > 2 for parameter in layer.parameters())
+    if fused or not all(ends) or any(_width(layer.get_submodule(end[0])) != hidden for end in ends):
+        raise UserError(f"output_scale: the output projections of {name} are not known; leave output_scale out")
+    projections = (inside[-1], outside[-1])
+    if _normalised_away(model, layer, projections):
+        raise UserError(
+            f"output_scale: {name} normalises the outputs of its attention and MLP again, so that a scale on them has "
+            "no effect; leave output_scale out"
+        )
+    return projections
+
+
+def _width(module: nn.Module) -> int:
+    return int(module.nf if isinstance(module, Conv1D) else module.out_features)  # type: ignore[arg-type]
+
+
+def scaled(layer: nn.Module, projections: Sequence[str], factor: float) -> nn.Module:
+    """A twin of the layer whose output projections, biases included, are multiplied; computed in float32."""
+    tensors = {}
+    for name in projections:
+        for key, value in layer.get_submodule(name).named_parameters(recurse=False):
+            tensors[f"{name}.{key}"] = (value.detach().float() * factor).to(value.dtype)
+    return with_tensors(layer, tensors)
+
+
+@torch.inference_mode()
+def _normalised_away(model: PreTrainedModel, layer: nn.Module, projections: Sequence[str]) -> bool:
+    """Run the layer on one token of the model, as it is and with halved projections; is there no difference?"""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    hook = layer.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    try:
+        model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+    finally:
+        hook.remove()
+    args, kwargs = calls[0]
+    outputs = [variant(*args, **kwargs) for variant in (layer, scaled(layer, projections, 0.5))]
+    whole, halved = (output.float() if torch.is_tensor(output) else output[0].float() for output in outputs)
+    return bool((whole - halved).abs().max() <= 1e-3 * whole.abs().max())

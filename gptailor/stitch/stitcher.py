@@ -1,0 +1,126 @@
+"""A plan becomes a live model: the family's own, with its layer list re-pointed.
+
+Nothing is copied or reloaded. A kept layer is the very module of its source; only merged (or rescaled) layers have
+tensors of their own, and those are kept, up to a bound in bytes, because a promoted configuration is stitched again.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import psutil
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from gptailor.errors import UserError
+from gptailor.family import Family
+from gptailor.family.residence import n_bytes, tensors_of
+from gptailor.family.structure import per_layer_lists, scaled, set_layer_index, with_tensors
+from gptailor.plan import BASE, LayerChoice, StitchPlan
+from gptailor.stitch.merging import merge, merge_source_counts
+
+CACHE_SHARE = 0.1
+"""The cache's default bound, as a share of the family's bytes (about a dozen layers of a 30-layer model)."""
+
+
+class LayerCache:
+    """The most recently used layers, up to `capacity` bytes of tensors that are theirs alone."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.n_bytes = 0
+        self._layers: OrderedDict[Hashable, tuple[nn.Module, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def get(self, key: Hashable, make: Callable[[], tuple[nn.Module, int]]) -> nn.Module:
+        """The kept layer, or what `make` gives (layer, its own bytes)."""
+        if key in self._layers:
+            self._layers.move_to_end(key)
+            return self._layers[key][0]
+        layer, size = make()
+        if size <= self.capacity:
+            self._layers[key] = (layer, size)
+            self.n_bytes += size
+        while self.n_bytes > self.capacity:
+            self.n_bytes -= self._layers.popitem(last=False)[1][1]
+        return layer
+
+
+class Stitcher:
+    """Stitches plans into the family's live model, one at a time."""
+
+    def __init__(self, family: Family, cache_bytes: int | None = None) -> None:
+        """cache_bytes: bound of the cache of merged layers; by default a share of the family, at most half of what is
+        free on its device."""
+        self.family = family
+        self.cache = LayerCache(_default_cache_bytes(family) if cache_bytes is None else cache_bytes)
+        self._parent = family.model.get_submodule(family.layers_path.rpartition(".")[0])
+        self._config = family.model.config.get_text_config()
+
+    def stitch(self, plan: StitchPlan) -> PreTrainedModel:
+        """The plan's model: the family's own, re-pointed, and therefore valid until the next call. Raises UserError."""
+        self.check(plan)
+        layers = [self.layer(choice) for choice in plan.kept]
+        for position, layer in enumerate(layers):
+            set_layer_index(layer, position)
+        setattr(self._parent, self.family.layers_path.rpartition(".")[2], nn.ModuleList(layers))
+        self._config.num_hidden_layers = len(layers)
+        for name, values in self.family.per_layer_lists.items():
+            setattr(self._config, name, [values[choice.layer] for choice in plan.kept])
+        return self.family.model
+
+    def check(self, plan: StitchPlan) -> None:
+        """Raise UserError where the plan belongs to another family or asks for a merge that its method cannot do."""
+        if plan.n_layers != self.family.n_layers:
+            raise UserError(f"the plan is for {plan.n_layers} layers, this base has {self.family.n_layers}")
+        unknown = set(plan.candidates) - set(self.family.names)
+        if unknown:
+            raise UserError(f"the plan takes layers from {sorted(unknown)}; the family has {list(self.family.names)}")
+        for choice in plan.kept:
+            if choice.is_merged:
+                least, most = merge_source_counts(choice.method)
+                if not least <= len(choice.sources) <= (most or len(choice.sources)):
+                    raise UserError(f"layer {choice.layer}: {choice.method} cannot merge {list(choice.sources)}")
+
+    def layer(self, choice: LayerChoice) -> nn.Module:
+        """One kept layer, merged and scaled as chosen."""
+        if choice.output_scale == 1.0:
+            return self._unscaled(choice)
+        return self.cache.get((choice.weights_key, choice.output_scale), lambda: self._scale(choice))
+
+    def _unscaled(self, choice: LayerChoice) -> nn.Module:
+        if choice.is_merged:
+            return self.cache.get(choice.weights_key, lambda: self._merge(choice))
+        return self.family.layer(choice.layer, choice.sources[0] if choice.sources else BASE)
+
+    def _merge(self, choice: LayerChoice) -> tuple[nn.Module, int]:
+        base = self.family.layer(choice.layer)
+        candidates = {name: self.family.layer(choice.layer, name).state_dict() for name in choice.sources}
+        tensors = merge(choice, base.state_dict(), candidates)
+        return with_tensors(base, tensors), n_bytes(tensors.values())
+
+    def _scale(self, choice: LayerChoice) -> tuple[nn.Module, int]:
+        plain = self._unscaled(choice)
+        layer = scaled(plain, self.family.output_projections, choice.output_scale)
+        return layer, n_bytes(tensors_of([layer])) - n_bytes(tensors_of([plain]))
+
+    def n_parameters(self, plan: StitchPlan) -> int:
+        """Parameters of the plan's model; a tied head counts once."""
+        kept = sum(self.family.layer_parameters[choice.layer] for choice in plan.kept)
+        return self.family.other_parameters + kept
+
+    def n_bytes(self, plan: StitchPlan) -> int:
+        """Bytes of the plan's model as it would be saved."""
+        return self.n_parameters(plan) * self.family.dtype.itemsize
+
+
+def _default_cache_bytes(family: Family) -> int:
+    if family.device.type == "cuda":
+        free = torch.cuda.mem_get_info(family.device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    return min(int(CACHE_SHARE * family.distinct_bytes), free // 2)
