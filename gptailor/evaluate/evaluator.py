@@ -1,0 +1,230 @@
+"""Score stitched models: items of examples in nested order, the same for the same example whenever it is scored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gptailor.evaluate.benchmarks import OpenBenchmark
+from gptailor.evaluate.examples import Encoder, Example, Prompt
+from gptailor.evaluate.forward import Scored, score_pack, score_rows
+from gptailor.evaluate.generation import batches_of, run_batches
+from gptailor.evaluate.packing import Pack, build_pack, pack_examples
+from gptailor.evaluate.scoring import NonFinite, item_of, score_of
+from gptailor.trial import Score
+
+log = logging.getLogger(__name__)
+
+CPU_TOKENS = 4096  # tokens of a pack; more does not make a CPU's products faster
+BYTES_PER_TOKEN = 2**20  # device memory put aside for one token of a pack, logits apart
+LOGITS = 2**27  # of one pack
+LOGIT_BYTES = 6  # a scored position's logit in half precision and, in chunks, in single
+
+
+class Stopped(Exception):
+    """should_stop said so between two packs; nothing of the asked items is returned."""
+
+
+class Evaluator:
+    """Scores models of one architecture on opened benchmarks.
+
+    `rungs` (the run's budgets) cut every benchmark's nested order into fixed chunks, and chunks into fixed packs: which
+    examples are computed together never depends on what else is asked, so neither does the rounding of their scores.
+    """
+
+    def __init__(
+        self,
+        benchmarks: Sequence[OpenBenchmark],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        rungs: Sequence[int],
+        device: torch.device | str,
+        max_length: int,
+        batch_tokens: int | str = "auto",
+    ):
+        self.benchmarks = tuple(benchmarks)
+        self.device = torch.device(device)
+        self.encoder = Encoder(tokenizer, max_length)
+        self.rungs = tuple(sorted(set(rungs)))
+        self._asked_tokens = batch_tokens
+        self._max_tokens: int | None = None if batch_tokens == "auto" else int(batch_tokens)
+        self._packs: dict[tuple[int, int, int], list[Pack]] = {}
+        self._was_halved = False
+        self.path: str | None = None  # "tree" or "rows", once the first model has been looked at
+
+    def items(
+        self,
+        model: PreTrainedModel,
+        benchmark: OpenBenchmark,
+        first: int,
+        last: int,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Any]:
+        """Items of examples [first, last) in nested order. Raises NonFinite, and Stopped when should_stop() is true."""
+        if not 0 <= first <= last <= benchmark.n_examples:
+            raise ValueError(f"{benchmark.name}: has examples 0 to {benchmark.n_examples}, not {first} to {last}")
+
+        def between() -> None:
+            if should_stop is not None and should_stop():
+                raise Stopped
+
+        try:
+            return self._items(model, benchmark, first, last, between)
+        except torch.OutOfMemoryError:
+            if self._was_halved:
+                raise
+            self._was_halved = True
+            self._max_tokens = max(1, self._pack_limit(model) // 2)
+            self._packs.clear()
+            log.warning("out of memory: packs are halved to %d tokens", self._max_tokens)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self._items(model, benchmark, first, last, between)
+
+    def score(self, benchmark: OpenBenchmark, items: Sequence[Any]) -> Score:
+        """lm-eval's aggregation of the items of examples 0, 1, ... with our standard error."""
+        return score_of(benchmark, items)
+
+    def _items(
+        self, model: PreTrainedModel, benchmark: OpenBenchmark, first: int, last: int, between: Callable[[], None]
+    ) -> list[Any]:
+        items: list[Any] = [None] * (last - first)
+        for start, stop in self._chunks(benchmark, first, last):
+            windows = self._windows(model, benchmark, start, stop, range(first, last), between)
+            texts = self._texts(model, benchmark, start, stop, between)
+            for place in range(max(start, first), min(stop, last)):
+                example = benchmark.examples[place]
+                answers, precise = _answers(example, windows.get(place, []), texts.get(place, []))
+                items[place - first] = item_of(benchmark, example, answers, precise)
+        return items
+
+    def _chunks(self, benchmark: OpenBenchmark, first: int, last: int) -> list[tuple[int, int]]:
+        """The fixed chunks of the nested order that hold [first, last)."""
+        cuts = sorted({0, benchmark.n_examples, *(rung for rung in self.rungs if rung < benchmark.n_examples)})
+        pairs = zip(cuts, cuts[1:], strict=False)
+        return [(start, stop) for start, stop in pairs if start < last and stop > first]
+
+    def _windows(
+        self,
+        model: PreTrainedModel,
+        benchmark: OpenBenchmark,
+        start: int,
+        stop: int,
+        wanted: range,
+        between: Callable[[], None],
+    ) -> dict[int, list[Scored]]:
+        """Log-likelihoods by example, for the packs of a chunk that hold a wanted example."""
+        found: dict[int, list[Scored]] = {}
+        for pack in self._packs_of(model, benchmark, start, stop):
+            if not any(member in wanted for member in pack.members):
+                continue
+            between()
+            scored = iter(self._score(model, benchmark, pack))
+            for member in pack.members:
+                found[member] = [next(scored) for _ in benchmark.examples[member].windows]
+        return found
+
+    def _score(self, model: PreTrainedModel, benchmark: OpenBenchmark, pack: Pack) -> list[Scored]:
+        if self.path is None:
+            self.path = self._choose_path(model)
+        if self.path == "tree":
+            return score_pack(model, pack.to(self.device))
+        windows = [window for member in pack.members for window in benchmark.examples[member].windows]
+        return score_rows(model, windows, self._pack_limit(model))
+
+    def _texts(
+        self, model: PreTrainedModel, benchmark: OpenBenchmark, start: int, stop: int, between: Callable[[], None]
+    ) -> dict[int, list[str]]:
+        """Continuations by example of a chunk; none for benchmarks that generate nothing."""
+        owners = [(p, prompt) for p in range(start, stop) for prompt in benchmark.examples[p].prompts]
+        if not owners:
+            return {}
+        prompts: list[Prompt] = [prompt for _, prompt in owners]
+        batches = batches_of(prompts, self.encoder, self._pack_limit(model))
+        written = run_batches(model, prompts, batches, self.encoder, between)
+        texts: dict[int, list[str]] = {}
+        for (place, _), text in zip(owners, written, strict=True):
+            texts.setdefault(place, []).append(text)
+        return texts
+
+    def _packs_of(self, model: PreTrainedModel, benchmark: OpenBenchmark, start: int, stop: int) -> list[Pack]:
+        key = (id(benchmark), start, stop)
+        if key not in self._packs:
+            limit = self._pack_limit(model)
+            scored = max(256, LOGITS // model.config.get_text_config().vocab_size)
+            self._packs[key] = pack_examples(benchmark.examples, start, stop, max_tokens=limit, max_scored=scored)
+        return self._packs[key]
+
+    def _pack_limit(self, model: PreTrainedModel) -> int:
+        """Tokens of a pack: as asked, else fixed on a CPU, and on a GPU what a quarter of the free memory holds."""
+        if self._max_tokens is None:
+            self._max_tokens = CPU_TOKENS
+            if self.device.type == "cuda":
+                free, _ = torch.cuda.mem_get_info(self.device)
+                each = BYTES_PER_TOKEN + LOGIT_BYTES * model.config.get_text_config().vocab_size
+                self._max_tokens = int(min(65536, max(2048, free // 4 // each)))
+        return self._max_tokens
+
+    def _choose_path(self, model: PreTrainedModel) -> str:
+        """Score a few examples both ways; the tree path is used if it says the same. Raises NonFinite."""
+        reason = _cannot_drive(model)
+        if reason is None:
+            examples = self._probe()
+            pack = build_pack(examples, range(len(examples)))
+            windows = [window for example in examples for window in example.windows]
+            plain = score_rows(model, windows, self._pack_limit(model))
+            try:
+                tree = score_pack(model, pack.to(self.device))
+            except (NonFinite, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # whatever a model's code makes of our attention, the plain way still works
+                reason = f"{type(error).__name__}: {error}"
+            else:
+                n_tokens = sum(window.n_scored for window in windows)
+                apart = sum(abs(a.precise - b.precise) for a, b in zip(tree, plain, strict=True)) / n_tokens
+                tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+                log.info("tree and rows differ by %.2g a token (%s)", apart, model.dtype)
+                if apart > tolerance:
+                    reason = f"log-probabilities differ by {apart:.3g} a token from plain rows"
+        if reason is not None:
+            log.warning("%s is scored as padded rows, the slower way: %s", type(model).__name__, reason)
+            return "rows"
+        log.info("%s is scored as packed trees", type(model).__name__)
+        return "tree"
+
+    def _probe(self) -> list[Example]:
+        """The longest example, for sliding windows, and three others."""
+        examples = [example for benchmark in self.benchmarks for example in benchmark.examples if example.windows]
+        longest = max(examples, key=lambda example: max(len(window.tokens) for window in example.windows))
+        return [longest, *[example for example in examples[:4] if example is not longest][:3]]
+
+
+def _cannot_drive(model: PreTrainedModel) -> str | None:
+    """Why the model's attention cannot be replaced, as far as its class and configuration say."""
+    if not getattr(model, "_supports_attention_backend", False):
+        return "its attention does not go through transformers' AttentionInterface"
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    strange = kinds - {"full_attention", "sliding_attention"}
+    return f"it has {', '.join(sorted(strange))} layers" if strange else None
+
+
+def _answers(example: Example, scored: Sequence[Scored], texts: Sequence[str]) -> tuple[list[Any], list[float]]:
+    """The model's answers in lm-eval's format, one per request, and their log-likelihoods in full precision."""
+    answers: list[Any] = []
+    precise: list[float] = []
+    windows, written = iter(scored), iter(texts)
+    for instance, request in zip(example.instances, example.requests, strict=True):
+        if isinstance(request, Prompt):
+            answers.append(next(written))
+            continue
+        parts = [next(windows) for _ in request]
+        precise.append(sum(part.precise for part in parts))
+        if instance.request_type == "loglikelihood":
+            answers.append((parts[0].rounded, parts[0].is_greedy))
+        else:
+            answers.append(sum(part.rounded for part in parts))
+    return answers, precise

@@ -1,0 +1,95 @@
+"""What a benchmark's task file may not do: run code.
+
+An lm-eval task file is YAML, but `!function` imports and calls Python beside it, a Hugging Face `evaluate` metric or a
+pickled data set brings its own code, and some tasks execute what the model wrote. lm-eval's own package is trusted as
+installed; any other folder is data until the operator of the machine says otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gptailor.errors import UserError
+
+ALLOW_VARIABLE = "GPTAILOR_ALLOW_TASK_CODE"
+"""Environment variable by which the operator of a machine allows task files that run code (set to 1)."""
+_PICKLED = {"pandas"}  # dataset builders that unpickle what they read
+
+
+def code_is_allowed() -> bool:
+    return os.environ.get(ALLOW_VARIABLE) == "1"
+
+
+def check_task_file(path: Path, trusted: Path) -> None:
+    """Refuse a task file (or one that it includes) which would run code. Reads text only. Raises UserError.
+
+    `trusted` is lm-eval's own folder of tasks: files in it are as trustworthy as the installed package.
+    """
+    for file in _with_includes(path.resolve(), set()):
+        if file.is_relative_to(trusted.resolve()):
+            continue
+        reason = _reason_to_refuse(file)
+        if reason and not code_is_allowed():
+            raise UserError(
+                f"benchmark file {file}: {reason}. Files outside lm-eval's own package may hold data only; "
+                f"an operator who trusts them can set {ALLOW_VARIABLE}=1 on this machine"
+            )
+
+
+def _reason_to_refuse(file: Path) -> str | None:
+    for event in yaml.parse(file.read_text(encoding="utf-8")):
+        tag = getattr(event, "tag", None)
+        if tag is not None and not tag.startswith("tag:yaml.org,2002:"):
+            return f"it names `{tag}` on line {event.start_mark.line + 1}, which runs Python code"
+        if tag is not None and "python" in tag:
+            return f"it builds a Python object (`{tag}`) on line {event.start_mark.line + 1}"
+    content = _plain(file)
+    if content.get("dataset_path") in _PICKLED:
+        return f"its dataset_path `{content['dataset_path']}` reads pickled files, which can run code"
+    metrics = content.get("metric_list")
+    for metric in metrics if isinstance(metrics, list) else []:
+        if isinstance(metric, dict) and metric.get("hf_evaluate"):
+            return f"its metric `{metric.get('metric')}` loads a program from the hub (hf_evaluate)"
+    return None
+
+
+def _with_includes(path: Path, seen: set[Path]) -> Iterator[Path]:
+    if path in seen:
+        return
+    seen.add(path)
+    yield path
+    includes = _plain(path).get("include") or []
+    for include in includes if isinstance(includes, list) else [includes]:
+        yield from _with_includes((path.parent / str(include)).resolve(), seen)
+
+
+class _Plain(yaml.SafeLoader):
+    """Reads any tag as nothing, so that a file can be looked at before it is trusted."""
+
+
+_Plain.add_multi_constructor("", lambda loader, suffix, node: None)
+
+
+def _plain(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Plain)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"benchmark file {path}: cannot be read: {error}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def use_sandboxed_templates() -> None:
+    """Render task files' Jinja templates in Jinja's sandbox (lm-eval renders them without), same results."""
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+
+    if isinstance(utils.env, SandboxedEnvironment):
+        return
+    sandbox = SandboxedEnvironment(loader=utils.env.loader, undefined=utils.env.undefined, keep_trailing_newline=True)
+    sandbox.filters.update(utils.env.filters)
+    utils.env = sandbox

@@ -1,0 +1,164 @@
+"""From a model's answers to scores: lm-eval's filters, process_results and aggregations, and our own standard errors.
+
+An *item* is what process_results said of one example for the metric, as plain JSON, so that it can be stored and a
+score be continued later from stored items and new ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gptailor.trial import Score
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+    from gptailor.evaluate.benchmarks import OpenBenchmark
+    from gptailor.evaluate.examples import Example
+
+CHOICE_PROB = "choice_prob"
+"""Our own metric: probability of the right option under a softmax of the options' log-likelihoods per byte."""
+JACKKNIFE_GROUPS = 20
+_ACCURACIES = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", CHOICE_PROB}
+
+
+class NonFinite(FloatingPointError):
+    """The model answered with infinities or NaN; such a trial has no score."""
+
+
+def item_of(benchmark: OpenBenchmark, example: Example, answers: Sequence[Any], precise: Sequence[float]) -> Any:
+    """One example's item. `answers` in lm-eval's format, one per request; `precise`: log-likelihoods in float64."""
+    if any(not math.isfinite(value) for value in precise):
+        raise NonFinite(f"{benchmark.name}: the model's log-likelihoods are not finite")
+    task = benchmark.tasks[example.task]
+    if benchmark.metric == CHOICE_PROB:
+        return _choice_prob(task, example, precise)
+    instances = [
+        replace(instance, resps=[answer] * instance.repeats, filtered_resps={})
+        for instance, answer in zip(example.instances, answers, strict=True)
+    ]
+    ensemble = next(ensemble for ensemble in task._filters if ensemble.name == benchmark.filter)
+    ensemble.apply(instances)
+    metrics = task.process_results(example.doc, [instance.filtered_resps[benchmark.filter] for instance in instances])
+    return _plain(metrics.get(benchmark.metric))
+
+
+def score_of(benchmark: OpenBenchmark, items: Sequence[Any], is_objective: bool = True) -> Score:
+    """Aggregate the items of examples 0, 1, ... in nested order as lm-eval would. Raises NonFinite."""
+    if not items:
+        raise ValueError(f"{benchmark.name}: no items to score")
+    owners = [example.task for example in benchmark.examples[: len(items)]]
+    value = _aggregate(benchmark, items, owners)
+    if not math.isfinite(value):
+        raise NonFinite(f"{benchmark.name}: the score is {value}")
+    return Score(
+        benchmark=benchmark.spec.benchmark,
+        metric=benchmark.spec.metric,
+        score=value,
+        stderr=_stderr(benchmark, items, owners),
+        n_samples=len(items),
+        higher_is_better=benchmark.higher_is_better,
+        is_objective=is_objective,
+    )
+
+
+def _aggregate(benchmark: OpenBenchmark, items: Sequence[Any], owners: Sequence[int]) -> float:
+    """lm-eval's score of one task, or of a group: its tasks' scores weighted by their sizes or equally."""
+    values, sizes = [], []
+    for task in sorted(set(owners)):
+        own = [item for item, owner in zip(items, owners, strict=True) if owner == task and item is not None]
+        if own:
+            values.append(float(_aggregation(benchmark, task)(own)))
+            sizes.append(len(own) if benchmark.weight_by_size else 1)
+    if not values:
+        return math.nan
+    if len(values) == 1:
+        return values[0]
+    return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
+
+
+def _aggregation(benchmark: OpenBenchmark, task: int) -> Callable[[Sequence[Any]], float]:
+    from lm_eval.api.metrics import mean
+
+    if benchmark.metric == CHOICE_PROB:
+        return mean
+    return benchmark.tasks[task].aggregation()[benchmark.metric]
+
+
+def _stderr(benchmark: OpenBenchmark, items: Sequence[Any], owners: Sequence[int]) -> float | None:
+    """Sample deviation over sqrt(n) for means, a delete-a-group jackknife for everything else; None if unknown."""
+    from lm_eval.api.metrics import mean
+
+    present = [item for item in items if item is not None]
+    if len(present) < 2:
+        return None
+    if benchmark.weight_by_size and all(_aggregation(benchmark, task) is mean for task in set(owners)):
+        return float(np.std(present, ddof=1) / math.sqrt(len(present)))
+    n_groups = min(JACKKNIFE_GROUPS, len(items))
+    left_out = []
+    for group in range(n_groups):
+        kept = [i for i in range(len(items)) if i % n_groups != group]
+        left_out.append(_aggregate(benchmark, [items[i] for i in kept], [owners[i] for i in kept]))
+    spread = np.asarray(left_out)
+    if not np.isfinite(spread).all():
+        return None
+    return float(math.sqrt((n_groups - 1) / n_groups * np.square(spread - spread.mean()).sum()))
+
+
+def _choice_prob(task: Task, example: Example, precise: Sequence[float]) -> float:
+    gold = gold_options(task, example)
+    n_options = _n_options(task, example)
+    sizes = [max(1, len(instance.args[1].encode())) for instance in example.instances[:n_options]]
+    per_byte = np.asarray(precise[:n_options], dtype=np.float64) / np.asarray(sizes)
+    shares = np.exp(per_byte - per_byte.max())
+    return float(shares[gold].sum() / shares.sum())
+
+
+def choice_prob_reason(task: Task, example: Example) -> str | None:
+    """Why choice_prob cannot be read of this task, or None."""
+    return None if gold_options(task, example) else "needs a right option that the task file names (doc_to_target)"
+
+
+def gold_options(task: Task, example: Example) -> list[int]:
+    """Indices of the right options of a multiple-choice example; empty where the task does not say."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return []
+    choices = task.doc_to_choice(example.doc)
+    gold = task.doc_to_text(example.doc) if task.multiple_input else task.doc_to_target(example.doc)
+    golds = gold if isinstance(gold, list) else [gold]
+    named = [choices.index(g) if isinstance(g, str) and g in choices else g for g in golds]
+    return [int(g) for g in named if isinstance(g, (int, np.integer)) and 0 <= g < len(choices)]
+
+
+def _n_options(task: Task, example: Example) -> int:
+    """Options of the example; mutual information asks for each a second time without the context."""
+    return min(len(task.doc_to_choice(example.doc)), len(example.instances))
+
+
+def chance_of(metric: str, tasks: Sequence[Task], examples: Sequence[Example]) -> float | None:
+    """Mean score of guessing one option uniformly; None where the metric is no kind of choosing."""
+    if metric not in _ACCURACIES or any(task.OUTPUT_TYPE != "multiple_choice" for task in tasks):
+        return None
+    shares = [
+        max(1, len(gold_options(tasks[example.task], example))) / _n_options(tasks[example.task], example)
+        for example in examples
+    ]
+    return sum(shares) / len(shares)
+
+
+def _plain(value: Any) -> Any:
+    """A metric's value as JSON has it. Raises NonFinite where a number is not finite."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise NonFinite(f"a metric's value is {value}")
+    return value
