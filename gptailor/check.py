@@ -1,0 +1,349 @@
+"""What a run would take, before it is started: does the family fit, in which memory, how many trials, how long.
+
+Reads headers and text only; no model is built and no benchmark is loaded. Opening the family's library brings torch, so
+the dashboard asks a process of its own (`python -m gptailor check RUN.yaml --json`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptailor.errors import UserError
+from gptailor.plan import BASE
+from gptailor.progress import format_seconds
+from gptailor.schedule import Rung, schedule
+from gptailor.spec import RunSpec, SpaceOperation
+from gptailor.store.folder import DEFAULT_ROOT
+
+PROCESS_BYTES = 1_200_000_000
+"""What an engine process holds before any model: Python, torch, transformers, lm-eval, SMAC."""
+TOKENS_PER_EXAMPLE = 120
+"""Tokens computed for an example with all its options, where nothing was measured yet: short multiple choice."""
+EFFICIENCY = 0.4
+"""Share of a matrix product's speed that a whole forward pass reaches."""
+SECONDS_PER_TRIAL = 0.5
+"""To suggest, stitch and record a trial."""
+SPEED_TEST_SECONDS = 0.2
+ENOUGH_TRIALS = 5
+RECENT_RUNS = 12
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the run's device (host memory on a CPU), predicted, by part, against what is free (None: unknown)."""
+
+    device: str
+    parts: Mapping[str, int]
+    free: int | None
+
+    @property
+    def needed(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: does it fit?"""
+        if self.free is None:
+            return f"{_gigabytes(self.needed)} needed on {self.device}; what is free there cannot be read"
+        amount = f"{_gigabytes(self.needed)} needed on {self.device}, {_gigabytes(self.free)} free"
+        if self.needed <= self.free:
+            return f"fits: {amount}"
+        if self.device.startswith("cuda") and self.needed - self.parts.get("candidates", 0) <= self.free:
+            return f"fits, with candidates kept in host memory, which is slower: {amount}"
+        return f"does not fit: {amount}; choose another device, a smaller model or fewer candidates"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Time of the whole search in seconds, and how it was arrived at."""
+
+    seconds: float
+    how: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The family, and how much of it is removed. kept: share of the base's parameters that stays."""
+
+    architecture: str
+    dtype: str
+    n_parameters: int
+    n_layers: int
+    n_removed: int
+    kept: float
+    licences: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Check:
+    """All that is known before the start. `problems` hinder the run; `notes` are worth knowing.
+
+    n_references: plans that are scored beside the trials, at the full budget. family: None where the models do not fit.
+    """
+
+    rungs: tuple[Rung, ...]
+    n_objectives: int
+    n_references: int
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    family: Fit | None = None
+    memory: Memory | None = None
+    estimate: Estimate | None = None
+
+    @property
+    def n_examples(self) -> int:
+        """Examples that the whole search scores, at most: a benchmark with fewer ends at its size."""
+        each = sum(rung.examples for rung in self.rungs) + self.n_references * self.rungs[-1].budget
+        return each * self.n_objectives
+
+
+def check(spec: RunSpec, runs: str | Path = DEFAULT_ROOT) -> Check:
+    """Look at a run that is asked for. runs: saved runs, whose pace is taken where one has the same base model."""
+    from gptailor.family import preflight
+
+    references = 2 if spec.remove else 1  # dense, and Block Influence's pick
+    planned = Check(schedule(spec.budget, spec.trials), len(spec.objectives), references)
+    problems = [*_benchmark_problems(spec), *_merge_problems(spec)]
+    try:
+        found = preflight(spec)
+        family = _fit(spec, found)
+        memory = _memory(spec, found)
+    except UserError as error:
+        return dataclasses.replace(planned, problems=(*problems, *str(error).splitlines()))
+    return dataclasses.replace(
+        planned,
+        problems=tuple(problems),
+        notes=found.notes,
+        family=family,
+        memory=memory,
+        estimate=_estimate(spec, planned, found, memory.device, family.kept, Path(runs)),
+    )
+
+
+def _fit(spec: RunSpec, found: Any) -> Fit:
+    removed = spec.n_removed(found.n_layers)
+    gone = removed * sum(found.layer_parameters) / found.n_layers
+    kept = 1 - gone / found.n_parameters
+    return Fit(found.architecture, found.dtype, found.n_parameters, found.n_layers, removed, kept, dict(found.licences))
+
+
+def check_text(spec: RunSpec, runs: str | Path = DEFAULT_ROOT) -> str:
+    """The check for a terminal. Raises UserError with all problems where the run could not begin."""
+    found = check(spec, runs)
+    if found.problems or found.family is None:
+        raise UserError("\n".join(found.problems))
+    family = found.family
+    lines = [
+        f"{spec.name}: the models fit together",
+        f"  {family.architecture}, {_millions(family.n_parameters)} parameters in {family.dtype}, {family.n_layers} layers; "
+        f"{family.n_removed} are removed, which leaves about {family.kept:.1%} of the parameters",
+    ]
+    lines += [f"  note: {note}" for note in found.notes]
+    if found.memory is not None:
+        lines.append(f"  memory {found.memory.verdict}")
+        lines += [f"    {part:<14} {_gigabytes(size)}" for part, size in found.memory.parts.items()]
+    lines.append(f"  {spec.trials} trials on {len(found.rungs)} rung{'s' * (len(found.rungs) > 1)}:")
+    for rung in found.rungs:
+        lines.append(f"    {rung.trials:>5} trials of {rung.budget} examples a benchmark")
+    lines.append(
+        f"  {found.n_examples:,} examples to score at most, over {found.n_objectives} "
+        f"benchmark{'s' * (found.n_objectives > 1)}"
+    )
+    if found.estimate is not None:
+        lines.append(f"  about {format_seconds(found.estimate.seconds)} ({found.estimate.how})")
+    return "\n".join(lines)
+
+
+def check_json(spec: RunSpec, runs: str | Path = DEFAULT_ROOT) -> dict[str, Any]:
+    """The check as plain data, problems included."""
+    found = check(spec, runs)
+    data = dataclasses.asdict(found) | {"n_examples": found.n_examples}
+    if found.memory is not None:
+        data["memory"] |= {"needed": found.memory.needed, "verdict": found.memory.verdict}
+    return data
+
+
+# --- benchmarks and merging -------------------------------------------------------------------------------------------
+
+_NAME = re.compile(rb"^(?:task|group|tag):[ \t]*[\"']?([^\s\"'#\[]+)", re.MULTILINE)
+_LISTED = re.compile(rb"^tag:[ \t]*\n((?:[ \t]*-[ \t]*\S+[ \t]*\n)+)", re.MULTILINE)
+
+
+def _benchmark_problems(spec: RunSpec) -> Iterator[str]:
+    """Names that neither the run's folders nor lm-eval's own tasks define, found by reading files as text."""
+    wanted = {benchmark.benchmark for benchmark in (*spec.objectives, *spec.held_out)}
+    for folder in spec.include_path:
+        if not Path(folder).is_dir():
+            yield f"include_path: {folder} is not a folder; it must hold lm-eval task files (*.yaml)"
+        else:
+            wanted -= _defined_names(Path(folder))
+    if not wanted:
+        return
+    import importlib.util
+
+    package = importlib.util.find_spec("lm_eval")
+    for place in (package.submodule_search_locations or ()) if package else ():
+        known = _defined_names(Path(place) / "tasks")
+        import difflib
+
+        for name in sorted(wanted - known):
+            close = difflib.get_close_matches(name, known, n=3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            where = f"in {', '.join(spec.include_path)} nor " if spec.include_path else ""
+            yield f"benchmark {name}: found {'neither ' + where if where else 'not '}among lm-eval's own tasks{hint}"
+
+
+def _defined_names(folder: Path) -> set[str]:
+    """Names of tasks, groups and tags that the task files under a folder define."""
+    names: set[str] = set()
+    for path in folder.rglob("*.y*ml"):
+        try:
+            text = path.read_bytes()
+        except OSError:
+            continue  # it vanished, or is not ours to read; a benchmark that needs it is reported as missing
+        names |= {found.decode("utf-8", "replace") for found in _NAME.findall(text)}
+        for block in _LISTED.findall(text):
+            names |= {line.strip(b" \t-").decode("utf-8", "replace") for line in block.splitlines()}
+    return names
+
+
+def _merge_problems(spec: RunSpec) -> Iterator[str]:
+    if SpaceOperation.MERGE not in spec.operations:
+        return
+    from gptailor.stitch import merge_source_counts
+
+    try:
+        merge_source_counts(spec.merge.method)
+    except UserError as error:
+        yield str(error)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def _memory(spec: RunSpec, family: Any) -> Memory:
+    """Predicted, from above: what models share is not known before they are read. Raises UserError for a device."""
+    from gptailor.evaluate.evaluator import BYTES_PER_TOKEN, CPU_TOKENS, LOGIT_BYTES, LOGITS
+    from gptailor.family.residence import pick_device
+    from gptailor.stitch import CACHE_BYTES
+
+    device = pick_device(spec.device)
+    base = family.model_bytes[BASE]
+    layers = sum(family.layer_parameters) * (base // family.n_parameters)
+    merges = SpaceOperation.MERGE in spec.operations
+    tokens = CPU_TOKENS if spec.batch_tokens == "auto" else int(spec.batch_tokens)
+    logits = min(LOGITS, tokens * family.vocab_size) * LOGIT_BYTES
+    parts = {
+        "base": base,
+        "candidates": sum(family.model_bytes.values()) - base,
+        "merged layers": min(CACHE_BYTES, 4 * layers) if merges else 0,
+        "working memory": tokens * min(BYTES_PER_TOKEN, 64 * family.hidden_size) + logits,
+    }
+    if device.type != "cuda":
+        parts["libraries"] = PROCESS_BYTES
+    return Memory(str(device), {part: size for part, size in parts.items() if size}, free_bytes(str(device)))
+
+
+def free_bytes(device: str) -> int | None:
+    """Free memory of a GPU, or of the host; None where the driver does not say."""
+    if not device.startswith("cuda"):
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        index = int(device.partition(":")[2] or 0)
+        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index)).free)
+    except pynvml.NVMLError:
+        return None
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def _estimate(spec: RunSpec, planned: Check, family: Any, device: str, kept: float, runs: Path) -> Estimate | None:
+    """From a saved run's pace where one has the same base model on the same kind of device, else from a speed test."""
+    measured = _measured_pace(spec, device, runs)
+    if measured is not None:
+        pace, run_id = measured
+        seconds = planned.n_examples * pace + spec.trials * SECONDS_PER_TRIAL
+        return Estimate(seconds, f"{1000 * pace:.3g} ms an example, as in run {run_id}")
+    speed = _speed(device, family.hidden_size, family.dtype)
+    if speed is None:
+        return None
+    pace = TOKENS_PER_EXAMPLE * 2 * kept * family.n_parameters / (EFFICIENCY * speed)
+    seconds = planned.n_examples * pace + spec.trials * SECONDS_PER_TRIAL
+    how = (
+        f"a guess within a factor of three: this device multiplies matrices of this model's size at "
+        f"{speed / 1e9:,.0f} GFLOP/s, and {TOKENS_PER_EXAMPLE} tokens an example are assumed"
+    )
+    return Estimate(seconds, how)
+
+
+def _measured_pace(spec: RunSpec, device: str, runs: Path) -> tuple[float, str] | None:
+    """Seconds per example of the newest run that is like this one, same benchmarks preferred."""
+    from gptailor.store import queries
+    from gptailor.store.connection import StoreError
+
+    objectives = {objective.name for objective in spec.objectives}
+    alike = [
+        summary
+        for summary in queries.list_runs(runs)
+        if summary.base_model == spec.base_model
+        and summary.device.partition(":")[0] == device.partition(":")[0]
+        and summary.n_done >= ENOUGH_TRIALS
+    ]
+    alike.sort(key=lambda summary: set(summary.objectives) != objectives)
+    for summary in alike[:RECENT_RUNS]:
+        try:
+            tables = queries.read_run(queries.RunFolder.of(runs, summary.run_id))
+        except StoreError:
+            continue  # a run that cannot be read just now tells nothing; the next one may
+        pace = _pace(tables)
+        if pace is not None:
+            return pace, summary.run_id
+    return None
+
+
+def _pace(tables: Any) -> float | None:
+    """Seconds per example newly scored: what a configuration scored on lower rungs was not scored again."""
+    trials = tables.trials[tables.trials.status == "success"]
+    scored = tables.scores.groupby("trial_id").n_samples.sum()
+    trials = trials.assign(scored=trials.trial_id.map(scored)).dropna(subset=["scored"]).sort_values("budget")
+    before = trials.groupby("config_id").scored.shift(fill_value=0)
+    examples, seconds = float((trials.scored - before).sum()), float(trials.evaluate_seconds.sum())
+    return seconds / examples if examples > 0 and seconds > 0 else None
+
+
+def _speed(device: str, width: int, dtype: str) -> float | None:
+    """Floating-point operations a second of a matrix product such as this model's; None where the device is full."""
+    import torch
+
+    try:
+        left = torch.ones(1024, width, dtype=getattr(torch, dtype), device=device)
+        right = torch.ones(width, 4 * width, dtype=left.dtype, device=device)
+        count, until = 0, time.monotonic() + SPEED_TEST_SECONDS
+        (left @ right).sum().item()
+        began = time.monotonic()
+        while not count or time.monotonic() < until:
+            (left @ right)[0, 0].item()
+            count += 1
+        return count * 2 * left.shape[0] * right.numel() / (time.monotonic() - began)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"

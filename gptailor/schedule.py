@@ -1,0 +1,58 @@
+"""How the trials of a search spread over the rungs, by arithmetic: Hyperband's brackets as SMAC runs them.
+
+SMAC starts bracket after bracket, each one rung higher than the last and then from the lowest again, and finishes a
+bracket before it begins the next, so the number of trials at each rung follows from the run file alone (SMAC 2.4,
+intensifier/successive_halving.py and hyperband.py; tested against our own suggester).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gptailor.spec import Budget
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What is planned on one rung.
+
+    budget: examples per benchmark. trials: at this budget. examples: per benchmark, really computed in these trials; a
+    promoted configuration keeps what it scored on the rung below (a budget's examples are the first of the next's).
+    """
+
+    budget: int
+    trials: int
+    examples: int
+
+
+def brackets(budget: Budget) -> list[list[tuple[int, int]]]:
+    """One cycle of Hyperband: for each bracket its stages as (rung index, configurations)."""
+    top = len(budget.rungs) - 1
+    cycle = []
+    for first in range(top + 1):
+        steps = top - first
+        start = math.ceil(budget.eta**steps * (top + 1) / (steps + 1))
+        cycle.append([(first + k, max(1, start // budget.eta**k)) for k in range(steps + 1)])
+    return cycle
+
+
+def schedule(budget: Budget, trials: int) -> tuple[Rung, ...]:
+    """The rungs, lowest first, with the `trials` first trials of the search spread over them."""
+    counts = [0] * len(budget.rungs)
+    fresh = [0] * len(budget.rungs)
+    for (index, is_first), _ in zip(_trials(budget), range(trials), strict=False):
+        counts[index] += 1
+        fresh[index] += budget.rungs[index] - (0 if is_first else budget.rungs[index - 1])
+    return tuple(Rung(*row) for row in zip(budget.rungs, counts, fresh, strict=True))
+
+
+def _trials(budget: Budget) -> Iterator[tuple[int, bool]]:
+    """Without end: the rung index of each trial, and whether its configuration is new."""
+    cycle = brackets(budget)
+    while True:
+        for stages in cycle:
+            for place, (index, configurations) in enumerate(stages):
+                for _ in range(configurations):
+                    yield index, place == 0
