@@ -16,7 +16,8 @@ from gptailor.spec import Benchmark
 CHOICE = """
 task: {name}
 dataset_path: json
-dataset_kwargs: {{data_files: {{train: {folder}/train.jsonl, validation: {folder}/validation.jsonl, test: {folder}/test.jsonl}}}}
+dataset_kwargs:
+  data_files: {{train: {folder}/train.jsonl, validation: {folder}/validation.jsonl, test: {folder}/test.jsonl}}
 output_type: multiple_choice
 training_split: train
 validation_split: validation

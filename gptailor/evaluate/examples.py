@@ -69,7 +69,7 @@ class Encoder:
         self.prefix_token = bos if bos is not None else tokenizer.eos_token_id
         if self.prefix_token is None:
             raise UserError("the base model's tokenizer has neither a beginning nor an end token; lm-eval needs one")
-        self._prefix_text = tokenizer.decode(self.prefix_token)
+        self._prefix_text = str(tokenizer.decode(self.prefix_token))
 
     def encode(self, texts: Sequence[str], special: bool | None = None) -> list[list[int]]:
         """Token ids of each text. `special` as HFLM's add_special_tokens: None leaves it to tokenizer and text."""
@@ -87,13 +87,11 @@ class Encoder:
         return [ids[text] for text in texts]
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Window]:
-        """(context, continuation) texts as windows, contexts cut from the left to the model's window. Raises UserError."""
+        """(context, continuation) texts as windows, cut from the left to the model's window. Raises UserError."""
         moved = [_move_spaces(context, continuation) for context, continuation in pairs]
         contexts = self.encode([context for context, _ in moved])
         wholes = self.encode([context + continuation for context, continuation in moved])
-        bare = self.encode(
-            [cont if not context else "" for (context, _), (_, cont) in zip(pairs, moved, strict=True)], False
-        )
+        bare = self.encode(["" if context else continuation for context, continuation in pairs], special=False)
         windows = []
         for (context, continuation), ids, whole, alone in zip(pairs, contexts, wholes, bare, strict=True):
             if context:
@@ -110,7 +108,7 @@ class Encoder:
             raise UserError(f"the answer {text[:60]!r} or its context has no tokens of its own to score")
         if len(scored) > self.max_length:
             raise UserError(
-                f"the answer {text[:60]!r}... has {len(scored)} tokens, more than the model's window of {self.max_length}"
+                f"the answer {text[:60]!r} has {len(scored)} tokens, more than the model's window of {self.max_length}"
             )
         return Window(tuple((context + scored)[-(self.max_length + 1) :]), len(scored))
 
@@ -173,16 +171,16 @@ def chat_renderer(tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
         raise UserError("chat_template: the base model's tokenizer has no chat template; set chat_template: false")
 
     def render(history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        settings = {
+        settings: dict[str, Any] = {
             "tokenize": False,
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": not add_generation_prompt,
         }
         try:
-            return tokenizer.apply_chat_template(history, **settings)
+            return str(tokenizer.apply_chat_template(history, **settings))
         except jinja2.exceptions.TemplateError:  # templates without a system role; lm-eval then drops it
             history = [message for message in history if message["role"] != "system"]
-            return tokenizer.apply_chat_template(history, **settings)
+            return str(tokenizer.apply_chat_template(history, **settings))
 
     return render
 

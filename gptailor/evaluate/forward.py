@@ -64,15 +64,17 @@ def score_rows(model: PreTrainedModel, windows: Sequence[Window], max_tokens: in
         logits = model(input_ids=padded, use_cache=False).logits
         place = {inputs: row for row, inputs in enumerate(batch)}
         here = [number for number, window in enumerate(windows) if window.inputs in place]
-        at, targets, owners = [], [], []
+        at: list[int] = []
+        targets: list[int] = []
+        owners: list[int] = []
         for owner, number in enumerate(here):
             window = windows[number]
             first = place[window.inputs] * width + len(window.inputs) - window.n_scored
             at += range(first, first + window.n_scored)
             targets += window.tokens[-window.n_scored :]
             owners += [owner] * window.n_scored
-        as_tensor = [torch.tensor(values, device=logits.device) for values in (at, targets, owners)]
-        answers.update(zip(here, _summarise(logits.flatten(0, 1), *as_tensor, len(here)), strict=True))
+        places, wanted, owned = (torch.tensor(values, device=logits.device) for values in (at, targets, owners))
+        answers.update(zip(here, _summarise(logits.flatten(0, 1), places, wanted, owned, len(here)), strict=True))
     return [answers[number] for number in range(len(windows))]
 
 

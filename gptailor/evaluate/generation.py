@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,7 +45,8 @@ def continue_prompts(model: PreTrainedModel, prompts: Sequence[Prompt], encoder:
     padding = padding_token(tokenizer)
     ids = torch.tensor([[padding] * (width - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    written = model.generate(
+    generator: Any = model  # the mixin's type is unknown to type checkers
+    written = generator.generate(
         input_ids=ids,
         attention_mask=mask,
         do_sample=False,

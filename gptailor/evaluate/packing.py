@@ -10,8 +10,9 @@ The last token of a text is never read, only predicted, so it takes no place in 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -87,10 +88,9 @@ class Pack:
         if device.type == "cpu":
             return self
         move = _mover(device)
-        moved = Pack(
-            self.members, *(move(t) for t in (self.tokens, self.positions, self.ends)), self.blocks,
-            *(move(t) for t in (self.scored, self.rows, self.targets, self.owners)), self.n_windows,
-        )  # fmt: skip
+        names = ("tokens", "positions", "ends", "scored", "rows", "targets", "owners")
+        tensors: dict[str, Any] = {name: move(getattr(self, name)) for name in names}
+        moved = replace(self, **tensors)
         buckets = tuple(Bucket(move(b.queries), move(b.keys), b.is_causal, b.n_queries) for b in self.buckets)
         moved.__dict__.update(buckets=buckets, places=move(self.places))
         return moved
@@ -190,7 +190,8 @@ def _clusters(examples: Sequence[Example], places: Iterable[int]) -> list[list[t
 
 def _n_nodes(windows: Sequence[Window]) -> int:
     """Distinct tokens of the windows' common tree."""
-    count, previous = 0, ()
+    count = 0
+    previous: tuple[int, ...] = ()
     for inputs in sorted(window.inputs for window in windows):
         count += len(inputs) - _common(previous, inputs)
         previous = inputs

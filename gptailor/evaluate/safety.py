@@ -44,10 +44,9 @@ def check_task_file(path: Path, trusted: Path) -> None:
 def _reason_to_refuse(file: Path) -> str | None:
     for event in yaml.parse(file.read_text(encoding="utf-8")):
         tag = getattr(event, "tag", None)
-        if tag is not None and not tag.startswith("tag:yaml.org,2002:"):
-            return f"it names `{tag}` on line {event.start_mark.line + 1}, which runs Python code"
-        if tag is not None and "python" in tag:
-            return f"it builds a Python object (`{tag}`) on line {event.start_mark.line + 1}"
+        if tag is not None and (not tag.startswith("tag:yaml.org,2002:") or "python" in tag):
+            line = event.start_mark.line + 1 if event.start_mark else "?"
+            return f"it names `{tag}` on line {line}, which runs Python code"
     content = _plain(file)
     if content.get("dataset_path") in _PICKLED:
         return f"its dataset_path `{content['dataset_path']}` reads pickled files, which can run code"
