@@ -23,8 +23,15 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 WRITER_PATIENCE = 30.0
 READER_PATIENCE = 1.0
 # Files stay readable by the DuckDB release before this one, for colleagues' own scripts.
-_WRITER_CONFIG: dict[str, str | bool | int | float | list[str]] = {"storage_compatibility_version": "v1.5.0"}
+# A missing table must never be looked for among Python's variables.
+_WRITER_CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    "storage_compatibility_version": "v1.5.0",
+    "threads": 1,  # starting a pool costs more than these small transactions gain by it
+    "python_enable_replacements": "false",
+}
 _READER_CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    "threads": 1,
+    "python_enable_replacements": "false",
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
@@ -72,11 +79,11 @@ def known_version() -> int:
 
 def schema_version(con: duckdb.DuckDBPyConnection) -> int:
     """Version of an open database, 0 where nothing was applied yet."""
-    found = con.execute("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'schema_version'").fetchone()
-    if not found or not found[0]:
+    try:
+        row = con.execute("SELECT max(version) FROM schema_version").fetchone()
+    except duckdb.CatalogException:
         return 0
-    row = con.execute("SELECT coalesce(max(version), 0) FROM schema_version").fetchone()
-    return int(row[0]) if row else 0
+    return int(row[0]) if row and row[0] is not None else 0
 
 
 def migrate(con: duckdb.DuckDBPyConnection) -> None:
@@ -131,7 +138,6 @@ def open_reader(folder: RunFolder, patience: float = READER_PATIENCE) -> Iterato
     with _classified(folder):
         con = _connect(folder.database, patience, read_only=True)
         try:
-            con.begin()
             yield con
         finally:
             con.close()

@@ -55,6 +55,11 @@ class RunFolder:
         return self.path / "run.duckdb"
 
     @property
+    def wal(self) -> Path:
+        """DuckDB's write-ahead log; there only while a write is under way or after a kill."""
+        return self.path / "run.duckdb.wal"
+
+    @property
     def journal(self) -> Path:
         return self.path / "journal.jsonl"
 
@@ -89,7 +94,7 @@ class RunFolder:
     def version(self) -> tuple[int, ...]:
         """Changes when the database does, without opening it: mtime (ns) and size of it and its write-ahead log."""
         parts: list[int] = []
-        for file in (self.database, self.database.with_name(self.database.name + ".wal")):
+        for file in (self.database, self.wal):
             try:
                 found = file.stat()
                 parts += [found.st_mtime_ns, found.st_size]
@@ -140,14 +145,18 @@ def new_run_id(name: str, suffix: str | None = None) -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{slug}-{suffix or secrets.token_hex(2)}"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file whole: a reader sees the old or the new text, never half of it. Raises OSError."""
+def write_atomically(path: Path, text: str, durable: bool = True) -> None:
+    """Replace a small file whole: a reader sees the old or the new text, never half of it. Raises OSError.
+
+    durable=False leaves out the wait for the disk, for what can be computed again after a power cut.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError:

@@ -195,7 +195,7 @@ class _Best:
 def write_summary(folder: RunFolder, summary: RunSummary) -> None:
     """Keep it beside the database. Raises OSError."""
     data = {"format": FORMAT, **dataclasses.asdict(summary)}
-    write_atomically(folder.summary, json.dumps(data, default=_iso))
+    write_atomically(folder.summary, json.dumps(data, default=_iso), durable=False)
 
 
 def read_summary(folder: RunFolder) -> RunSummary | None:

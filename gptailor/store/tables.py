@@ -21,6 +21,8 @@ from gptailor.store.journal import Event
 
 Row = dict[str, Any]
 DATA_TABLES = ("runs", "trials", "scores", "plans", "layers", "evaluations", "examples")
+_CHANGING = ("runs", "trials")
+"""Tables whose rows are written more than once as a matter of course."""
 SNAPSHOT_ROWS = 2000
 """Rows of one `rows` event: a journal line stays of a size that reads and applies at once."""
 
@@ -36,7 +38,7 @@ class Table:
 @lru_cache
 def known_tables() -> dict[str, Table]:
     """The tables of this version, as its own migrations make them."""
-    con = duckdb.connect(":memory:")
+    con = duckdb.connect(":memory:", config={"python_enable_replacements": "false"})
     try:
         migrate(con)
         columns: dict[str, dict[str, str]] = defaultdict(dict)
@@ -52,8 +54,11 @@ def known_tables() -> dict[str, Table]:
     return {table: Table(columns[table], tuple(key)) for table, key in keys}
 
 
-def upsert(con: duckdb.DuckDBPyConnection, table: str, rows: Iterable[Row]) -> None:
-    """Merge rows into a table by primary key. A column that a row does not name keeps its stored value."""
+def upsert(con: duckdb.DuckDBPyConnection, table: str, rows: Iterable[Row], merge: bool = True) -> None:
+    """Merge rows into a table by primary key. A column that a row does not name keeps its stored value.
+
+    merge=False is twice as fast and raises duckdb.ConstraintException where a key is already there.
+    """
     known = known_tables()[table]
     merged: dict[tuple[Any, ...], Row] = {}
     for row in rows:  # DuckDB refuses to touch one key twice in a statement
@@ -69,7 +74,7 @@ def upsert(con: duckdb.DuckDBPyConnection, table: str, rows: Iterable[Row]) -> N
             f"INSERT INTO {table} ({', '.join(columns)}) "
             f"SELECT {', '.join(f'r.{column}' for column in columns)} "
             f"FROM (SELECT unnest(from_json(?::JSON, '{shape}')) AS r) "
-            f"ON CONFLICT DO {f'UPDATE SET {change}' if change else 'NOTHING'}",
+            + (f"ON CONFLICT DO UPDATE SET {change}" if merge else ""),
             [json.dumps(group, ensure_ascii=False)],
         )
 
@@ -80,12 +85,22 @@ def apply(con: duckdb.DuckDBPyConnection, run_id: str, events: list[Event]) -> N
     for event in events:
         for table, row in rows_of(event):
             tables[table].append({"run_id": run_id, **row})
+    try:
+        _apply(con, run_id, events[-1], tables, merge=False)
+    except duckdb.ConstraintException:  # something is recorded for the second time
+        _apply(con, run_id, events[-1], tables, merge=True)
+
+
+def _apply(con: duckdb.DuckDBPyConnection, run_id: str, last: Event, tables: dict[str, list[Row]], merge: bool) -> None:
     con.begin()
     try:
         for table in DATA_TABLES:
             if table in tables:
-                upsert(con, table, tables[table])
-        upsert(con, "journal", [{"run_id": run_id, "applied": events[-1]["n"]}])
+                upsert(con, table, tables[table], merge or table in _CHANGING)
+        mark = {"journal_applied": last["n"], "heartbeat_at": last["at"]}
+        changed = con.execute("UPDATE runs SET journal_applied = ?, heartbeat_at = ?", list(mark.values())).fetchone()
+        if changed == (0,):  # the journal's first line is lost
+            upsert(con, "runs", [{"run_id": run_id, **mark}])
         con.commit()
     except duckdb.Error:
         con.rollback()
@@ -94,22 +109,38 @@ def apply(con: duckdb.DuckDBPyConnection, run_id: str, events: list[Event]) -> N
 
 def applied(con: duckdb.DuckDBPyConnection) -> int:
     """Number of the last event that the open database holds."""
-    row = con.execute("SELECT max(applied) FROM journal").fetchone()
+    row = con.execute("SELECT max(journal_applied) FROM runs").fetchone()
     return int(row[0]) if row and row[0] is not None else 0
 
 
-def snapshot(con: duckdb.DuckDBPyConnection) -> Iterator[Event]:
-    """The whole open database as `rows` events (without numbers): what copies, imports and new journals start from."""
-    for table in DATA_TABLES:
-        columns = ", ".join(column for column in known_tables()[table].columns if column != "run_id")
-        found = con.execute(f"SELECT to_json(t) FROM (SELECT {columns} FROM {table} ORDER BY ALL) AS t")
+def snapshot(con: duckdb.DuckDBPyConnection, database: str | None = None) -> Iterator[Event]:
+    """The whole open (or attached) database as `rows` events, without numbers: what copies and imports start from.
+
+    Only what this version knows is taken, and columns that an older file lacks are left out.
+    """
+    for table, source in sources(con, database):
+        found = con.execute(f"SELECT to_json(t) FROM ({source} ORDER BY ALL) AS t")
         while chunk := found.fetchmany(SNAPSHOT_ROWS):
             yield {"event": "rows", "table": table, "rows": [json.loads(row[0]) for row in chunk]}
 
 
+def sources(con: duckdb.DuckDBPyConnection, database: str | None = None) -> Iterator[tuple[str, str]]:
+    """(table, query of its data) for each of our tables in the open (or attached) database."""
+    there = con.execute(
+        "SELECT database_name, table_name, column_name FROM duckdb_columns() "
+        "WHERE database_name = coalesce(?, current_database()) AND schema_name = 'main' AND NOT internal",
+        [database],
+    ).fetchall()
+    for table in DATA_TABLES:
+        columns = [c for c in known_tables()[table].columns if c not in ("run_id", "journal_applied")]
+        found = {column for _, name, column in there if name == table}
+        wanted = ", ".join(column for column in columns if column in found)
+        if wanted:
+            yield table, f'SELECT {wanted} FROM "{there[0][0]}".main.{table}'
+
+
 def rows_of(event: Event) -> Iterator[tuple[str, Row]]:
     """(table, row without run_id) for every row that an event adds or changes."""
-    yield "runs", {"heartbeat_at": event["at"]}
     match event["event"]:
         case "run" | "status":
             yield "runs", event["row"]

@@ -14,8 +14,9 @@ import math
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,7 +32,7 @@ from gptailor.store.connection import (
 )
 from gptailor.store.folder import RunFolder, write_atomically
 from gptailor.store.journal import FORMAT, Event, JournalContents, append, cut_torn_line, read_journal, write_journal
-from gptailor.store.summary import summarise, write_summary
+from gptailor.store.summary import RunSummary, summarise, write_summary
 from gptailor.store.tables import applied, apply, snapshot
 from gptailor.trial import Evaluation, Outcome, RunRecord, RunStatus, Score, Trial
 
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 CHUNK = 5000
 """Events applied in one transaction when a long journal is caught up with."""
 Clock = Callable[[], datetime]
+_UNSUMMARISED = {"trial_started", "plan", "examples"}
+"""Events that change nothing in the table of runs but the time of the last activity."""
 _ENDED = {RunStatus.FINISHED, RunStatus.STOPPED, RunStatus.FAILED}
 
 
@@ -60,13 +63,20 @@ class RunWriter:
         self._in_batch = 0
         self._started: datetime | None = None
         self._warned = ""
+        self._summary: RunSummary | None = None  # None: the database has moved on since
 
     @classmethod
     def create(cls, folder: RunFolder, record: RunRecord, spec_yaml: str, clock: Clock = utc_now) -> RunWriter:
         """A new run: run file, journal and database. Raises FileExistsError where one is there, StoreUnwritable."""
         row = {key: value for key, value in dataclasses.asdict(record).items() if key != "run_id"}
+        return cls.restore(folder, [{"event": "run", "row": row | {"status": RunStatus.QUEUED}}], spec_yaml, clock)
+
+    @classmethod
+    def restore(cls, folder: RunFolder, events: Iterable[Event], spec_yaml: str, clock: Clock = utc_now) -> RunWriter:
+        """A run made of events without numbers, such as another run's snapshot. Raises like `create`."""
         writer = cls(folder, 0, [], clock)
-        writer._queue({"event": "run", "row": row | {"status": RunStatus.QUEUED}})
+        for event in events:
+            writer._queue(event)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
             write_atomically(folder.spec, spec_yaml)
@@ -133,7 +143,11 @@ class RunWriter:
     def change_spec(self, spec: dict[str, Any], spec_yaml: str) -> None:
         """The run was extended: more trials or hours. Nothing else of a run file may change. Raises StoreUnwritable."""
         write_atomically(self.folder.spec, spec_yaml)
-        self._record({"event": "run", "row": {"spec": spec}})
+        self.record_run({"spec": spec})
+
+    def record_run(self, row: dict[str, Any]) -> None:
+        """Columns of `runs` that became known, or known better, after the run was created. Raises StoreUnwritable."""
+        self._record({"event": "run", "row": row})
 
     def heartbeat(self) -> None:
         """A sign of life without a write to the database: the lock file's mtime. Also catches up what is behind."""
@@ -206,9 +220,13 @@ class RunWriter:
         try:
             with open_writer(self.folder, patience) as con:
                 while self._pending:
-                    apply(con, self.folder.run_id, self._pending[:CHUNK])
+                    chunk = self._pending[:CHUNK]
+                    apply(con, self.folder.run_id, chunk)
                     del self._pending[:CHUNK]
-                summary = summarise(con, self.folder)
+                    if any(event["event"] not in _UNSUMMARISED for event in chunk):
+                        self._summary = None
+                if self._summary is None:
+                    self._summary = summarise(con, self.folder)
         except StoreError as error:
             if str(error) != self._warned:
                 log.warning("%s. Nothing is lost: %d events wait in the journal", error, len(self._pending))
@@ -218,7 +236,7 @@ class RunWriter:
             log.warning("run %s: the database is up to date again", self.folder.run_id)
             self._warned = ""
         with suppress(OSError):  # readers compute it from the database where it is missing or old
-            write_summary(self.folder, summary)
+            write_summary(self.folder, replace(self._summary, last_activity=self._clock()))
 
 
 def _first_start(events: list[Event]) -> datetime | None:

@@ -1,0 +1,57 @@
+"""Recreate a run's database from its journal: what `python -m gptailor repair` does."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+
+from gptailor.errors import UserError
+from gptailor.spec import load_spec
+from gptailor.store.connection import StoreDamaged, open_reader
+from gptailor.store.folder import RunFolder
+from gptailor.store.journal import read_journal
+from gptailor.store.writer import RunWriter
+from gptailor.trial import RunStatus
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """events: applied; damaged: numbers of the journal's lines that are lost; n_trials: now stored."""
+
+    events: int
+    damaged: tuple[int, ...]
+    n_trials: int
+
+
+def rebuild(folder: RunFolder) -> Rebuilt:
+    """Put the database aside (`run.duckdb.damaged`) and make it anew. Hold the run's EngineLock while you do.
+
+    Raises StoreMissing (no journal: nothing is touched), StoreDamaged, StoreNewer, StoreUnwritable.
+    """
+    contents = read_journal(folder.journal)
+    if not contents.events:
+        raise StoreDamaged(f"run {folder.run_id}: no line of its journal can be read, there is nothing to rebuild from")
+    with suppress(FileNotFoundError):
+        os.replace(folder.database, folder.database.with_name("run.duckdb.damaged"))
+    folder.wal.unlink(missing_ok=True)
+    writer = RunWriter.open(folder)
+    if writer.behind:
+        raise StoreDamaged(f"run {folder.run_id}: the new database could not be written; see the log, then try again")
+    with open_reader(folder) as con:
+        status, n_trials, n_layers = con.execute(
+            "SELECT any_value(status), (SELECT count(*) FROM trials), (SELECT max(layer) + 1 FROM layers) FROM runs"
+        ).fetchone() or (None, 0, None)
+    if status is None:
+        _record_again(folder, writer, n_layers)
+    return Rebuilt(len(contents.events), tuple(contents.damaged), n_trials)
+
+
+def _record_again(folder: RunFolder, writer: RunWriter, n_layers: int | None) -> None:
+    """The journal's first line is lost: say what the run was from its run file."""
+    row: dict[str, object] = {"status": RunStatus.STOPPED, "name": folder.run_id, "n_layers": n_layers}
+    with suppress(UserError):  # without its run file, a run is still its trials
+        spec = load_spec(folder.spec)
+        row |= {"name": spec.name, "spec": spec.model_dump(mode="json"), "base_model": spec.base_model}
+        row |= {"seed": spec.seed, "n_removed": spec.n_removed(n_layers) if n_layers else None}
+    writer.record_run(row)
