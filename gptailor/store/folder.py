@@ -89,7 +89,8 @@ class RunFolder:
         return self.path / "smac"
 
     def exists(self) -> bool:
-        return any(file.exists() for file in (self.spec, self.database, self.journal))
+        """Whether an engine has begun it: RunWriter.open, not create. A prepared run has its run file only."""
+        return self.database.exists() or self.journal.exists()
 
     def version(self) -> tuple[int, ...]:
         """Changes when the database does, without opening it: mtime (ns) and size of it and its write-ahead log."""
@@ -133,7 +134,7 @@ def run_folders(root: str | Path) -> list[RunFolder]:
             folder = RunFolder.of(root, name)
         except UserError:
             continue
-        if folder.exists():
+        if folder.exists() or folder.spec.exists():
             folders.append(folder)
     return folders
 

@@ -28,8 +28,6 @@ MAX_ZIP = 256 * 1024**2
 MAX_LAYERS = 10_000
 _TAKEN = {"run.duckdb": 1024**3, "notes.json": 1024**2, "engine.log": 64 * 1024**2}
 """Files that are read, and how large each may be unpacked."""
-_PASSED_OVER = {"run.yaml", "journal.jsonl", "summary.json", "engine.lock", "control", "smac"}
-"""What else a run's folder may hold; a new run makes its own."""
 
 
 def import_run(archive: str | Path, root: str | Path) -> RunFolder:
@@ -87,10 +85,10 @@ def _unpack(archive: Path, into: Path) -> None:
                     continue
                 parts = path.parts[1:] if inside else path.parts
                 name = "/".join(parts)
-                if parts[0] in _PASSED_OVER:
+                if name not in _TAKEN:  # journals, locks, summaries: a new run makes its own
                     continue
-                if name not in _TAKEN or (into / name).exists():
-                    raise refuse(f"{shown} is no file of a run, or is in it twice")
+                if (into / name).exists():
+                    raise refuse(f"{shown} is in it twice")
                 _extract(opened, entry, into / name, _TAKEN[name], refuse(f"{shown} is too large"))
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, UnicodeDecodeError) as error:
         # RuntimeError: zipfile's word for an encrypted entry

@@ -94,7 +94,7 @@ class RunWriter:
 
         Raises StoreMissing, StoreNewer, StoreUnwritable.
         """
-        if not folder.database.exists() and not folder.journal.exists():
+        if not folder.exists():
             raise StoreMissing(f"run {folder.run_id}: it has neither a database nor a journal")
         contents = read_journal(folder.journal) if folder.journal.exists() else JournalContents(damaged=[0])
         cut_torn_line(folder.journal, contents)
@@ -154,7 +154,8 @@ class RunWriter:
         with suppress(OSError):  # the file is gone or its disk is: the next record will say so
             os.utime(self.folder.lock)
         if self.behind and not self._in_batch:
-            self.flush()
+            with suppress(StoreUnwritable):  # whoever records next is told
+                self.flush()
 
     def start_trial(self, trial: Trial) -> None:
         row = dataclasses.asdict(trial)

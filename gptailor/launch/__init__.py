@@ -1,0 +1,51 @@
+"""Start, stop and find engine processes, wait for a device, run other model work: what the dashboard and the command
+line share. Nothing here imports torch, SMAC or Streamlit: starting something stays quick and small."""
+
+from gptailor.launch.devices import Device, free_devices
+from gptailor.launch.engine import (
+    LOST,
+    EngineLock,
+    StopResult,
+    asked,
+    delete_run,
+    is_alive,
+    launch,
+    prepare,
+    read_control,
+    request,
+    resume,
+    start,
+    state,
+    stop,
+)
+from gptailor.launch.jobs import Job, JobState, JobStatus, job_state, list_jobs, start_job, stop_job
+from gptailor.launch.queue import DeviceQueue, StopAsked, waiting_behind
+
+__all__ = [
+    "LOST",
+    "Device",
+    "DeviceQueue",
+    "EngineLock",
+    "Job",
+    "JobState",
+    "JobStatus",
+    "StopAsked",
+    "StopResult",
+    "asked",
+    "delete_run",
+    "free_devices",
+    "is_alive",
+    "job_state",
+    "launch",
+    "list_jobs",
+    "prepare",
+    "read_control",
+    "request",
+    "resume",
+    "start",
+    "start_job",
+    "state",
+    "stop",
+    "stop_job",
+    "waiting_behind",
+]

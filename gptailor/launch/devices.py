@@ -1,0 +1,62 @@
+"""What a model can run on here, and how much memory is free: read without torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import pynvml
+
+
+@dataclass(frozen=True)
+class Device:
+    """name: as a run file's `device` names it. Memory in bytes; the CPU's and MPS's is the machine's."""
+
+    name: str
+    label: str
+    free: int
+    total: int
+
+
+def free_devices() -> list[Device]:
+    """Every device, GPUs first. Without a driver there are none of those, and that is no error."""
+    memory = psutil.virtual_memory()
+    devices = list(_cuda())
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        devices.append(Device("mps", "Apple GPU", memory.available, memory.total))
+    cores = psutil.cpu_count(logical=True) or 1
+    label = f"CPU, {cores} core{'s' * (cores > 1)}"
+    return [*devices, Device("cpu", label, memory.available, memory.total)]
+
+
+def _cuda() -> Iterator[Device]:
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no NVIDIA driver
+        return
+    try:
+        for index, handle in enumerate(_visible()):
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            yield Device(f"cuda:{index}", str(pynvml.nvmlDeviceGetName(handle)), int(memory.free), int(memory.total))
+    except pynvml.NVMLError:  # a GPU that fell off the bus: what was found until here is still true
+        return
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _visible() -> Iterator[object]:
+    """GPUs in torch's numbering: CUDA_VISIBLE_DEVICES picks and orders them by number or by UUID."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        chosen = ",".join(map(str, range(pynvml.nvmlDeviceGetCount())))
+    for part in filter(None, (part.strip() for part in chosen.split(","))):
+        if part.isdigit():
+            yield pynvml.nvmlDeviceGetHandleByIndex(int(part))
+        elif part.startswith(("GPU-", "MIG-")):
+            yield pynvml.nvmlDeviceGetHandleByUUID(part)
+        else:  # CUDA stops at the first entry that is none, such as -1
+            return
