@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import altair as alt
 import pandas as pd
 
 from gptailor.dashboard import theme
+from gptailor.dashboard.charts.common import Chart
 from gptailor.dashboard.text import csv_safe, plain
 
 PICTURE_WIDTH = 900
 """Pixels of a downloaded picture's plot; PNG is drawn at twice that."""
-
-Chart = alt.Chart | alt.LayerChart | alt.HConcatChart | alt.VConcatChart | alt.ConcatChart | alt.FacetChart
 
 
 def csv_bytes(frame: pd.DataFrame) -> bytes:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import streamlit as st
 
+from gptailor import launch
+from gptailor.dashboard.frames.importance import Importance
 from gptailor.dashboard.frames.view import View
 from gptailor.store import RunFolder, queries
 from gptailor.store.connection import StoreBusy
@@ -46,6 +48,10 @@ class Run:
     def is_active(self) -> bool:
         return self.status in ("queued", "running", "paused")
 
+    @property
+    def is_demo(self) -> bool:
+        return self.folder.root == DEMO
+
 
 def runs_root() -> Path:
     """Where runs are saved: the environment's GPTAILOR_RUNS, else data/runs."""
@@ -59,11 +65,14 @@ def runs() -> list[Run]:
 
 
 def _run(folder: RunFolder) -> Run:
-    from gptailor import launch
-
     summary = _summary(str(folder.path), _summary_version(folder))
     name = read_notes(folder).name or summary.name
-    return Run(folder, summary, name, str(launch.state(folder)))
+    return Run(folder, summary, name, str(launch.state(folder, summary.status)))
+
+
+def status(folder: RunFolder) -> str:
+    """A run's state now: queued, running, paused, finished, stopped, failed or lost."""
+    return _run(folder).status
 
 
 def _summary_version(folder: RunFolder) -> tuple[int, ...]:
@@ -135,3 +144,22 @@ def log_tail(run: Run, lines: int = 200) -> str:
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
+
+
+# --- answers that take a moment -------------------------------------------------------------------------------------------
+
+IMPORTANCE_STEP = 10
+"""Trials by which a live run must have grown before importances are worked out anew."""
+
+
+def importance(run: Run, view: View) -> Importance | None:
+    """Importances of the run's layers, worked out once for everybody."""
+    grown = len(view.trials) // IMPORTANCE_STEP if run.is_active else view.tables.version
+    return _importance(str(run.folder.path.resolve()), str(grown), view)
+
+
+@st.cache_data(max_entries=32, show_spinner="Working out which layers matter …")
+def _importance(path: str, grown: str, _view: View) -> Importance | None:
+    from gptailor.dashboard.frames.importance import importance
+
+    return importance(_view.layers, _view.trials, _view.facts)

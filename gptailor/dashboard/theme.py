@@ -8,7 +8,7 @@ Okabe and Ito's colours name things (https://jfly.uni-koeln.de/color/), cividis 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from gptailor.plan import BASE
 
@@ -31,12 +31,12 @@ STATUS_COLOURS = {"success": "#009E73", "running": "#56B4E9", "crashed": "#D55E0
 STATUS_SHAPES = {"success": "circle", "running": "triangle-right", "crashed": "cross", "cancelled": "square"}
 
 MERGED, REMOVED = "merged", "removed"
-SCORES = "cividis"
-SHARES = "viridis"
-SIGNED = "blueorange"
+Scheme = Literal["cividis", "viridis"]
+SCORES: Scheme = "cividis"
+SHARES: Scheme = "viridis"
 
 DARK_INK, LIGHT_INK = "#10151B", "#FFFFFF"
-_LIGHT_INK_ON = {"#0072B2", REMOVED_COLOUR}
+_BLUES = ("#A9B6C8", "#8FB0D0", "#6FA3CF", "#4A92C6", "#2F83BB", "#1F6FAA")
 
 
 def source_colours(candidates: Sequence[str]) -> dict[str, str]:
@@ -61,9 +61,18 @@ def source_codes(candidates: Sequence[str]) -> dict[str, str]:
     return codes
 
 
+def rung_colours(rungs: Sequence[int]) -> dict[int, str]:
+    """Ordered colours for rungs, the highest the strongest, all of them visible on light and on dark ground."""
+    last, step = len(_BLUES) - 1, max(len(rungs) - 1, 1)
+    return {rung: _BLUES[round(index * last / step)] for index, rung in enumerate(rungs)}
+
+
 def ink_on(colour: str) -> str:
-    """Text colour that reads on a fill of `colour`."""
-    return LIGHT_INK if colour in _LIGHT_INK_ON else DARK_INK
+    """Text colour that reads on a fill of `colour`: whichever contrasts more (WCAG's relative luminance)."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return DARK_INK if luminance > 0.2 else LIGHT_INK
 
 
 def export_config() -> dict[str, Any]:
@@ -74,7 +83,13 @@ def export_config() -> dict[str, Any]:
         "font": "Helvetica, Arial, sans-serif",
         "padding": 16,
         "view": {"stroke": None},
-        "axis": {**label, "titleFontWeight": "normal", "gridColor": "#E6EAEF", "domainColor": "#C5CCD6", "tickColor": "#C5CCD6"},
+        "axis": {
+            **label,
+            "titleFontWeight": "normal",
+            "gridColor": "#E6EAEF",
+            "domainColor": "#C5CCD6",
+            "tickColor": "#C5CCD6",
+        },
         "legend": {**label, "titleFontWeight": "normal"},
         "title": {"anchor": "start", "fontSize": 15, "subtitleFontSize": 12, "subtitleColor": "#5B6572", "offset": 14},
         "range": {"category": list(RUN_COLOURS)},

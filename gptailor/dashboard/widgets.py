@@ -9,18 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import pandas as pd
 import streamlit as st
 
-from gptailor.dashboard import export
+from gptailor.dashboard import readers, text
+from gptailor.dashboard.figures import show_chart, show_table
+from gptailor.dashboard.frames.layers import plan_name
+from gptailor.dashboard.frames.trials import AVERAGE
+from gptailor.dashboard.frames.view import View
 from gptailor.dashboard.text import plain
 from gptailor.dashboard.text import safe as text_safe
+from gptailor.store.connection import StoreError
+
+__all__ = ["show_chart", "show_table", "text_safe"]  # what pages reach through here, besides what is defined here
 
 ROOT = Path(__file__).resolve().parents[2]
+ROWS = 50
+"""Most plans that a heatmap has rows for."""
+SIDEBAR = 230
+"""Pixels."""
+MOST_RUNS = 6
+"""Runs that can be compared at once: as many as there are colours that everybody tells apart."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,10 @@ PAGES = (
     Page("pages/6_Compare.py", "Compare", ":material/balance:", "Which run is better, and why?"),
     Page("pages/2_Progress.py", "Progress", ":material/timeline:", "Is it going well?"),
     Page(
-        "pages/3_Fidelity.py", "Fidelity", ":material/stairs:", "Where did the budget go, and can the cheap rungs be trusted?"
+        "pages/3_Fidelity.py",
+        "Fidelity",
+        ":material/stairs:",
+        "Where did the budget go, and can the cheap rungs be trusted?",
     ),
     Page("pages/4_Trade-offs.py", "Trade-offs", ":material/scatter_plot:", "What costs what?"),
     Page("pages/5_Layers.py", "Layers", ":material/view_column:", "Who made this model?"),
@@ -54,7 +70,6 @@ STATUS_LOOK = {
     "failed": ("red", ":material/error:", "Ended by an error; see Progress."),
     "lost": ("orange", ":material/help:", "Says it is running, but no engine holds it; it can be resumed."),
 }
-ACTIVE = ("queued", "running", "paused")
 
 
 # --- the head of a page -------------------------------------------------------------------------------------------------
@@ -63,7 +78,9 @@ ACTIVE = ("queued", "running", "paused")
 def open_page(title: str) -> None:
     """The page's head: browser title, navigation, heading, and the question that the page answers."""
     page = next(page for page in PAGES if page.title == title)
-    st.set_page_config(page_title=f"{page.title} · gptailor", page_icon=page.icon, layout="wide")
+    st.set_page_config(
+        page_title=f"{page.title} · gptailor", page_icon=page.icon, layout="wide", initial_sidebar_state=SIDEBAR
+    )
     with st.sidebar:
         st.markdown("### :material/content_cut: gptailor", width="stretch")
         _links("All runs", [page for page in PAGES if page.title in _ALL_RUNS])
@@ -126,52 +143,203 @@ def select(
     return current
 
 
-# --- charts ---------------------------------------------------------------------------------------------------------------
+# --- runs and plans -------------------------------------------------------------------------------------------------------
 
 
-def show_chart(
-    chart: export.Chart,
-    frame: pd.DataFrame,
-    *,
-    title: str,
-    note: str,
-    alt: str,
-    key: str,
-    select: bool = False,
-    columns: dict[str, Any] | None = None,
-) -> Any:
-    """A chart in its frame: title, note (n shown, budget, how to read it), alt text, and its data one click away.
-
-    title and note are our own words; other people's go in through `plain`. Returns the selection where `select` is set.
-    """
-    st.markdown(f"**{text_safe(title, 160)}**")
-    if note:
-        st.caption(text_safe(note, 600))
-    event = None
-    if select:
-        event = st.altair_chart(chart, width="stretch", key=f"chart.{key}", on_select="rerun", alt=alt)
-    else:
-        st.altair_chart(chart, width="stretch", key=f"chart.{key}", alt=alt)
-    _data_below(chart, frame, title, note, key, columns)
-    return event
+def pick_run() -> readers.Run:
+    """The run that the page is about, with its state and what it is; stops the page, saying why, where there is none."""
+    runs = readers.runs()
+    if not runs:
+        empty("No run is saved here yet. Start one on the Launch page.")
+        if (ROOT / "pages/1_Launch.py").is_file():
+            st.page_link("pages/1_Launch.py", label="Launch a run", icon=":material/rocket_launch:")
+        st.stop()
+    by_id = {run.run_id: run for run in runs}
+    asked = st.query_params.get("run")
+    newest = next((run.run_id for run in runs if run.is_active), runs[0].run_id)
+    left, right = st.columns([5, 2], vertical_alignment="bottom")
+    with left:
+        run = by_id[select("run", "Run", list(by_id), lambda run_id: _run_label(by_id[run_id]), newest)]
+    with right:
+        status_badge(run.status)
+    if asked and asked not in by_id:
+        st.warning(f"The link asks for the run {text_safe(asked)}, which is not saved here. This is another one.")
+    return run
 
 
-@st.fragment
-def _data_below(
-    chart: export.Chart, frame: pd.DataFrame, title: str, note: str, key: str, columns: dict[str, Any] | None
-) -> None:
-    box = st.expander("Data and downloads", key=f"data.{key}", on_change="rerun", type="compact")
-    if not box.open:
+def _run_label(run: readers.Run) -> str:
+    return f"{plain(run.name)}  ·  {run.run_id[:15] if run.run_id[:8].isdigit() else plain(run.run_id, 32)}"
+
+
+def pick_runs() -> list[readers.Run]:
+    """Two to MOST_RUNS runs, in the order they were picked, kept in the URL; stops the page where there are fewer."""
+    by_id = {run.run_id: run for run in readers.runs()}
+    if len(by_id) < 2:
+        empty(
+            "Comparing takes two saved runs. There " + ("is one so far." if by_id else "is none so far."),
+            ":material/balance:",
+        )
+        st.stop()
+    asked = [run_id for run_id in (chosen("runs") or "").split(",") if run_id in by_id]
+    if not asked:
+        asked = list(dict.fromkeys([*([run] if (run := chosen("run")) in by_id else []), *by_id]))[:2]
+    key = "select.runs"
+    st.session_state[key] = list(dict.fromkeys(asked))[:MOST_RUNS]
+
+    def adopt() -> None:
+        choose("runs", ",".join(st.session_state[key]))
+
+    picked = st.multiselect(
+        f"Runs (2 to {MOST_RUNS})",
+        list(by_id),
+        format_func=lambda run_id: _run_label(by_id[run_id]),
+        key=key,
+        max_selections=MOST_RUNS,
+        on_change=adopt,
+    )
+    choose("runs", ",".join(picked))
+    if len(picked) < 2:
+        empty("Pick at least two runs.", ":material/balance:")
+        st.stop()
+    return [by_id[run_id] for run_id in picked]
+
+
+def read_quietly(run: readers.Run) -> View:
+    """Like `read`, without the line on what the run is."""
+    try:
+        view = readers.read(run)
+        view.facts  # noqa: B018  (derived here, so that a run without a row of its own is refused here)
+    except (StoreError, ValueError) as error:
+        st.info(
+            f"{text_safe(run.name)} cannot be compared yet: {text_safe(error, 600)}", icon=":material/hourglass_empty:"
+        )
+        st.stop()
+    return view
+
+
+def by_trials_or_hours() -> str:
+    """Whether curves run over trials or over hours."""
+    names = {"trials": "By trials", "hours": "By hours"}
+    return str(
+        st.segmented_control(
+            "Curves",
+            list(names),
+            format_func=names.__getitem__,
+            default="trials",
+            required=True,
+            key="by",
+            persist_state="session",
+            label_visibility="collapsed",
+        )
+    )
+
+
+def read(run: readers.Run) -> View:
+    """The run's tables, with a line on what it is; stops the page, saying why, where they cannot be read or hold nothing."""
+    try:
+        view = readers.read(run)
+        about = _about(view)
+    except StoreError as error:
+        message = text_safe(error, 600)
+        if run.status == "queued":
+            message = "The run waits for its device; nothing has been written yet."
+        st.info(message, icon=":material/hourglass_empty:")
+        st.stop()
+    st.caption(about)
+    if view.tables.notice:
+        st.warning(text_safe(view.tables.notice, 600))
+    return view
+
+
+def _about(view: View) -> str:
+    facts = view.facts
+    rungs = " / ".join(map(str, facts.rungs))
+    parts = [
+        f"Base {text_safe(facts.base_model, 60)}",
+        f"{facts.n_layers} → {facts.n_layers - facts.n_removed} layers",
+        text.plural(len(facts.candidates), "candidate"),
+        text.plural(len(facts.objectives), "objective"),
+        f"rungs of {rungs} examples",
+        f"read at {clock(view.tables.as_of)}",
+    ]
+    return "  ·  ".join(parts)
+
+
+def clock(moment: datetime) -> str:
+    """Hours, minutes and seconds where the reader is, else in UTC."""
+    try:
+        return moment.astimezone(ZoneInfo(st.context.timezone or "")).strftime("%H:%M:%S")
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return moment.strftime("%H:%M:%S UTC")
+
+
+def need_plans(view: View) -> None:
+    """Stop the page with a sentence where no trial has succeeded."""
+    if len(view.plans):
         return
-    with box:
-        st.dataframe(frame, hide_index=True, height=min(38 + 35 * max(len(frame), 1), 320), column_config=columns, alt=f"Data of: {title}")
-        name = "-".join(plain(title).lower().split())
-        with st.container(horizontal=True):
-            for label, suffix, mime, make in (
-                ("CSV", "csv", "text/csv", partial(export.csv_bytes, frame)),
-                ("PNG", "png", "image/png", partial(export.png_bytes, chart, title, note)),
-                ("SVG", "svg", "image/svg+xml", partial(export.svg_bytes, chart, title, note)),
-            ):
-                st.download_button(
-                    label, make, f"{name}.{suffix}", mime, key=f"{suffix}.{key}", on_click="ignore", icon=":material/download:"
-                )
+    ended = view.trials[view.trials["status"] != "running"]
+    if ended.empty:
+        empty(
+            "No trial has ended yet. This page fills as soon as the first plan is scored.", ":material/hourglass_empty:"
+        )
+    else:
+        empty(
+            f"All {text.plural(len(ended), 'trial')} so far failed; the Progress page lists the causes.",
+            ":material/error:",
+        )
+    st.stop()
+
+
+def judged_note(view: View) -> str:
+    """What "best" means here: n and the budget it is judged at."""
+    n = text.plural(len(view.plans), "plan")
+    if view.judged_in_full:
+        return f"{n} scored at the full budget of {view.top_budget} examples a benchmark."
+    return f"{n} scored at {view.top_budget} examples a benchmark, the highest rung reached so far (full: {view.facts.full_budget})."
+
+
+def chosen_plan(view: View) -> int:
+    """config_id of the plan that is looked at: the one in the URL where it was judged, else the best one."""
+    asked, judged = chosen("config"), view.plans["config_id"].astype(int).tolist()
+    return int(asked) if asked and asked.isdecimal() and len(asked) < 10 and int(asked) in judged else judged[0]
+
+
+def pick_plan(view: View, label: str = "Plan") -> int:
+    """A select box of the judged plans, best first, on the plan that is looked at. Returns its config_id."""
+    names = {
+        int(c): plan_name(c, a, view.facts) for c, a in zip(view.plans["config_id"], view.plans[AVERAGE], strict=True)
+    }
+    best = next(iter(names))
+    names[best] += " (best)"
+    return int(select("config", label, list(names), names.__getitem__, best))
+
+
+def adopt_click(event: Any, selection: str, view: View) -> None:
+    """Make the plan that was clicked in a chart the plan that is looked at."""
+    points = (event or {}).get("selection", {}).get(selection, [])
+    clicked = points[0].get("config_id") if points else None
+    judged = set(view.plans["config_id"].astype(int))
+    last = st.session_state.get("clicked")
+    st.session_state["clicked"] = clicked
+    if clicked is not None and clicked != last and clicked in judged:
+        choose("config", int(clicked))
+        st.rerun()
+
+
+def how_many(available: int) -> int:
+    """How many of the best plans to show."""
+    most = min(available, ROWS)
+    if most <= 5:
+        return most
+    return st.slider("How many", 5, most, min(20, most), key="how_many", width=320)
+
+
+def weights(names: Sequence[str]) -> dict[str, float]:
+    """A slider from 0 to 1 for each objective, three in a row."""
+    found = {}
+    for start in range(0, len(names), 3):
+        for column, (index, name) in zip(
+            st.columns(3, gap="medium"), list(enumerate(names))[start : start + 3], strict=False
+        ):
+            found[name] = column.slider(text_safe(name, 40), 0.0, 1.0, 1.0, 0.05, key=f"weight.{index}")
+    return found

@@ -96,7 +96,10 @@ def facts(tables: RunTables) -> Facts:
     row = tables.runs.iloc[0]
     spec = as_dict(row.get("spec"))
     objectives = _objectives(tables.scores, spec)
-    dense = {name: float(rows["score"].iloc[-1]) for name, rows in dense_scores(tables, objectives).groupby("name", sort=False)}
+    dense = {
+        name: float(rows["score"].iloc[-1])
+        for name, rows in dense_scores(tables, objectives).groupby("name", sort=False)
+    }
     measured = not objectives or dense.keys() >= {o.name for o in objectives}
     walltime = spec.get("walltime")
     return Facts(
@@ -148,7 +151,9 @@ def dense_scores(tables: RunTables, objectives: tuple[Objective, ...]) -> pd.Dat
     spec = as_dict(tables.runs["spec"].iloc[0]) if len(tables.runs) else {}
     splits = {f"{o.get('benchmark')}/{o.get('metric', 'acc')}": o.get("split") for o in spec.get("objectives", [])}
     on_split = [splits.get(name) in (None, split) for name, split in zip(found["name"], found["split"], strict=True)]
-    usable = found[np.asarray(on_split, dtype=bool) & found["name"].isin([o.name for o in objectives]) & (found["score"] > 0)]
+    usable = found[
+        np.asarray(on_split, dtype=bool) & found["name"].isin([o.name for o in objectives]) & (found["score"] > 0)
+    ]
     return usable.sort_values("n_samples")[["name", "n_samples", "score"]]
 
 

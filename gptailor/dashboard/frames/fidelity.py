@@ -16,6 +16,8 @@ from gptailor.dashboard.frames.trials import AVERAGE, successes
 
 PAPER_LOWEST_SHARE = 0.414
 """Share of all evaluations at the lowest rung that the paper reports for its searches."""
+LADDER_MARKS = 1000
+"""Points that the ladder draws; the plans that climbed highest come first."""
 ENOUGH = 10
 """Plans below which a rank correlation says next to nothing."""
 
@@ -68,6 +70,21 @@ def promotions(rungs: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["low", "high", "scored", "promoted", "share"])
 
 
+def promotion_words(promoted: pd.DataFrame) -> list[str]:
+    """'23 of 143 plans climbed from 111 to 333 examples.' for each step."""
+    return [
+        f"{row.promoted} of {row.scored} plans climbed from {row.low} to {row.high} examples."
+        for row in promoted.itertuples()
+        if row.scored
+    ]
+
+
+def ladder_rows(rungs: pd.DataFrame, facts: Facts) -> pd.DataFrame:
+    """The ladder in long form for drawing: config_id, top, budget, average."""
+    long = rungs.melt(["config_id", "top"], list(facts.rungs), "budget", "average").dropna(subset=["average"])
+    return long.sort_values("top", ascending=False).head(LADDER_MARKS).astype({"budget": int})
+
+
 def agreement(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     """Rank correlation between every two rungs for each objective and the average.
 
@@ -117,12 +134,16 @@ def rank_moves(table: pd.DataFrame, facts: Facts, low: int, high: int, limit: in
     """
     a, b = (successes(table, budget).set_index("config_id")[AVERAGE] for budget in (low, high))
     both = a.index.intersection(b.index)
-    ranks = pd.DataFrame({low: a[both].rank(ascending=False, method="first"), high: b[both].rank(ascending=False, method="first")})
+    ranks = pd.DataFrame(
+        {low: a[both].rank(ascending=False, method="first"), high: b[both].rank(ascending=False, method="first")}
+    )
     moved = (ranks[low] - ranks[high]).astype(int)
     kind = np.select([moved > 0, moved < 0], ["up", "down"], "steady")
     kept = ranks.assign(moved=moved, kind=kind).nsmallest(limit, high)
     long = kept.reset_index(names="config_id").melt(["config_id", "moved", "kind"], [low, high], "budget", "rank")
-    scores = pd.concat([a.rename("average").to_frame().assign(budget=low), b.rename("average").to_frame().assign(budget=high)])
+    scores = pd.concat(
+        [a.rename("average").to_frame().assign(budget=low), b.rename("average").to_frame().assign(budget=high)]
+    )
     long = long.merge(scores.reset_index(), on=["config_id", "budget"], how="left")
     return long.astype({"rank": int, "budget": int})
 

@@ -58,7 +58,9 @@ def importance(labelled: pd.DataFrame, table: pd.DataFrame, facts: Facts) -> Imp
     pieces = []
     for j, name in enumerate(names):
         mean, error = drops[:, :, j].mean(axis=0), drops[:, :, j].std(axis=0, ddof=1) / np.sqrt(REPEATS)
-        pieces.append(pd.DataFrame({"objective": name, "layer": range(facts.n_layers), "importance": mean, "error": error}))
+        pieces.append(
+            pd.DataFrame({"objective": name, "layer": range(facts.n_layers), "importance": mean, "error": error})
+        )
     return Importance(
         pd.concat(pieces, ignore_index=True), dict(zip(names, explained.tolist(), strict=True)), len(fine), len(configs)
     )
@@ -69,7 +71,9 @@ def _features(labelled: pd.DataFrame, fine: pd.DataFrame, facts: Facts) -> np.nd
     lent = sorted(set(labelled["choice"]) - {theme.REMOVED, BASE}, key=lambda choice: (choice.count("+"), choice))
     codes = {choice: code for code, choice in enumerate([theme.REMOVED, BASE, *lent])}
     grid = labelled.assign(code=labelled["choice"].map(codes)).pivot(index="config_id", columns="layer", values="code")
-    sources = grid.reindex(columns=range(facts.n_layers)).fillna(codes[BASE]).loc[fine["config_id"]].to_numpy(np.float32)
+    sources = (
+        grid.reindex(columns=range(facts.n_layers)).fillna(codes[BASE]).loc[fine["config_id"]].to_numpy(np.float32)
+    )
     return np.column_stack([sources == codes[theme.REMOVED], sources, fine["budget"]]).astype(np.float32)
 
 

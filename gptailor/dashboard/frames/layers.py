@@ -57,7 +57,9 @@ def origin_grid(labelled: pd.DataFrame, plans: pd.DataFrame, facts: Facts) -> pd
     rows = plans[["config_id", AVERAGE]].reset_index(drop=True)
     rows = rows.assign(row=rows.index, plan=[plan_name(c, a, facts) for c, a in rows.to_numpy()])
     grid = rows.merge(labelled, on="config_id", how="inner")
-    grid["ink"] = grid["source"].map({name: theme.ink_on(colour) for name, colour in colours.items()}).fillna(theme.DARK_INK)
+    grid["ink"] = (
+        grid["source"].map({name: theme.ink_on(colour) for name, colour in colours.items()}).fillna(theme.DARK_INK)
+    )
     return grid.sort_values(["row", "layer"]).reset_index(drop=True)
 
 
@@ -65,7 +67,11 @@ def plan_name(config_id: float, average: float, facts: Facts) -> str:
     """'Plan 17 · 95.1 %', the row's name on heatmaps and in select boxes."""
     if not np.isfinite(average):
         return f"Plan {config_id:.0f}"
-    return f"Plan {config_id:.0f} · {100 * average:.1f} %" if facts.average_is_share else f"Plan {config_id:.0f} · {average:.3f}"
+    return (
+        f"Plan {config_id:.0f} · {100 * average:.1f} %"
+        if facts.average_is_share
+        else f"Plan {config_id:.0f} · {average:.3f}"
+    )
 
 
 def strip(labelled: pd.DataFrame, config_id: int) -> pd.DataFrame:
@@ -89,7 +95,9 @@ def strip_sources(one: pd.DataFrame, layers: pd.DataFrame, facts: Facts) -> pd.D
     factor = frame["factor"].map(lambda f: f"{f:.2f}".lstrip("0") or "0", na_action="ignore").fillna("")
     frame["text"] = np.where(frame["lane"] == theme.REMOVED, theme.source_codes([])[theme.REMOVED], factor)
     order = {name: index for index, name in enumerate((BASE, *facts.candidates, theme.REMOVED))}
-    return frame.sort_values(["lane", "layer"], key=lambda s: s.map(order) if s.name == "lane" else s).reset_index(drop=True)
+    return frame.sort_values(["lane", "layer"], key=lambda s: s.map(order) if s.name == "lane" else s).reset_index(
+        drop=True
+    )
 
 
 def frequencies(labelled: pd.DataFrame, config_ids: Sequence[int], facts: Facts) -> pd.DataFrame:
@@ -100,7 +108,9 @@ def frequencies(labelled: pd.DataFrame, config_ids: Sequence[int], facts: Facts)
     mine = labelled[labelled["config_id"].isin(list(config_ids))]
     rows = (theme.REMOVED, "kept", BASE, *facts.candidates, theme.MERGED)
     counted = mine.groupby(["source", "layer"]).size().unstack(fill_value=0)
-    counted = counted.reindex(index=pd.Index(rows, name="source"), columns=pd.RangeIndex(facts.n_layers, name="layer"), fill_value=0)
+    counted = counted.reindex(
+        index=pd.Index(rows, name="source"), columns=pd.RangeIndex(facts.n_layers, name="layer"), fill_value=0
+    )
     n = mine["config_id"].nunique()
     counted.loc["kept"] = n - counted.loc[theme.REMOVED]
     frame = counted.stack().rename("plans").reset_index()

@@ -50,7 +50,11 @@ def _measurement_names(evaluations: pd.DataFrame) -> pd.Series:
 
 def axes(tables: RunTables, plans: pd.DataFrame, facts: Facts) -> list[Axis]:
     """What the run's plans can be compared by, the average first; only what at least one plan has a value of."""
-    found = [Axis(AVERAGE, facts.average_label, True, AVERAGE_ERROR, facts.average_is_share)] if len(facts.objectives) != 1 else []
+    found = (
+        [Axis(AVERAGE, facts.average_label, True, AVERAGE_ERROR, facts.average_is_share)]
+        if len(facts.objectives) != 1
+        else []
+    )
     found += [Axis(o.name, o.name, o.higher_is_better, o.error) for o in facts.objectives]
     found += [Axis("kept_layers", "Layers kept", False), Axis("parameters", "Parameters", False)]
     mine = tables.evaluations[tables.evaluations["subject"].astype(str).str.startswith("config:")]
@@ -141,7 +145,10 @@ def pick_by_weights(plans: pd.DataFrame, facts: Facts, weights: Mapping[str, flo
     total = sum(weights.get(name, 0.0) for name in facts.names)
     if plans.empty or total <= 0:
         return None
-    merit = sum((weights.get(name, 0.0) / total * scaled(plans, facts)[name] for name in facts.names), start=0.0 * plans[AVERAGE])
+    merit = sum(
+        (weights.get(name, 0.0) / total * scaled(plans, facts)[name] for name in facts.names),
+        start=0.0 * plans[AVERAGE],
+    )
     return int(plans.loc[merit.idxmax(), "config_id"])
 
 
@@ -156,15 +163,25 @@ def scores_of(table: pd.DataFrame, facts: Facts, config_id: int) -> pd.DataFrame
     return pd.DataFrame(rows, columns=["budget", "objective", "score", "error", "retention"])
 
 
-def place_of(table: pd.DataFrame, plans: pd.DataFrame, config_id: int) -> dict[str, object]:
-    """A plan's place in the search: rank by average among the plans judged (None where it was not), of how many, the
-    trials it took, when it was first tried (hours) and where it came from."""
+@dataclass(frozen=True)
+class Place:
+    """A plan's place in the search. rank: by average among the `of` plans judged, None where it was not. trials: spent on it.
+    seconds: from the run's start to its first trial. origin: where it came from."""
+
+    rank: int | None
+    of: int
+    trials: int
+    seconds: float | None
+    origin: str
+
+
+def place_of(table: pd.DataFrame, plans: pd.DataFrame, config_id: int) -> Place:
     mine = table[table["config_id"] == config_id]
     order = plans["config_id"].tolist()
-    return {
-        "rank": order.index(config_id) + 1 if config_id in order else None,
-        "of": len(order),
-        "trials": len(mine),
-        "hours": float(mine["start_hours"].min()) if len(mine) else None,
-        "origin": str(mine["origin"].iloc[0]) if len(mine) else None,
-    }
+    return Place(
+        rank=order.index(config_id) + 1 if config_id in order else None,
+        of=len(order),
+        trials=len(mine),
+        seconds=3600 * float(mine["start_hours"].min()) if len(mine) else None,
+        origin=str(mine["origin"].iloc[0]) if len(mine) else "–",
+    )

@@ -1,0 +1,157 @@
+"""Progress: is it going well?"""
+
+import streamlit as st
+
+from gptailor.dashboard import controls, readers, text, widgets
+from gptailor.dashboard.charts import layers as layer_charts
+from gptailor.dashboard.charts import progress as charts
+from gptailor.dashboard.frames import layers as layer_frames
+from gptailor.dashboard.frames import progress as frames
+from gptailor.dashboard.text import plural
+
+POLL_SECONDS = 3
+
+widgets.open_page("Progress")
+run = widgets.pick_run()
+live = controls.show(run)
+by = widgets.by_trials_or_hours()
+
+
+@st.fragment(run_every=POLL_SECONDS if live else None)
+def moving() -> None:
+    """All that changes while the run is active; the page around it stays."""
+    if readers.status(run.folder) != run.status:
+        st.rerun()
+    view = widgets.read(run)
+    facts, trials = view.facts, view.trials
+    if facts.error:
+        st.error(text.safe(facts.error, 2000), icon=":material/error:")
+    now = frames.numbers(trials, facts, view.tables.as_of)
+    show_numbers(now, view)
+    if trials.empty:
+        widgets.empty(
+            "The engine is getting ready: it loads the family and scores the dense model first.",
+            ":material/hourglass_top:",
+        )
+        return
+    if run.is_active and now.config_id is not None:
+        one = layer_frames.strip(view.layers, now.config_id)
+        if len(one):
+            widgets.show_chart(
+                layer_charts.strip(one, facts),
+                one,
+                title=f"Now: trial {now.trial_id}, plan {now.config_id} on {now.budget} examples",
+                note="× is removed, · is the base's own layer, letters are candidates.",
+                alt=f"Source of each layer of plan {now.config_id}",
+                key="strip",
+            )
+    show_curves(view)
+    bars = frames.timeline(trials, now.elapsed / 3600 if now.elapsed and run.is_active else None)
+    widgets.show_chart(
+        charts.timeline(bars, facts.rungs),
+        bars,
+        title="What was tried when",
+        note=f"{plural(len(bars), 'trial')}"
+        + (f", the latest of {len(trials)}" if len(bars) < len(trials) else "")
+        + ", a bar each, on the rung of its budget (examples per benchmark). A cross is a crash.",
+        alt="Timeline of trials by rung and status",
+        key="timeline",
+    )
+    show_failures(view)
+    with st.expander("Engine log", icon=":material/terminal:", key="log", on_change="rerun") as box:
+        if box.open:
+            st.code(readers.log_tail(run) or "The log is empty.", language=None, height=320)
+
+
+def show_numbers(now: frames.Numbers, view: widgets.View) -> None:
+    facts = view.facts
+    st.progress(min(now.done / max(now.asked, 1), 1.0))
+    done, rung, speed, left, failed, best = st.columns([5, 4, 4, 5, 3, 4])
+    done.metric("Trials", f"{text.count(now.done)} of {text.count(now.asked)}", border=True)
+    rung.metric(
+        "Rung",
+        "–" if now.budget is None else f"{now.budget} ex.",
+        help="Examples per benchmark of the current trial.",
+        border=True,
+    )
+    speed.metric(
+        "Speed",
+        "–" if now.rate is None else f"{now.rate:.3g} / h",
+        help="Trials an hour, over the last trials.",
+        border=True,
+    )
+    if run.is_active:
+        left.metric(
+            "Time left",
+            f"≈ {text.duration(now.seconds_left)}",
+            help="At the speed of the last trials; a time limit counts.",
+            border=True,
+        )
+    else:
+        left.metric("Took", text.duration(now.elapsed), border=True)
+    failed.metric(
+        "Failed",
+        text.count(now.failed),
+        help="Trials that crashed. They have no score; see below for why.",
+        border=True,
+    )
+    top = view.plans.iloc[0] if len(view.plans) else None
+    best.metric(
+        "Best",
+        "–" if top is None else text.value(top["average"], percent=facts.average_is_share),
+        help=f"{facts.average_label}, among {widgets.judged_note(view)}",
+        border=True,
+    )
+
+
+def show_curves(view: widgets.View) -> None:
+    facts = view.facts
+    best = frames.best_so_far(view.trials, facts)
+    if best.empty:
+        ended = int((view.trials["status"] != "running").sum())
+        if ended:
+            widgets.empty(
+                "No trial has succeeded so far, so there is no best plan; see the failures below.", ":material/error:"
+            )
+        else:
+            widgets.empty("The first trial is running; the curves start with its score.", ":material/hourglass_top:")
+        return
+    left, right = st.columns(2, gap="large")
+    with left:
+        widgets.show_chart(
+            charts.best_so_far(best, by, facts.average_label, facts.average_is_share),
+            best,
+            title="Best so far",
+            note=f"{facts.average_label} of {widgets.judged_note(view)} Points are plans, diamonds are new bests.",
+            alt="Best average so far",
+            key="best",
+            percent=facts.average_is_share,
+        )
+    with right:
+        if best["hypervolume"].notna().any():
+            widgets.show_chart(
+                charts.hypervolume_so_far(best, by),
+                best[["trials", "hours", "config_id", "hypervolume"]],
+                title="Hypervolume so far",
+                note="How much of the space of scores the front of those plans covers; 1 is a perfect score everywhere.",
+                alt="Hypervolume of the front so far",
+                key="hypervolume",
+            )
+        else:
+            widgets.empty(f"The hypervolume is told for up to {frames.HYPERVOLUME_OBJECTIVES} objectives.")
+
+
+def show_failures(view: widgets.View) -> None:
+    failed = frames.failures(view.trials)
+    if failed.empty:
+        return
+    st.markdown(f"**{plural(len(failed), 'trial')} failed**")
+    widgets.show_table(frames.causes(failed), alt="Causes of failures by how often they happened", height=180)
+    with st.expander("Every failure", icon=":material/bug_report:", key="failures", on_change="rerun") as box:
+        if box.open:
+            widgets.show_table(failed.drop(columns="error"), alt="Failed trials", height=280)
+            st.caption("Traceback of the last one:")
+            st.code(failed["error"].iloc[0][-4000:], language=None, height=240)
+
+
+moving()
