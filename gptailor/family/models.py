@@ -50,6 +50,7 @@ class Family:
         preflight: Preflight,
         device: torch.device,
         spec: RunSpec,
+        labels: Mapping[str, str],
         visitors: Visitors | None = None,
     ) -> None:
         self.model = model
@@ -61,6 +62,7 @@ class Family:
         self.layers_path = find_layers(model)
         self._layers = {BASE: list(layer_list(model)), **candidates}
         self._visitors = visitors
+        self._labels = dict(labels)
         self._projections: tuple[str, str] | None = None
         self.per_layer_lists = per_layer_lists(model.config.get_text_config())
         self.layer_parameters = tuple(sum(p.numel() for p in layer.parameters()) for layer in self._layers[BASE])
@@ -83,6 +85,10 @@ class Family:
         if self._visitors is None or next(home.parameters()).device == self.device:
             return home
         return self._visitors.get((source, index), home)
+
+    def label(self, name: str) -> str:
+        """What a model is called elsewhere: its hub id, or the name of its folder."""
+        return self._labels[name]
 
     @property
     def output_projections(self) -> tuple[str, str]:
@@ -111,7 +117,8 @@ def open_family(spec: RunSpec) -> Family:
         if name != BASE
     }
     visitors = None if device.type == "cpu" else settle(model, candidates, device)
-    family = Family(model, tokenizer, candidates, preflight, device, spec, visitors)
+    labels = {name: checkpoint.label for name, checkpoint in checkpoints.items()}
+    family = Family(model, tokenizer, candidates, preflight, device, spec, labels, visitors)
     if spec.output_scale is not None:
         _ = family.output_projections  # refused now, not in the first trial
     return family

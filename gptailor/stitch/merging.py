@@ -62,6 +62,16 @@ def merge_method_problem(method: str, parameters: Mapping[str, Any], n_candidate
     return None
 
 
+def choice_problem(choice: LayerChoice) -> str | None:
+    """What is wrong with one merged layer of a plan, wherever the plan comes from; None if nothing is."""
+    problem = merge_method_problem(choice.method, dict(choice.parameters), len(choice.sources))
+    if problem is None:
+        most = merge_source_counts(choice.method)[1]
+        if most is not None and len(choice.sources) > most:
+            problem = f"{choice.method} merges {most} candidates, not {list(choice.sources)}"
+    return problem
+
+
 @torch.no_grad()
 def merge(choice: LayerChoice, base: State, candidates: Mapping[str, State]) -> dict[str, torch.Tensor]:
     """The merged layer's tensors, where they differ from the base's; float32 arithmetic, the base's type.
@@ -86,14 +96,16 @@ def merge(choice: LayerChoice, base: State, candidates: Mapping[str, State]) -> 
 def _task_arithmetic(base: torch.Tensor, candidates: list[torch.Tensor], factor: float) -> torch.Tensor:
     """base + factor * sum(candidate - base), the paper's layer merge (arXiv 2506.20480, section 3)."""
     merged = torch.empty_like(base, memory_format=torch.contiguous_format)
-    size = CPU_BLOCK if base.device.type == "cpu" else DEVICE_BLOCK
+    size = min(base.numel(), CPU_BLOCK if base.device.type == "cpu" else DEVICE_BLOCK)
+    scratch = [torch.empty(size, device=base.device) for _ in range(3)]
     pieces = [tensor.reshape(-1).split(size) for tensor in (base, *candidates)]
     for out, block, *others in zip(merged.view(-1).split(size), *pieces, strict=True):
-        origin = block.float()
-        total = others[0].float() - origin
+        origin, total, difference = (buffer[: block.numel()] for buffer in scratch)
+        origin.copy_(block)
+        total.copy_(others[0]).sub_(origin)
         for other in others[1:]:
-            total.add_(other.float() - origin)
-        out.copy_(origin + total.mul_(factor))
+            total.add_(difference.copy_(other).sub_(origin))
+        out.copy_(origin.add_(total.mul_(factor)))
     return merged
 
 

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from gptailor.errors import UserError
 from gptailor.family import Family
 from gptailor.family.residence import n_bytes, tensors_of
-from gptailor.family.structure import per_layer_lists, scaled, set_layer_index, with_tensors
+from gptailor.family.structure import scaled, set_layer_index, with_tensors
 from gptailor.plan import BASE, LayerChoice, StitchPlan
-from gptailor.stitch.merging import merge, merge_source_counts
+from gptailor.stitch.merging import choice_problem, merge
 
 CACHE_SHARE = 0.1
 """The cache's default bound, as a share of the family's bytes (about a dozen layers of a 30-layer model)."""
@@ -81,10 +81,8 @@ class Stitcher:
         if unknown:
             raise UserError(f"the plan takes layers from {sorted(unknown)}; the family has {list(self.family.names)}")
         for choice in plan.kept:
-            if choice.is_merged:
-                least, most = merge_source_counts(choice.method)
-                if not least <= len(choice.sources) <= (most or len(choice.sources)):
-                    raise UserError(f"layer {choice.layer}: {choice.method} cannot merge {list(choice.sources)}")
+            if choice.is_merged and (problem := choice_problem(choice)):
+                raise UserError(f"layer {choice.layer}: {problem}")
 
     def layer(self, choice: LayerChoice) -> nn.Module:
         """One kept layer, merged and scaled as chosen."""
@@ -106,7 +104,9 @@ class Stitcher:
     def _scale(self, choice: LayerChoice) -> tuple[nn.Module, int]:
         plain = self._unscaled(choice)
         layer = scaled(plain, self.family.output_projections, choice.output_scale)
-        return layer, n_bytes(tensors_of([layer])) - n_bytes(tensors_of([plain]))
+        home = self._unscaled(LayerChoice(choice.layer, choice.sources[:1]))
+        shared = {tensor.data_ptr() for tensor in tensors_of([home])}
+        return layer, n_bytes(tensor for tensor in tensors_of([layer]) if tensor.data_ptr() not in shared)
 
     def n_parameters(self, plan: StitchPlan) -> int:
         """Parameters of the plan's model; a tied head counts once."""
