@@ -273,9 +273,21 @@ CALIBRATION_ROWS, TEST_ROWS = 600, 800
 
 
 def benchmark(domain: str) -> dict[str, list[Question]]:
-    """The rows of the domain's benchmark: `calibration` for the search, `test` for judging; no query in both."""
-    fresh = draw_new(domain, random.Random(f"benchmark {domain}"), seen=set())
-    return {
-        "calibration": [next(fresh) for _ in range(CALIBRATION_ROWS)],
-        "test": [next(fresh) for _ in range(TEST_ROWS)],
-    }
+    """The rows of the domain's benchmark: `calibration` for the search, `test` for judging; no query in both.
+
+    In each split every place of the right choice is equally frequent, so that a model that always prefers one place
+    is exactly at chance.
+    """
+    rng = random.Random(f"benchmark {domain}")
+    fresh = draw_new(domain, rng, seen=set())
+    splits = {}
+    for name, rows in (("calibration", CALIBRATION_ROWS), ("test", TEST_ROWS)):
+        places = [row % N_CHOICES for row in range(rows)]
+        rng.shuffle(places)
+        splits[name] = [_moved(next(fresh), gold) for gold in places]
+    return splits
+
+
+def _moved(asked: Question, gold: int) -> Question:
+    wrong = [choice for choice in asked.choices if choice != asked.answer]
+    return Question(asked.query, (*wrong[:gold], asked.answer, *wrong[gold:]), gold)
