@@ -115,7 +115,8 @@ def check(spec: RunSpec, runs: str | Path = DEFAULT_ROOT) -> Check:
         family = _fit(spec, found)
         memory = _memory(spec, found)
     except UserError as error:
-        return dataclasses.replace(planned, problems=(*problems, *str(error).splitlines()))
+        lines = str(error).splitlines()  # several problems stand under a heading
+        return dataclasses.replace(planned, problems=(*problems, *(lines[1:] or lines)))
     return dataclasses.replace(
         planned,
         problems=tuple(problems),
@@ -137,12 +138,13 @@ def check_text(spec: RunSpec, runs: str | Path = DEFAULT_ROOT) -> str:
     """The check for a terminal. Raises UserError with all problems where the run could not begin."""
     found = check(spec, runs)
     if found.problems or found.family is None:
-        raise UserError("\n".join(found.problems))
+        count = len(found.problems)
+        raise UserError("\n".join([f"{spec.name} cannot run: {count} problem{'s' * (count > 1)}", *found.problems]))
     family = found.family
     lines = [
         f"{spec.name}: the models fit together",
-        f"  {family.architecture}, {_millions(family.n_parameters)} parameters in {family.dtype}, {family.n_layers} layers; "
-        f"{family.n_removed} are removed, which leaves about {family.kept:.1%} of the parameters",
+        f"  {family.architecture}, {_millions(family.n_parameters)} parameters in {family.dtype}, "
+        f"{family.n_layers} layers; {family.n_removed} are removed, which leaves {family.kept:.1%} of the parameters",
     ]
     lines += [f"  note: {note}" for note in found.notes]
     if found.memory is not None:
@@ -216,12 +218,11 @@ def _defined_names(folder: Path) -> set[str]:
 def _merge_problems(spec: RunSpec) -> Iterator[str]:
     if SpaceOperation.MERGE not in spec.operations:
         return
-    from gptailor.stitch import merge_source_counts
+    from gptailor.stitch import merge_method_problem
 
-    try:
-        merge_source_counts(spec.merge.method)
-    except UserError as error:
-        yield str(error)
+    problem = merge_method_problem(spec.merge.method, spec.merge.parameters, len(spec.candidates))
+    if problem is not None:
+        yield problem
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -231,18 +232,17 @@ def _memory(spec: RunSpec, family: Any) -> Memory:
     """Predicted, from above: what models share is not known before they are read. Raises UserError for a device."""
     from gptailor.evaluate.evaluator import BYTES_PER_TOKEN, CPU_TOKENS, LOGIT_BYTES, LOGITS
     from gptailor.family.residence import pick_device
-    from gptailor.stitch import CACHE_BYTES
+    from gptailor.stitch.stitcher import CACHE_SHARE
 
     device = pick_device(spec.device)
     base = family.model_bytes[BASE]
-    layers = sum(family.layer_parameters) * (base // family.n_parameters)
-    merges = SpaceOperation.MERGE in spec.operations
+    makes_layers = SpaceOperation.MERGE in spec.operations or spec.output_scale is not None
     tokens = CPU_TOKENS if spec.batch_tokens == "auto" else int(spec.batch_tokens)
     logits = min(LOGITS, tokens * family.vocab_size) * LOGIT_BYTES
     parts = {
         "base": base,
         "candidates": sum(family.model_bytes.values()) - base,
-        "merged layers": min(CACHE_BYTES, 4 * layers) if merges else 0,
+        "merged layers": int(CACHE_SHARE * family.distinct_bytes) if makes_layers else 0,
         "working memory": tokens * min(BYTES_PER_TOKEN, 64 * family.hidden_size) + logits,
     }
     if device.type != "cuda":

@@ -1,0 +1,228 @@
+"""From what a person types on the Launch page to a run file, and back: plain values in, a checked `RunSpec` out.
+
+The browser never sets trust_remote_code: whether a stranger's code may run is decided by who can write a run file on
+the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gptailor.errors import UserError
+from gptailor.spec import RunSpec, build_spec, load_spec
+
+PRESETS = Path(__file__).resolve().parents[2] / "data" / "presets"
+"""Run files that are offered to begin with. People may add their own."""
+
+Values = Mapping[str, Any]
+"""What the widgets hold, by field. Lists are text, one entry a line."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A run file to begin with. title: its first comment line; about: the comment lines that follow it."""
+
+    path: Path
+    title: str
+    about: str
+    spec: RunSpec
+
+
+def presets(folder: Path = PRESETS) -> list[Preset]:
+    """All presets that can be read, the demo first."""
+    found = []
+    for path in sorted(folder.glob("*.yaml"), key=lambda path: (path.stem != "demo", path.stem)):
+        try:
+            spec = load_spec(path)
+        except UserError:
+            continue  # somebody's half-written file must not close the page
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comments = [line.lstrip("# ").strip() for line in lines[: _first_key(lines)] if line.startswith("#")]
+        end = comments.index("") if "" in comments else len(comments)
+        found.append(Preset(path, comments[0] if comments else path.stem, " ".join(comments[1:end]), spec))
+    return found
+
+
+def _first_key(lines: list[str]) -> int:
+    return next((at for at, line in enumerate(lines) if line and not line.startswith("#")), len(lines))
+
+
+# --- run file to widgets ----------------------------------------------------------------------------------------------
+
+
+def values_of(spec: RunSpec) -> dict[str, Any]:
+    """What the widgets show for a run file."""
+    low, high = spec.output_scale or (0.8, 1.2)
+    return {
+        "name": spec.name,
+        "base_model": spec.base_model,
+        "candidates": "\n".join(f"{name}: {location}" for name, location in spec.candidates.items()),
+        "remove": str(spec.remove) if isinstance(spec.remove, int) else f"{100 * spec.remove:g} %",
+        "operations": [str(operation) for operation in spec.operations],
+        "merge_method": spec.merge.method,
+        "factor_low": spec.merge.factor[0],
+        "factor_high": spec.merge.factor[1],
+        "scaled": spec.output_scale is not None,
+        "scale_low": low,
+        "scale_high": high,
+        "objectives": "\n".join(map(_benchmark_line, spec.objectives)),
+        "held_out": "\n".join(map(_benchmark_line, spec.held_out)),
+        "include_path": "\n".join(spec.include_path),
+        "budget_min": spec.budget.min,
+        "budget_max": spec.budget.max,
+        "eta": spec.budget.eta,
+        "trials": spec.trials,
+        "walltime": spec.walltime or "",
+        "seed": spec.seed,
+        "device": spec.device,
+        "dtype": spec.dtype,
+        "batch_size": str(spec.batch_size),
+        "chat_template": spec.chat_template,
+    }
+
+
+def _benchmark_line(benchmark: Any) -> str:
+    shots = "" if benchmark.num_fewshot is None else f" {benchmark.num_fewshot}-shot"
+    return f"{benchmark.benchmark} {benchmark.metric} {benchmark.split}{shots}"
+
+
+# --- widgets to run file ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A run file in the making: `spec` where it is right, else what is wrong by field ('' for the whole)."""
+
+    spec: RunSpec | None
+    errors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def draft(values: Values, preset: RunSpec) -> Draft:
+    """Read the widgets. What has no widget (a merge's further parameters) stays as the preset has it."""
+    errors: dict[str, list[str]] = {}
+    data = preset.model_dump(mode="json") | {"trust_remote_code": False}
+    for name in ("name", "base_model", "operations", "trials", "seed", "device", "dtype", "chat_template"):
+        data[name] = values[name]
+    data["merge"] |= {
+        "method": values["merge_method"].strip(),
+        "factor": [values["factor_low"], values["factor_high"]],
+    }
+    data["output_scale"] = [values["scale_low"], values["scale_high"]] if values["scaled"] else None
+    data["budget"] = {"min": values["budget_min"], "max": values["budget_max"], "eta": values["eta"]}
+    data["walltime"] = values["walltime"].strip() or None
+    data["include_path"] = _lines(values["include_path"])
+    for name, read in (
+        ("candidates", _candidates),
+        ("remove", _remove),
+        ("objectives", _benchmarks),
+        ("held_out", _benchmarks),
+        ("batch_size", _batch_size),
+    ):
+        try:
+            data[name] = read(values[name])
+        except ValueError as error:
+            errors[name] = [str(error)]
+    if errors:
+        return Draft(None, {name: tuple(lines) for name, lines in errors.items()})
+    for benchmark in data["held_out"]:
+        benchmark.setdefault("split", "test")
+    try:
+        return Draft(build_spec(data))
+    except UserError as error:
+        return Draft(None, _by_field(str(error)))
+
+
+def _by_field(message: str) -> dict[str, tuple[str, ...]]:
+    """build_spec's text, a problem a line, put where the widgets are."""
+    errors: dict[str, list[str]] = {}
+    for line in message.splitlines()[1:]:
+        found = re.match(r"\s*([a-z_]+)((?:\.[\w-]+)*): (.*)", line)
+        name, rest = (found[1], found[3]) if found and found[1] in RunSpec.model_fields else ("", line.strip())
+        place = found[2].lstrip(".") if found and name else ""
+        errors.setdefault(name, []).append(f"{place}: {rest}" if place else rest)
+    return {name: tuple(lines) for name, lines in errors.items()}
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _candidates(text: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for line in _lines(text):
+        name, separator, location = (part.strip() for part in line.partition(":"))
+        if not separator or not name or not location:
+            raise ValueError(f"write one a line as name: folder or hub id, such as math: models/math; got {line!r}")
+        if name in found:
+            raise ValueError(f"the name {name!r} is given twice")
+        found[name] = location
+    return found
+
+
+def _remove(text: str) -> int | float:
+    cleaned = text.replace(" ", "").replace(",", ".")
+    try:
+        if cleaned.endswith("%"):
+            return float(cleaned[:-1]) / 100
+        return int(cleaned) if cleaned.isdecimal() else float(cleaned)
+    except ValueError:
+        raise ValueError(f"write a number of layers such as 8, or a share such as 25 %; got {text!r}") from None
+
+
+def _benchmarks(text: str) -> list[dict[str, Any]]:
+    found = []
+    for line in _lines(text):
+        name, *rest = line.split()
+        entry: dict[str, Any] = {"benchmark": name}
+        if rest and (shots := re.fullmatch(r"(\d{1,3})-shot", rest[-1])):
+            entry["num_fewshot"] = int(shots[1])
+            rest.pop()
+        if len(rest) > 2:
+            raise ValueError(f"write one a line as benchmark metric split, such as piqa acc validation; got {line!r}")
+        entry |= dict(zip(("metric", "split"), rest, strict=False))
+        found.append(entry)
+    return found
+
+
+def _batch_size(text: str) -> int | str:
+    cleaned = text.strip()
+    return int(cleaned) if cleaned.isdecimal() else cleaned
+
+
+# --- the same for a terminal ------------------------------------------------------------------------------------------
+
+
+def run_file(spec: RunSpec) -> str:
+    """The run as YAML: what was asked, without the defaults."""
+    data = spec.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+
+
+def command_line(spec: RunSpec, preset: Preset, runs: Path) -> str:
+    """The command that starts the same search: the preset's run file, and what was changed."""
+    before, after = preset.spec.model_dump(mode="json"), spec.model_dump(mode="json")
+    parts = ["python -m gptailor search", shlex.quote(os.path.relpath(preset.path))]
+    for key, value in after.items():
+        if value == before[key]:
+            continue
+        if key in ("budget", "merge"):
+            parts += [_set(f"{key}.{name}", v) for name, v in value.items() if v != before[key].get(name)]
+        else:
+            parts.append(_set(key, value))
+    if runs != Path("data/runs"):
+        parts.append(f"--runs {shlex.quote(str(runs))}")
+    return " \\\n  ".join([" ".join(parts[:2]), *parts[2:]])
+
+
+def _set(key: str, value: Any) -> str:
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w./-]*", value) and yaml.safe_load(value) == value
+    return f"--set {shlex.quote(f'{key}={value if plain else json.dumps(value, ensure_ascii=False)}')}"

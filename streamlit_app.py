@@ -1,0 +1,18 @@
+"""Home: which runs are there? The dashboard's entry: `streamlit run streamlit_app.py`."""
+
+from gptailor.dashboard import home, readers, widgets
+
+widgets.open_page("Home")
+runs = readers.runs()
+notes = home.saved_notes(runs)
+home.welcome(runs)
+shown = home.find(runs, notes)
+if shown:
+    ticked = home.table(shown, notes)
+    home.actions(ticked)
+elif runs:
+    widgets.empty("No run matches these filters.", ":material/filter_alt_off:")
+else:
+    widgets.empty("No run is saved here yet.")
+home.bring_in()
+home.follow(runs)
