@@ -199,6 +199,11 @@ class RunSpec(_Record):
         return self
 
     @property
+    def batch_tokens(self) -> int | Literal["auto"]:
+        """Packs are cut by tokens, whatever the number of rows: a batch size of N stands for N x 128 tokens."""
+        return "auto" if self.batch_size == "auto" else self.batch_size * 128
+
+    @property
     def walltime_seconds(self) -> float | None:
         return None if self.walltime is None else parse_duration(self.walltime)
 

@@ -1,0 +1,173 @@
+"""The command line: one thin function a command. `python -m gptailor --help` lists them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gptailor import __version__
+from gptailor.errors import UserError
+
+OK, USER_ERROR, RUN_FAILED, INTERRUPTED = 0, 2, 1, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command. 0: done; 1: the run failed or was stopped; 2: something asked is wrong; 130: interrupted."""
+    arguments = _parser().parse_args(argv)
+    _fix_hash_seed(arguments.command)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    try:
+        return arguments.function(arguments)
+    except UserError as problem:
+        print(f"gptailor: {problem}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("gptailor: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone (`... | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def search(arguments: argparse.Namespace) -> int:
+    """Search from a run file: check it, make its folder, run it here and report."""
+    from gptailor import launch
+    from gptailor.spec import load_spec
+
+    folder = launch.prepare(arguments.runs, load_spec(arguments.run_file, arguments.set))
+    print(f"run {folder.run_id}", flush=True)
+    status = _engine(folder)
+    if status == OK:
+        print(f"look at it:  python -m gptailor show {folder.run_id}", flush=True)
+    return status
+
+
+def engine(arguments: argparse.Namespace) -> int:
+    """Run, or go on with, a run that is prepared (what the dashboard starts)."""
+    return _engine(_folder(arguments))
+
+
+def runs(arguments: argparse.Namespace) -> int:
+    """List the saved runs."""
+    from gptailor.show import runs_json, runs_text
+
+    print(json.dumps(runs_json(arguments.runs), indent=2) if arguments.json else runs_text(arguments.runs))
+    return OK
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Tell a run's story: its state, its trials, its front."""
+    from gptailor.show import run_json, run_text
+
+    story = run_json(_folder(arguments))
+    print(json.dumps(story, indent=2) if arguments.json else run_text(story))
+    return OK
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Preflight of a run file: does the family fit, what will it need, how many trials on each rung."""
+    from gptailor.check import check_json, check_text
+    from gptailor.spec import load_spec
+
+    spec = load_spec(arguments.run_file, arguments.set)
+    print(json.dumps(check_json(spec, arguments.runs)) if arguments.json else check_text(spec, arguments.runs))
+    return OK
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write a configuration's model as a plain Hugging Face folder."""
+    from gptailor.take_home import export_model
+
+    export_model(_folder(arguments), arguments.config_id, Path(arguments.out), lambda text: print(text, flush=True))
+    return OK
+
+
+def generate(arguments: argparse.Namespace) -> int:
+    """Let the dense base and a configuration's model continue a prompt, as JSON lines."""
+    from gptailor.take_home import generate as write
+
+    write(
+        _folder(arguments),
+        arguments.config_id,
+        arguments.prompt,
+        lambda text: print(text, flush=True),
+        max_tokens=arguments.tokens,
+        device=arguments.device,
+        chat=not arguments.plain,
+    )
+    return OK
+
+
+def _engine(folder: Any) -> int:
+    from gptailor.progress import Report
+    from gptailor.search import search as run_search
+    from gptailor.trial import RunStatus
+
+    handler = logging.FileHandler(folder.log)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("gptailor").addHandler(handler)
+    return OK if run_search(folder, Report()) is RunStatus.FINISHED else RUN_FAILED
+
+
+def _folder(arguments: argparse.Namespace) -> Any:
+    from gptailor.store import RunFolder
+
+    folder = RunFolder.of(arguments.runs, arguments.run_id)
+    if not folder.path.is_dir():
+        raise UserError(
+            f"run {arguments.run_id}: there is none in {arguments.runs}; `python -m gptailor runs` lists them"
+        )
+    return folder
+
+
+def _fix_hash_seed(command: str) -> None:
+    """SMAC repeats itself across processes only under a fixed hash seed, which Python reads when it starts."""
+    if command in ("search", "engine") and os.environ.get("PYTHONHASHSEED") != "0":
+        os.environ["PYTHONHASHSEED"] = "0"
+        os.execv(sys.executable, [sys.executable, "-m", "gptailor", *sys.argv[1:]])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m gptailor", description="Shorter models by cutting and stitching.")
+    parser.add_argument("--version", action="version", version=f"gptailor {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(function: Callable[[argparse.Namespace], int], *, run_id: bool = False, run_file: bool = False) -> Any:
+        text = (function.__doc__ or "").splitlines()[0]
+        command = commands.add_parser(function.__name__.replace("_", "-"), help=text, description=text)
+        if run_file:
+            command.add_argument("run_file", metavar="RUN.yaml")
+            command.add_argument(
+                "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key, dotted: budget.max=243"
+            )
+        if run_id:
+            command.add_argument("run_id", metavar="RUN_ID")
+        command.add_argument("--runs", default="data/runs", metavar="DIR", help="folder of runs (default: data/runs)")
+        command.set_defaults(function=function)
+        return command
+
+    add(search, run_file=True)
+    add(check, run_file=True).add_argument("--json", action="store_true", help="machine-readable, problems included")
+    add(engine, run_id=True)
+    add(runs).add_argument("--json", action="store_true", help="machine-readable")
+    add(show, run_id=True).add_argument("--json", action="store_true", help="machine-readable")
+    take = add(export, run_id=True)
+    take.add_argument("config_id", type=int, metavar="CONFIG_ID")
+    take.add_argument("out", metavar="OUT")
+    answer = add(generate, run_id=True)
+    answer.add_argument("config_id", type=int, metavar="CONFIG_ID")
+    answer.add_argument("--prompt", required=True, metavar="TEXT")
+    answer.add_argument("--tokens", type=int, default=64, metavar="N", help="to write at most (default: 64)")
+    answer.add_argument("--device", help="another device than the run's, such as cpu")
+    answer.add_argument("--plain", action="store_true", help="leave the tokenizer's chat template out")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

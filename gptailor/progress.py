@@ -1,0 +1,95 @@
+"""What a person sees of a running search: a bar on a terminal, plain lines in a pipe or a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+from gptailor.spec import RunSpec
+from gptailor.trial import Outcome, RunStatus, Score, Trial, TrialStatus
+
+
+class Report:
+    """Tells of a search's steps on a stream."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._bar: tqdm | None = None
+        self._total = 0
+        self._fresh = 0  # trials run now, not replayed
+        self._began = time.monotonic()
+        self._best: tuple[int, float] | None = None  # (budget, mean retention)
+
+    def started(self, spec: RunSpec, done: int) -> None:
+        self._total, self._began = spec.trials, time.monotonic()
+        rungs = ", ".join(map(str, spec.budget.rungs))
+        self.note(f"{spec.name}: {spec.trials} trials on rungs of {rungs} examples a benchmark")
+        if done:
+            self.note(f"{done} trials are stored and will not be run again")
+        if self._stream.isatty():
+            self._bar = tqdm(total=spec.trials, file=self._stream, unit="trial", dynamic_ncols=True, leave=True)
+
+    def reference(self, subject: str, scores: tuple[Score, ...]) -> None:
+        self.note(f"{subject}: {_line(scores)}")
+
+    def trial(self, trial: Trial, outcome: Outcome, retention: float | None, replayed: bool) -> None:
+        self._fresh += not replayed
+        if retention is not None:
+            self._best = max(self._best or (0, float("-inf")), (trial.budget, retention))
+        if self._bar is not None:
+            best = f"{self._best[1]:.1%} of dense at {self._best[0]}" if self._best else "none"
+            self._bar.set_postfix_str(f"rung {trial.budget}, best {best}", refresh=False)
+            self._bar.update()
+        elif not replayed:
+            self._print(
+                f"trial {trial.trial_id + 1}/{self._total}  rung {trial.budget}  {_result(outcome, retention)}  "
+                f"{outcome.stitch_seconds + outcome.evaluate_seconds:.1f} s  {self._time_left(trial)}"
+            )
+        if outcome.status is TrialStatus.CRASHED and not replayed:
+            self.note(f"trial {trial.trial_id + 1} crashed: {(outcome.error or '').strip().splitlines()[-1]}")
+
+    def note(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            self._print(text)
+
+    def ended(self, status: RunStatus, error: str | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        self._print(f"{status}" + (f": {error}" if error else ""))
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def _time_left(self, trial: Trial) -> str:
+        left = self._total - trial.trial_id - 1
+        seconds = left * (time.monotonic() - self._began) / max(self._fresh, 1)
+        return f"about {format_seconds(seconds)} left" if left else "done"
+
+
+def format_seconds(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 36:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def _result(outcome: Outcome, retention: float | None) -> str:
+    if outcome.status is not TrialStatus.SUCCESS or retention is None:
+        return str(outcome.status)
+    return f"{_line(outcome.scores)}  ({retention:.1%} of dense)"
+
+
+def _line(scores: tuple[Score, ...]) -> str:
+    return "  ".join(f"{score.benchmark} {score.metric} {score.score:.4f}" for score in scores)

@@ -1,0 +1,223 @@
+"""A run's story for the command line: state, trials, references, the front, as data and as text."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gptailor import launch
+from gptailor.pareto import hypervolume, knee, pareto_front
+from gptailor.plan import StitchPlan
+from gptailor.progress import format_seconds
+from gptailor.store import RunFolder, queries
+from gptailor.store.summary import gain, retention
+from gptailor.trial import TrialStatus
+
+
+def runs_json(root: str | Path) -> list[dict[str, Any]]:
+    """One object a run, newest first."""
+    listed = []
+    for summary in queries.list_runs(root):
+        folder = RunFolder.of(root, summary.run_id)
+        listed.append(
+            {
+                "run_id": summary.run_id,
+                "name": summary.name,
+                "status": str(launch.state(folder, summary.status)),
+                "trials": summary.n_done,
+                "trials_asked": summary.n_asked,
+                "failed": summary.n_failed,
+                "removed": summary.n_removed,
+                "layers": summary.n_layers,
+                "best_config": summary.best_config,
+                "retention": summary.retention,
+                "created_at": summary.created_at.isoformat() if summary.created_at else None,
+                "problem": summary.problem,
+            }
+        )
+    return listed
+
+
+def runs_text(root: str | Path) -> str:
+    rows = [
+        (
+            run["run_id"],
+            run["status"],
+            f"{run['trials']}/{run['trials_asked']}",
+            f"-{run['removed']} of {run['layers']}" if run["layers"] else "",
+            f"{run['retention']:.1%}" if run["retention"] is not None else "",
+        )
+        for run in runs_json(root)
+    ]
+    if not rows:
+        return f"No runs in {root}. Start one: python -m gptailor search data/presets/demo.yaml"
+    return _table([("run", "state", "trials", "layers", "retention"), *rows])
+
+
+def run_json(folder: RunFolder) -> dict[str, Any]:
+    """The story as data. Raises StoreError where the database cannot be read."""
+    tables = queries.read_run(folder)
+    run = tables.runs.iloc[0]
+    spec = json.loads(run.spec)
+    objectives = [f"{o['benchmark']}/{o['metric']}" for o in spec["objectives"]]
+    full = _full_budget(tables, spec["budget"]["max"])
+    trials = tables.trials
+    done = trials[trials.status == TrialStatus.SUCCESS]
+    dense = _reference(tables.evaluations, "dense")
+    return {
+        "run_id": run.run_id,
+        "name": run["name"],
+        "status": str(launch.state(folder, run.status)),
+        "error": _or_none(run.error),
+        "base_model": run.base_model,
+        "candidates": spec["candidates"],
+        "layers": int(run.n_layers),
+        "removed": int(run.n_removed),
+        "objectives": objectives,
+        "trials": {
+            "asked": spec["trials"],
+            "by_status": {str(k): int(v) for k, v in trials.status.value_counts().items()},
+            "by_rung": {str(k): int(v) for k, v in trials.budget.value_counts().sort_index().items()},
+            "by_origin": {str(k): int(v) for k, v in trials.origin.value_counts().items()},
+        },
+        "seconds_per_trial": {
+            part: round(float(done[f"{part}_seconds"].mean()), 4) if len(done) else None
+            for part in ("suggest", "stitch", "evaluate")
+        },
+        "seconds": _or_none((_last(trials.ended_at) - run.started_at).total_seconds()) if len(done) else None,
+        "references": {
+            subject: _reference(tables.evaluations, subject) for subject in sorted(set(tables.evaluations.subject))
+        },
+        "front": _front(tables, full, objectives, dense),
+        "hypervolume": _hypervolume(full, objectives),
+        "failures": [
+            {"trial": int(row.trial_id), "error": (row.error or "").strip().splitlines()[-1]}
+            for row in trials[trials.status == TrialStatus.CRASHED].itertuples()
+        ],
+        "versions": json.loads(run.versions or "{}"),
+    }
+
+
+def run_text(story: dict[str, Any]) -> str:
+    trials = story["trials"]
+    rungs = ", ".join(f"{count} at {rung} examples" for rung, count in trials["by_rung"].items())
+    lines = [
+        f"{story['name']}  ({story['run_id']}): {story['status']}",
+        *([f"  {story['error']}"] if story["error"] else []),
+        f"{story['base_model']}, {story['removed']} of {story['layers']} layers removed; "
+        f"candidates {', '.join(story['candidates']) or 'none'}",
+        f"{sum(trials['by_status'].values())} of {trials['asked']} trials: {rungs or 'none yet'}",
+    ]
+    if story["seconds"]:
+        parts = ", ".join(f"{name} {value:.2f} s" for name, value in story["seconds_per_trial"].items())
+        lines.append(f"{format_seconds(story['seconds'])} in all; a trial on average: {parts}")
+    header = ("", *story["objectives"], "retention", "plan")
+    rows = [
+        (subject, *(_cell(scores.get(o)) for o in story["objectives"]), "", "")
+        for subject, scores in story["references"].items()
+    ]
+    rows += [
+        (
+            f"config {plan['config_id']}",
+            *(_cell(plan["scores"].get(o)) for o in story["objectives"]),
+            f"{plan['retention']:.1%}" if plan["retention"] is not None else "",
+            plan["plan"],
+        )
+        for plan in story["front"]
+    ]
+    lines += ["", "Full-budget scores (± standard error) of the references and of the front:", _table([header, *rows])]
+    if story["front"]:
+        lines.append(f"Export one: python -m gptailor export {story['run_id']} {story['front'][0]['config_id']} OUT")
+    lines += [f"trial {failure['trial']} failed: {failure['error']}" for failure in story["failures"]]
+    return "\n".join(lines)
+
+
+def _full_budget(tables: queries.RunTables, budget: int) -> pd.DataFrame:
+    """Scores of successful trials at the highest rung, with their configuration."""
+    trials = tables.trials
+    best = trials[(trials.status == TrialStatus.SUCCESS) & (trials.budget == budget)]
+    full = tables.scores[tables.scores.is_objective.astype(bool)].merge(best[["trial_id", "config_id"]], on="trial_id")
+    return full.assign(objective=full.benchmark + "/" + full.metric)
+
+
+def _front(
+    tables: queries.RunTables, full: pd.DataFrame, objectives: list[str], dense: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Plans that no other plan dominates at the highest rung, best mean retention first; the knee is marked."""
+    points = _points(full, objectives)
+    if points.empty:
+        return []
+    members = points[pareto_front(points.to_numpy())]
+    knee_at = knee(points.to_numpy())
+    plans = dict(zip(tables.plans.config_id, tables.plans.plan, strict=True))
+    front = []
+    for config_id in members.index:
+        scores = {row.objective: _score(row) for row in full[full.config_id == config_id].itertuples()}
+        kept = [
+            retention(scores[o]["score"], dense[o]["score"], scores[o]["higher_is_better"])
+            for o in objectives
+            if o in dense
+        ]
+        front.append(
+            {
+                "config_id": int(config_id),
+                "plan": StitchPlan.from_json(json.loads(plans[config_id])).describe(),
+                "scores": scores,
+                "retention": sum(kept) / len(kept) if kept and None not in kept else None,  # type: ignore[arg-type]
+                "knee": bool(points.index[knee_at] == config_id) if knee_at is not None else False,
+            }
+        )
+    return sorted(front, key=lambda plan: -(plan["retention"] or 0.0))
+
+
+def _points(full: pd.DataFrame, objectives: list[str]) -> pd.DataFrame:
+    """configurations x objectives, all maximised."""
+    if full.empty:
+        return pd.DataFrame(columns=objectives)
+    turned = [gain(s, bool(h)) for s, h in zip(full.score, full.higher_is_better, strict=True)]
+    wide = full.assign(gain=turned).pivot_table(index="config_id", columns="objective", values="gain")
+    return wide.reindex(columns=objectives).dropna()
+
+
+def _hypervolume(full: pd.DataFrame, objectives: list[str]) -> float | None:
+    points = _points(full, objectives)
+    return None if points.empty else hypervolume(points.to_numpy(), [0.0] * len(objectives))
+
+
+def _reference(evaluations: pd.DataFrame, subject: str) -> dict[str, dict[str, Any]]:
+    """A subject's scores on each benchmark/metric, from the most examples there are."""
+    rows = evaluations[evaluations.subject == subject].sort_values("n_samples")
+    return {f"{row.benchmark}/{row.metric}": _score(row) for row in rows.itertuples()}
+
+
+def _score(row: Any) -> dict[str, Any]:
+    return {
+        "score": float(row.score),
+        "stderr": _or_none(row.stderr),
+        "n": int(row.n_samples),
+        "higher_is_better": bool(row.higher_is_better),
+    }
+
+
+def _last(times: pd.Series) -> Any:
+    return times.dropna().max()
+
+
+def _or_none(value: Any) -> Any:
+    return None if value is None or (isinstance(value, float) and math.isnan(value)) else value
+
+
+def _cell(score: dict[str, Any] | None) -> str:
+    if score is None:
+        return ""
+    error = f" ±{score['stderr']:.4f}" if score["stderr"] is not None else ""
+    return f"{score['score']:.4f}{error}"
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -1,0 +1,126 @@
+"""A family and its benchmarks, opened once: plans in, scores out, and nothing is scored twice.
+
+Everything that scores plans (the search, held-out evaluation, baselines) does it here, so that all are scored alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from gptailor.baselines.block_influence import block_influence, removal_order
+from gptailor.evaluate import Evaluator, OpenBenchmark, calibration_batches, open_benchmarks
+from gptailor.family import Family, open_family
+from gptailor.plan import BASE, StitchPlan
+from gptailor.spec import Benchmark, RunSpec
+from gptailor.stitch import Stitcher
+from gptailor.trial import Score
+
+CALIBRATION_TEXTS = 64
+"""Texts that Block Influence looks at: prompts with their right answers, from the objectives' own examples."""
+
+Items = dict[tuple[str, str, str, str], list[Any]]
+"""(plan hash, benchmark, metric, split) -> what each example gave, in nested order."""
+
+
+@dataclass(frozen=True)
+class PlanScores:
+    """Scores of one plan at one budget and the seconds they took. fresh: (benchmark, first example, new items)."""
+
+    scores: tuple[Score, ...]
+    stitch_seconds: float
+    evaluate_seconds: float
+    fresh: tuple[tuple[OpenBenchmark, int, list[Any]], ...]
+
+
+@dataclass
+class Workbench:
+    """What one engine process holds. `known` grows with every plan that is scored."""
+
+    family: Family
+    stitcher: Stitcher
+    benchmarks: Sequence[OpenBenchmark]
+    evaluator: Evaluator
+    known: Items = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, spec: RunSpec, benchmarks: Sequence[Benchmark], max_examples: int | None) -> Workbench:
+        """Load the family of `spec` and up to `max_examples` examples of each benchmark. Raises UserError."""
+        family = open_family(spec)
+        window = _window(family)
+        opened = open_benchmarks(
+            benchmarks,
+            family.tokenizer,
+            max_length=window,
+            max_examples=max_examples,
+            seed=spec.seed,
+            include_path=spec.include_path,
+            chat_template=spec.chat_template,
+        )
+        evaluator = Evaluator(
+            opened,
+            family.tokenizer,
+            rungs=spec.budget.rungs,
+            device=family.device,
+            max_length=window,
+            batch_tokens=spec.batch_tokens,
+        )
+        return cls(family, Stitcher(family), opened, evaluator)
+
+    def score(
+        self,
+        plan: StitchPlan,
+        budget: int,
+        should_stop: Callable[[], bool] | None = None,
+        benchmarks: Sequence[OpenBenchmark] | None = None,
+    ) -> PlanScores:
+        """Score a plan on the first `budget` examples of each benchmark; only examples not yet known are computed.
+
+        Raises NonFinite for a model that yields NaN or infinity, Stopped when should_stop() says so.
+        """
+        started = time.monotonic()
+        model = None
+        stitch_seconds = 0.0
+        scores, fresh = [], []
+        for benchmark in self.benchmarks if benchmarks is None else benchmarks:
+            known = self.known.get(self._key(plan, benchmark), [])
+            last = min(budget, benchmark.n_examples)
+            if len(known) < last:
+                if model is None:
+                    before = time.monotonic()
+                    model = self.stitcher.stitch(plan)
+                    stitch_seconds = time.monotonic() - before
+                new = self.evaluator.items(model, benchmark, len(known), last, should_stop)
+                fresh.append((benchmark, len(known), new))
+                known = known + new
+                self.known[self._key(plan, benchmark)] = known
+            scores.append(self.evaluator.score(benchmark, known[:last]))
+        return PlanScores(tuple(scores), stitch_seconds, time.monotonic() - started - stitch_seconds, tuple(fresh))
+
+    def influence_orders(self) -> list[tuple[str, list[int]]]:
+        """Layers by rising Block Influence (the order in which to remove them), of the base and of each candidate."""
+        texts = calibration_batches(self.benchmarks, CALIBRATION_TEXTS)
+        batches = [torch.tensor([tokens], device=self.family.device) for tokens in texts]
+        orders = []
+        for name in (BASE, *self.family.names):
+            model = self.stitcher.stitch(StitchPlan.dense(self.family.n_layers, name))
+            orders.append((name, removal_order(block_influence(model, batches))))
+        return orders
+
+    @staticmethod
+    def _key(plan: StitchPlan, benchmark: OpenBenchmark) -> tuple[str, str, str, str]:
+        return (plan.hash, benchmark.spec.benchmark, benchmark.spec.metric, benchmark.spec.split)
+
+
+def _window(family: Family) -> int:
+    """The model's window in tokens as lm-eval's HFLM takes it: the configuration's, else the tokenizer's, else 2048."""
+    config = family.model.config.get_text_config()
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        if isinstance(getattr(config, name, None), int):
+            return int(getattr(config, name))
+    length = family.tokenizer.model_max_length
+    return length if length < 10**9 else 2048

@@ -1,0 +1,345 @@
+"""What a trial costs here, and what it costs elsewhere: `make bench`. Every row is a ratio within one run.
+
+On the SmolLM2 family (on the demo family where it is absent), for plans with about a quarter of the layers removed,
+merges included:
+
+    pipeline   mergekit writes the plan's model to disk, lm-eval's command line scores it
+    resident   the stitched model in memory, lm-eval's evaluate() with HFLM at the best batch size
+    engine     this project, first trial (cold) and the median of the rest (warm)
+    floor      multiply-adds of the distinct tokens through the kept layers, and of the head at the scored positions, over the
+               rate that one large matrix product of the same shapes and type reaches in the same run
+    search     a whole search against its own trials scored one by one by the resident peer
+    suggest    SMAC's time, at 30 layers x 3 candidates and 40 x 4
+    memory     peak memory of the engine against the bytes of the family's distinct tensors
+
+Writes bench-results/engine.json and prints a table. Takes about 40 minutes on two cores; --quick takes about 5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import torch
+
+from gptailor.mergekit_config import mergekit_yaml
+from gptailor.plan import BASE, StitchPlan
+from gptailor.space import PlanSpace, build_space, initial_design
+from gptailor.spec import RunSpec, build_spec
+from gptailor.workbench import Workbench
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared"
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    spec: RunSpec
+    examples: int
+    n_plans: int
+
+
+def setting(family: Path | None, quick: bool) -> Setting:
+    """The SmolLM2 family and four real benchmarks where they are, else the demo family with its own."""
+    if family is not None and (family / "base").is_dir() and (SHARED / "benchmarks").is_dir():
+        names = ("piqa", "commonsenseqa", "arc_easy", "boolq")
+        data: dict[str, Any] = {
+            "base_model": str(family / "base"),
+            "candidates": {name: str(family / name) for name in ("language", "math", "code")},
+            "remove": 8,
+            "objectives": [{"benchmark": f"{n}_local", "metric": "acc_norm", "split": "test"} for n in names],
+            "include_path": [str(SHARED / "benchmarks")],
+            "dtype": "bfloat16",
+        }
+        title = "SmolLM2-135M family, 22 of 30 layers, bfloat16"
+    else:
+        import yaml
+
+        data = yaml.safe_load((ROOT / "data" / "presets" / "demo.yaml").read_text())
+        data = {key: data[key] for key in ("base_model", "candidates", "remove", "objectives", "include_path")}
+        title = "demo family"
+    spec = build_spec(
+        data | {"name": "bench", "device": "cpu", "budget": {"min": 27, "max": 243}, "trials": 18 if quick else 60}
+    )
+    return Setting(title, spec, 20 if quick else 100, 3 if quick else 10)
+
+
+def plans_of(space: PlanSpace, bench: Workbench, count: int) -> list[StitchPlan]:
+    """Plans like a search's: one-shot cuts, and points drawn from the space, merges included."""
+    design = initial_design(space, bench.influence_orders())
+    drawn = [space.decode(c) for c in space.configspace.sample_configuration(count)]
+    return [*design[: count // 3], *drawn][:count]
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def pipeline(setting: Setting, plans: list[StitchPlan], tasks: list[str], n: int) -> list[float]:
+    """Seconds a plan: mergekit writes the model, lm-eval's command line scores it, each a process of its own."""
+    seconds = []
+    paths = {BASE: setting.spec.base_model, **setting.spec.candidates}
+    for plan in plans:
+        with tempfile.TemporaryDirectory() as tmp:
+            config = Path(tmp) / "plan.yaml"
+            dtype = "bfloat16" if setting.spec.dtype == "bfloat16" else "float32"
+            config.write_text(mergekit_yaml(plan, {k: str(Path(v).resolve()) for k, v in paths.items()}, dtype=dtype))
+            merge = [sys.executable, "-m", "mergekit.scripts.run_yaml", str(config), f"{tmp}/model", "--copy-tokenizer"]
+            score = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={tmp}/model"]
+            score[-1] += f",dtype={dtype}"
+            score += ["--tasks", ",".join(tasks), "--limit", str(n), "--batch_size", "16", "--device", "cpu"]
+            score += ["--include_path", *setting.spec.include_path]
+            took = 0.0
+            for command in (merge, score):
+                spent, done = timed(lambda c=command: subprocess.run(c, cwd=ROOT, capture_output=True, text=True))
+                if done.returncode:
+                    raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+                took += spent
+            seconds.append(took)
+            print(f"  pipeline {took:.1f} s", flush=True)
+    return seconds
+
+
+class ResidentPeer:
+    """lm-eval's evaluate() on the model in memory, tasks loaded once, the very examples that the engine scores."""
+
+    def __init__(self, bench: Workbench) -> None:
+        from lm_eval.tasks import TaskManager
+
+        self.bench = bench
+        folders = [str(p) for p in bench.family.spec.include_path]
+        names = [b.spec.benchmark for b in bench.benchmarks]
+        manager = TaskManager(include_path=folders, include_defaults=False)
+        self.tasks = manager.load(names)
+        for benchmark in bench.benchmarks:
+            self.tasks["tasks"][benchmark.spec.benchmark].config.test_split = benchmark.spec.split
+
+    def score(self, plan: StitchPlan, n: int, batch_size: int) -> tuple[float, dict[str, float]]:
+        """Seconds and scores of one plan on the first n examples of every benchmark."""
+        from lm_eval.evaluator import evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        model = self.bench.stitcher.stitch(plan)
+        samples = {b.spec.benchmark: sorted(index for _, index in b.order[:n]) for b in self.bench.benchmarks}
+
+        def work() -> Any:
+            peer = HFLM(pretrained=model, tokenizer=self.bench.family.tokenizer, batch_size=batch_size)
+            return evaluate(lm=peer, task_dict=self.tasks, samples=samples, bootstrap_iters=0, log_samples=False)
+
+        seconds, result = timed(work)
+        metrics = {b.spec.benchmark: f"{b.spec.metric},none" for b in self.bench.benchmarks}
+        return seconds, {name: float(result["results"][name][metric]) for name, metric in metrics.items()}
+
+
+def floor(bench: Workbench, plan: StitchPlan, n: int) -> dict[str, float]:
+    """Least seconds: multiply-adds over the measured rate of large products of the same shapes and type."""
+    tokens = scored = 0
+    for benchmark in bench.benchmarks:
+        for example in benchmark.examples[:n]:
+            t, s = example.distinct_tokens()
+            tokens, scored = tokens + t, scored + s
+    model = bench.stitcher.stitch(plan)
+    layer = bench.family.layer(plan.kept[0].layer)
+    shapes = [tuple(m.weight.shape) for m in layer.modules() if isinstance(m, torch.nn.Linear)]
+    head = tuple(model.get_output_embeddings().weight.shape)
+    layer_rate = _matmul_rate(shapes, bench.family.dtype)
+    head_rate = _matmul_rate([head], bench.family.dtype)
+    layer_flops = 2 * tokens * len(plan.kept) * sum(a * b for a, b in shapes)
+    head_flops = 2 * scored * head[0] * head[1]
+    return {
+        "distinct_tokens": tokens,
+        "scored_positions": scored,
+        "rate_tflops": (layer_flops + head_flops) / (layer_flops / layer_rate + head_flops / head_rate) / 1e12,
+        "seconds": layer_flops / layer_rate + head_flops / head_rate,
+    }
+
+
+def _matmul_rate(shapes: list[tuple[int, ...]], dtype: torch.dtype, rows: int = 4096) -> float:
+    """Multiply-adds a second (counted twice) of x @ w.T over the given weight shapes, the best of several sizes."""
+    best = 0.0
+    for size in (1024, 2048, rows):
+        work = [(torch.randn(size, k).to(dtype), torch.randn(m, k).to(dtype)) for m, k in shapes]
+        for _ in range(2):
+            for x, w in work:
+                torch.nn.functional.linear(x, w)
+        repeats = 5
+        seconds, _ = timed(lambda w=work, r=repeats: [torch.nn.functional.linear(x, y) for _ in range(r) for x, y in w])
+        best = max(best, repeats * sum(2 * size * m * k for m, k in shapes) / seconds)
+    return best
+
+
+def suggest_seconds(n_layers: int, n_candidates: int, trials: int) -> float:
+    """Mean seconds of one suggestion, over a search of `trials` trials with made-up scores."""
+    from gptailor.suggest import Suggester
+
+    names = {f"c{k}": "none" for k in range(n_candidates)}
+    objectives = [{"benchmark": "a"}, {"benchmark": "b"}]
+    spec = build_spec(
+        {"name": "x", "base_model": "b", "candidates": names, "remove": n_layers // 4, "objectives": objectives}
+        | {"budget": {"min": 27, "max": 243}, "trials": trials}
+    )
+    space = build_space(spec, n_layers)
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        suggester = Suggester(spec, space, initial_design(space, [(BASE, range(n_layers))]), Path(folder))
+        spent = 0.0
+        for _ in range(trials):
+            seconds, suggestion = timed(suggester.ask)
+            spent += seconds
+            suggester.tell(suggestion, rng.random(2).tolist())
+    return spent / trials
+
+
+def search_rows(setting: Setting, peer: ResidentPeer, batch_size: int, sample: int) -> dict[str, float]:
+    """A whole search in a process of its own, and its trials by the resident peer (every k-th trial timed, by rung)."""
+    from gptailor.store import RunFolder, queries
+
+    with tempfile.TemporaryDirectory() as tmp:
+        run_file = Path(tmp) / "run.yaml"
+        run_file.write_text(setting.spec.to_yaml())
+        command = [sys.executable, "-m", "gptailor", "search", str(run_file), "--runs", f"{tmp}/runs"]
+        seconds, done = timed(lambda: subprocess.run(command, cwd=ROOT, capture_output=True, text=True))
+        if done.returncode:
+            raise SystemExit(done.stderr[-2000:])
+        run_id = next(p.name for p in Path(f"{tmp}/runs").iterdir() if not p.name.startswith("."))
+        tables = queries.read_run(RunFolder.of(f"{tmp}/runs", run_id))
+    plans = {r.config_id: StitchPlan.from_json(json.loads(r.plan)) for r in tables.plans.itertuples()}
+    peer_seconds = 0.0
+    for budget, trials in tables.trials.groupby("budget"):
+        chosen = list(trials.itertuples())[:: max(1, len(trials) // sample)]
+        measured = [peer.score(plans[t.config_id], int(budget), batch_size)[0] for t in chosen]
+        peer_seconds += statistics.mean(measured) * len(trials)
+        print(f"  rung {budget}: peer {statistics.mean(measured):.1f} s a trial ({len(measured)} timed)", flush=True)
+    return {
+        "seconds": seconds,
+        "peer_seconds": peer_seconds,
+        "suggest_seconds": float(tables.trials.suggest_seconds.sum()),
+        "stitch_seconds": float(tables.trials.stitch_seconds.sum()),
+        "evaluate_seconds": float(tables.trials.evaluate_seconds.sum()),
+        "trials": len(tables.trials),
+    }
+
+
+def memory_row(setting: Setting) -> dict[str, float]:
+    """Peak resident memory of an engine that scores three plans, in a process of its own, in bytes."""
+    code = (
+        "import json, sys, resource\n"
+        "from tests.bench.engine import *\n"
+        "s = build_spec(json.loads(sys.argv[1]))\n"
+        "bench = Workbench.open(s, s.objectives, max_examples=int(sys.argv[2]))\n"
+        "space = build_space(s, bench.family.n_layers)\n"
+        "[bench.score(p, int(sys.argv[2])) for p in plans_of(space, bench, 3)]\n"
+        "print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, bench.family.distinct_bytes]))\n"
+    )
+    command = [sys.executable, "-c", code, setting.spec.model_dump_json(), str(setting.examples)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    peak, distinct = json.loads(done.stdout.splitlines()[-1])
+    return {"peak": peak, "distinct": distinct, "bar": 1.15 * distinct + 700e6}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", type=Path, help="folder with base, language, math and code (SmolLM2)")
+    parser.add_argument("--quick", action="store_true", help="fewer plans, examples and trials")
+    parser.add_argument("--rows", default="engine,resident,floor,pipeline,memory,suggest,search", help="which rows")
+    parser.add_argument("--pipeline-plans", type=int, help="time the pipeline on this many of the plans only")
+    parser.add_argument("--peer-trials", type=int, default=4, help="trials a rung that the peer is timed on")
+    arguments = parser.parse_args()
+    rows = set(arguments.rows.split(","))
+    this = setting(arguments.family, arguments.quick)
+    n = this.examples
+    print(f"{this.name}; {n} examples of each of {', '.join(o.benchmark for o in this.spec.objectives)}", flush=True)
+    results: dict[str, Any] = {"setting": this.name, "examples": n, "threads": torch.get_num_threads()}
+    bench = Workbench.open(this.spec, this.spec.objectives, max_examples=max(n, 243))
+    space = build_space(this.spec, bench.family.n_layers)
+    plans = plans_of(space, bench, this.n_plans)
+
+    engine = [timed(lambda p=p: bench.score(p, n))[0] for p in plans]
+    bench.known.clear()
+    stitched = [bench.score(p, n).stitch_seconds for p in plans[:3]]
+    results["engine"] = {"cold": engine[0], "warm": statistics.median(engine[1:]), "stitch": max(stitched)}
+    print(f"  engine cold {engine[0]:.2f} s, warm {results['engine']['warm']:.2f} s", flush=True)
+    warm = results["engine"]["warm"]
+    if "floor" in rows:
+        results["floor"] = floor(bench, plans[-1], n)
+    if "resident" in rows or "search" in rows:
+        peer = ResidentPeer(bench)
+        batch_size = min((4, 16), key=lambda b: peer.score(plans[0], n, b)[0])
+        timings = [peer.score(p, n, batch_size) for p in plans]
+        results["resident"] = {"seconds": statistics.median(t for t, _ in timings), "batch_size": batch_size}
+        results["agreement"] = agreement(bench, plans, [scores for _, scores in timings], n)
+    if "pipeline" in rows:
+        chosen = plans[: arguments.pipeline_plans or len(plans)]
+        tasks = [b.spec.benchmark for b in bench.benchmarks]
+        results["pipeline"] = {"seconds": statistics.median(pipeline(this, chosen, tasks, n)), "plans": len(chosen)}
+    if "suggest" in rows:
+        shapes = [(30, 3), (40, 4)]
+        results["suggest"] = {f"{a}x{b}": suggest_seconds(a, b, this.spec.trials) for a, b in shapes}
+    if "search" in rows:
+        results["search"] = search_rows(this, peer, batch_size, arguments.peer_trials)
+    if "memory" in rows:
+        results["memory"] = memory_row(this)
+    results["peak_of_this_process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    out = ROOT / "bench-results"
+    out.mkdir(exist_ok=True)
+    (out / "engine.json").write_text(json.dumps(results, indent=2))
+    print(table(results, warm))
+
+
+def agreement(bench: Workbench, plans: list[StitchPlan], peer: list[dict[str, float]], n: int) -> dict[str, float]:
+    """How far the engine's scores are from the peer's on the same examples."""
+    gaps = []
+    for plan, scores in zip(plans, peer, strict=True):
+        ours = {s.benchmark: s.score for s in bench.score(plan, n).scores}
+        gaps += [abs(ours[name] - value) for name, value in scores.items()]
+    return {"largest_gap": max(gaps), "mean_gap": statistics.mean(gaps)}
+
+
+def table(results: dict[str, Any], warm: float) -> str:
+    """The readable form: seconds and ratios within this run."""
+    lines = [("", "seconds", "against the engine, warm")]
+    lines.append(("engine, cold", f"{results['engine']['cold']:.2f}", ""))
+    lines.append(("engine, warm", f"{warm:.2f}", "1"))
+    for name in ("resident", "pipeline", "floor"):
+        if name in results:
+            seconds = results[name]["seconds"]
+            lines.append((name, f"{seconds:.2f}", f"{seconds / warm:.2f}"))
+    if "search" in results:
+        row = results["search"]
+        lines.append((f"search of {row['trials']} trials", f"{row['seconds']:.1f}", ""))
+        ratio = row["peer_seconds"] / row["seconds"]
+        lines.append(("its trials, resident peer", f"{row['peer_seconds']:.1f}", f"{ratio:.2f} x the search"))
+        for part in ("suggest", "stitch"):
+            share = row[f"{part}_seconds"] / row["seconds"]
+            lines.append((f"{part} in the search", f"{row[f'{part}_seconds']:.2f}", f"{share:.1%} of the search"))
+    for name, seconds in results.get("suggest", {}).items():
+        lines.append((f"one suggestion, {name}", f"{seconds:.3f}", ""))
+    if "memory" in results:
+        row = results["memory"]
+        lines.append(("peak memory, MB", f"{row['peak'] / 1e6:.0f}", f"bar {row['bar'] / 1e6:.0f}"))
+    widths = [max(len(line[i]) for line in lines) for i in range(3)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
+
+
+if __name__ == "__main__":
+    main()
