@@ -130,7 +130,7 @@ def _logits(model: Any, family: Family) -> torch.Tensor:
 
 
 def _prove(folder: Path, family: Family, expected: torch.Tensor) -> float:
-    """Load the folder as anybody would and compare its logits. Raises RuntimeError: a fault of ours, not of the user."""
+    """Load the folder as anybody would and compare its logits. Raises RuntimeError: a fault of ours, no user's."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     AutoTokenizer.from_pretrained(folder)

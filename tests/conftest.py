@@ -88,6 +88,26 @@ def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def make_spec() -> Callable[..., object]:
+    """make_spec(folder, remove=2): a run over a family's folder, whose every sub-folder but `base` is a candidate."""
+    from gptailor.spec import build_spec
+
+    def make(folder: Path, **changes):
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != "base")
+        data = {
+            "name": "tiny",
+            "base_model": str(folder / "base"),
+            "candidates": {name: str(folder / name) for name in names},
+            "remove": 1,
+            "objectives": [{"benchmark": "none"}],
+            "device": "cpu",
+        }
+        return build_spec(data | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def make_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """make_family("qwen3", tie_word_embeddings=True): a family of another architecture (see tiny_config)."""
 

@@ -18,7 +18,6 @@ from torch import nn
 
 from gptailor.errors import UserError
 from gptailor.family.checkpoint import ADAPTER, Checkpoint, TensorInfo
-from gptailor.family.structure import with_tensors
 
 _TENSOR = re.compile(
     r"base_model\.model\.(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|"
@@ -86,9 +85,10 @@ class Adapter:
         self.tensors = load_file(str(checkpoint.folder / ADAPTER))
 
     def merge_into(self, layer: nn.Module, path: str) -> dict[str, torch.Tensor] | None:
-        """The layer's adapted state in float32, by name inside the layer; None where the adapter leaves it alone.
+        """The layer's adapted state, by name inside the layer; None where the adapter leaves it alone.
 
-        path: the layer's qualified name in the model, e.g. model.layers.7, which target patterns are matched against.
+        layer: a float32 twin of the base's layer, whose modules are used up. path: the layer's qualified name in the
+        model, e.g. model.layers.7, which target patterns are matched against.
         """
         from peft import PeftModel, set_peft_model_state_dict
 
@@ -101,7 +101,7 @@ class Adapter:
         for part in parents:
             here.add_module(part, nn.Module())
             here = here.get_submodule(part)
-        here.add_module(last, with_tensors(layer, {name: t.float() for name, t in layer.state_dict().items()}))
+        here.add_module(last, layer)
         config = copy.deepcopy(self.config)
         config.modules_to_save = [
             name for name in config.modules_to_save or () if any(f".{name}." in tensor for tensor in mine)

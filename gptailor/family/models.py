@@ -7,6 +7,7 @@ bytes equal the base's is replaced by the base's before it is ever mapped. Of ca
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import FileIO
 from typing import Any
 
@@ -14,11 +15,12 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from gptailor.errors import UserError
 from gptailor.family.adapters import Adapter
 from gptailor.family.checkpoint import Checkpoint, TensorInfo
-from gptailor.family.preflight import Preflight, inspect_family
+from gptailor.family.preflight import FLOATS, Preflight, inspect_family
 from gptailor.family.residence import Visitors, n_bytes, pick_device, settle, tensors_of
 from gptailor.family.structure import (
     check_renumbering,
@@ -107,12 +109,19 @@ class Family:
 def open_family(spec: RunSpec) -> Family:
     """Open base and candidates of a run (see `preflight` for what is refused). Raises UserError."""
     preflight, checkpoints = inspect_family(spec, download=True)
+    with _without_progress_bars():
+        return _open(spec, preflight, checkpoints)
+
+
+def _open(spec: RunSpec, preflight: Preflight, checkpoints: Mapping[str, Checkpoint]) -> Family:
     device = pick_device(spec.device)
     base = checkpoints[BASE]
     model, tokenizer = _open_base(base, getattr(torch, preflight.dtype), spec.trust_remote_code)
     check_renumbering(model)
     candidates = {
-        name: _adapted_layers(model, checkpoint) if checkpoint.is_adapter else _full_layers(model, base, checkpoint)
+        name: _adapted_layers(model, base, checkpoint)
+        if checkpoint.is_adapter
+        else _full_layers(model, base, checkpoint)
         for name, checkpoint in checkpoints.items()
         if name != BASE
     }
@@ -122,6 +131,18 @@ def open_family(spec: RunSpec) -> Family:
     if spec.output_scale is not None:
         _ = family.output_projections  # refused now, not in the first trial
     return family
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """A mapped file is loaded in no time, and the terminal belongs to the command line."""
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def _open_base(
@@ -182,13 +203,17 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() or (torch.equal(a.view(-1)[head], b.view(-1)[head]) and torch.equal(a, b))
 
 
-def _adapted_layers(model: PreTrainedModel, checkpoint: Checkpoint) -> list[nn.Module]:
-    """The base's layers with a LoRA adapter merged in: float32 arithmetic, then the base's type."""
+def _adapted_layers(model: PreTrainedModel, base: Checkpoint, checkpoint: Checkpoint) -> list[nn.Module]:
+    """The base's layers with a LoRA adapter merged in: the stored weights in float32, then the run's type."""
     adapter, path = Adapter(checkpoint), find_layers(model)
+    run_dtype = str(model.dtype).removeprefix("torch.")
+    as_stored = all(FLOATS.get(info.dtype) == run_dtype for info in base.tensors.values())
+    stored = {} if as_stored else dict(_mapped_layers(base))
     adapted = []
     for index, layer in enumerate(layer_list(model)):
-        merged = adapter.merge_into(layer, f"{path}.{index}") or {}
         mine = layer.state_dict()
+        exact = {name: stored.get(f"{path}.{index}.{name}", tensor).float() for name, tensor in mine.items()}
+        merged = adapter.merge_into(with_tensors(layer, exact), f"{path}.{index}") or {}
         state = {name: tensor.to(mine[name].dtype) for name, tensor in merged.items()}
         adapted.append(with_tensors(layer, _own(state, mine)))
     return adapted

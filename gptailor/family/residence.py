@@ -98,8 +98,8 @@ class Visitors:
     def get(self, key: Key, home: nn.Module) -> nn.Module:
         """The layer on the device, copied there now if it is not. A dropped one lives on while a model uses it."""
         if key not in self._here:
-            layer = moved(home, self.device, self._copy)
-            self._here[key] = (layer, n_bytes(tensors_of([layer])))
+            size = n_bytes(tensor for tensor in tensors_of([home]) if tensor.device != self.device)
+            self._here[key] = (moved(home, self.device, self._copy), size)
             if self._stream is not None:  # the GPU waits, the host goes on preparing
                 torch.cuda.current_stream(self.device).wait_stream(self._stream)
             while self.n_bytes > self.capacity and len(self._here) > 1:

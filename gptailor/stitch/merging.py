@@ -35,6 +35,8 @@ def merge_methods() -> tuple[str, ...]:
 
 def merge_source_counts(method: str) -> tuple[int, int | None]:
     """Least and greatest number of candidates that a method merges in one layer; None is no limit."""
+    if method == TASK_ARITHMETIC:
+        return 2, None  # known without mergekit, whose import would be paid by every start
     contract = _method(method).spec.contract
     if contract.max_inputs == 2:
         return 2, 2
@@ -44,6 +46,8 @@ def merge_source_counts(method: str) -> tuple[int, int | None]:
 
 def merge_method_problem(method: str, parameters: Mapping[str, Any], n_candidates: int) -> str | None:
     """What is wrong with a merge method, its further parameters or the number of candidates; None if nothing is."""
+    if method == TASK_ARITHMETIC and not parameters and n_candidates >= 2:
+        return None
     if method not in merge_methods():
         return f"merge.method: {method!r} is not known; mergekit has {', '.join(merge_methods())}"
     least, most = merge_source_counts(method)
