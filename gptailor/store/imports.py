@@ -6,11 +6,13 @@ with nothing in reach (untrusted.py), and the rows it held are written into a ne
 
 from __future__ import annotations
 
+import lzma
 import os
 import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
@@ -22,7 +24,7 @@ from gptailor.store.journal import Event
 from gptailor.store.notes import read_notes, write_notes
 from gptailor.store.untrusted import read_untrusted
 from gptailor.store.writer import RunWriter
-from gptailor.trial import RunStatus, TrialStatus
+from gptailor.trial import Origin, RunStatus, TrialStatus
 
 MAX_ZIP = 256 * 1024**2
 MAX_LAYERS = 10_000
@@ -46,12 +48,14 @@ def import_run(archive: str | Path, root: str | Path) -> RunFolder:
         try:
             run_id, events = read_untrusted(unpacked / "run.duckdb")
             spec, seen = _checked(events)
-        except UserError as error:
+            if not RUN_ID.fullmatch(run_id) or (root / run_id).exists():
+                run_id = new_run_id(spec.name)
+            made = RunFolder(Path(scratch) / run_id)
+            writer = RunWriter.restore(made, events, spec.to_yaml(), clock=lambda: seen)
+        except (UserError, RecursionError) as error:  # RecursionError: JSON nested out of all measure
             raise UserError(f"{archive.name}: is not a run that can be imported: {error}") from error
-        if not RUN_ID.fullmatch(run_id) or (root / run_id).exists():
-            run_id = new_run_id(spec.name)
-        made = RunFolder(Path(scratch) / run_id)
-        RunWriter.restore(made, events, spec.to_yaml(), clock=lambda: seen)
+        if writer.behind:
+            raise UserError(f"{archive.name}: the new run's database cannot be written; is the disk full?")
         if (unpacked / "notes.json").exists():
             write_notes(made, read_notes(RunFolder(unpacked)))
         if (unpacked / "engine.log").exists():
@@ -90,7 +94,15 @@ def _unpack(archive: Path, into: Path) -> None:
                 if (into / name).exists():
                     raise refuse(f"{shown} is in it twice")
                 _extract(opened, entry, into / name, _TAKEN[name], refuse(f"{shown} is too large"))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, UnicodeDecodeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        OSError,
+    ) as error:
         # RuntimeError: zipfile's word for an encrypted entry
         raise refuse(f"the zip cannot be read ({error})") from error
     if not (into / "run.duckdb").exists():
@@ -113,20 +125,34 @@ def _checked(events: list[Event]) -> tuple[RunSpec, datetime]:
     """(what was asked, last sign of life), after a look at all values that our own code relies on. Raises UserError."""
     spec, seen = None, datetime.now(UTC)
     for event in events:
+        table = event["table"]
         for row in event["rows"]:
             try:
-                if event["table"] == "runs":
+                for column, value in row.items():
+                    if column.endswith("_at") and value is not None:
+                        datetime.fromisoformat(value)
+                if table == "runs":
                     spec = build_spec({**row["spec"], "trust_remote_code": False}, "its run file")
                     row |= {"name": spec.name, "spec": spec.model_dump(mode="json"), "status": RunStatus(row["status"])}
                     seen = datetime.fromisoformat(row["heartbeat_at"]) if row["heartbeat_at"] else seen
-                elif event["table"] == "trials":
+                    _in_range("n_layers", row["n_layers"])
+                elif table == "trials":
                     TrialStatus(row["status"])
-                elif event["table"] == "plans":
+                    Origin(row["origin"])
+                elif table == "layers":
+                    _in_range("layer", row["layer"])
+                elif table == "plans":
                     plan = StitchPlan.from_json(row["plan"])
-                    if plan.hash != row["plan_hash"] or plan.n_layers > MAX_LAYERS:
-                        raise UserError(f"the plan of configuration {row['config_id']} is not what its hash says")
-            except (ValueError, TypeError, KeyError) as error:  # UserError is a ValueError
-                raise UserError(f"its table {event['table']} holds what no run has: {error}") from error
+                    _in_range("n_layers", plan.n_layers)
+                    if plan.hash != row["plan_hash"]:
+                        raise ValueError(f"the plan of configuration {row['config_id']} is not what its hash says")
+            except (ValueError, TypeError, KeyError, AttributeError) as error:  # UserError is a ValueError
+                raise UserError(f"its table {table} holds what no run has: {error}") from error
     if spec is None:
         raise UserError("its database holds no run")
     return spec, seen
+
+
+def _in_range(what: str, value: int | None) -> None:
+    if value is not None and not 0 <= value <= MAX_LAYERS:
+        raise ValueError(f"{what} = {value}")

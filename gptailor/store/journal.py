@@ -109,7 +109,7 @@ def read_journal(path: Path) -> JournalContents:
 
 def cut_torn_line(path: Path, contents: JournalContents) -> None:
     """Remove what a killed writer left behind the last whole line."""
-    if path.stat().st_size > contents.end:
+    if path.exists() and path.stat().st_size > contents.end:
         os.truncate(path, contents.end)
 
 

@@ -34,7 +34,8 @@ ExampleKey = tuple[str, str, str, str]
 class RunTables:
     """One run's tables as they were at `as_of`, columns as in the migrations, times in UTC.
 
-    `layers.sources` holds arrays of candidate names (empty: the base's own layer). version: RunFolder.version() before
+    `layers.sources` holds arrays of candidate names (empty: the base's own layer). A column of whole numbers with gaps
+    (`position`, `config_id` of evaluations) is one of pandas' nullable integers. version: RunFolder.version() before
     the read. notice: a sentence for the reader where the file is not quite what this version expects, else None.
     """
 

@@ -39,19 +39,20 @@ def rebuild(folder: RunFolder) -> Rebuilt:
     if writer.behind:
         raise StoreDamaged(f"run {folder.run_id}: the new database could not be written; see the log, then try again")
     with open_reader(folder) as con:
-        status, n_trials, n_layers = con.execute(
-            "SELECT any_value(status), (SELECT count(*) FROM trials), (SELECT max(layer) + 1 FROM layers) FROM runs"
-        ).fetchone() or (None, 0, None)
-    if status is None:
-        _record_again(folder, writer, n_layers)
+        known, status, n_trials, n_layers = con.execute(
+            "SELECT any_value(spec) IS NOT NULL, any_value(status), (SELECT count(*) FROM trials), "
+            "(SELECT max(layer) + 1 FROM layers) FROM runs"
+        ).fetchone() or (False, None, 0, None)
+    if not known:
+        writer.record_run({"status": status or RunStatus.STOPPED} | _asked(folder, n_layers))
     return Rebuilt(len(contents.events), tuple(contents.damaged), n_trials)
 
 
-def _record_again(folder: RunFolder, writer: RunWriter, n_layers: int | None) -> None:
-    """The journal's first line is lost: say what the run was from its run file."""
-    row: dict[str, object] = {"status": RunStatus.STOPPED, "name": folder.run_id, "n_layers": n_layers}
+def _asked(folder: RunFolder, n_layers: int | None) -> dict[str, object]:
+    """What the run was, from its run file: the journal's first line is lost."""
+    row: dict[str, object] = {"name": folder.run_id, "n_layers": n_layers}
     with suppress(UserError):  # without its run file, a run is still its trials
         spec = load_spec(folder.spec)
         row |= {"name": spec.name, "spec": spec.model_dump(mode="json"), "base_model": spec.base_model}
         row |= {"seed": spec.seed, "n_removed": spec.n_removed(n_layers) if n_layers else None}
-    writer.record_run(row)
+    return row

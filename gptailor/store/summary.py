@@ -95,7 +95,7 @@ def summarise(con: duckdb.DuckDBPyConnection, folder: RunFolder) -> RunSummary:
     return RunSummary(
         run_id=folder.run_id,
         name=name or folder.run_id,
-        status=RunStatus(status),
+        status=RunStatus(status or RunStatus.STOPPED),  # None: a journal that lost its first line
         base_model=base_model or "",
         device=json.loads(versions or "{}").get("device") or spec.get("device", ""),
         seed=seed or 0,
