@@ -104,6 +104,66 @@ def generate(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def pause(arguments: argparse.Namespace) -> int:
+    """Let the run finish its trial and wait."""
+    from gptailor import launch
+
+    folder = _folder(arguments)
+    if not launch.is_alive(folder):
+        raise UserError(f"run {folder.run_id}: no engine is at work on it, so there is nothing to pause")
+    launch.request(folder, "pause")
+    print("it will pause after the current trial; `python -m gptailor resume` lifts the pause")
+    return OK
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Go on with a paused, stopped or lost run, in the background."""
+    from gptailor import launch
+
+    folder = _folder(arguments)
+    pid = launch.resume(folder)
+    print("the pause is lifted" if pid is None else f"its engine runs as process {pid}; log: {folder.log}")
+    return OK
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    """Stop a run; what it scored stays, and `resume` goes on with it."""
+    from gptailor import launch
+
+    print(launch.stop(_folder(arguments)))
+    return OK
+
+
+def extend(arguments: argparse.Namespace) -> int:
+    """Give a run more trials or hours, and go on with it in the background."""
+    from gptailor.extend import extend as more
+
+    print(more(_folder(arguments), arguments.trials, arguments.walltime))
+    return OK
+
+
+def repair(arguments: argparse.Namespace) -> int:
+    """Rebuild a run's database from its journal."""
+    from gptailor import launch
+    from gptailor.store.repair import rebuild
+
+    folder = _folder(arguments)
+    with launch.EngineLock(folder):
+        done = rebuild(folder)
+    lost = f"; lines {', '.join(map(str, done.damaged))} of the journal are damaged and lost" if done.damaged else ""
+    print(f"{done.n_trials} trials from {done.events} events{lost}")
+    return OK
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Score the dense base, candidates, one-shot cuts and the front on the held-out benchmarks."""
+    from gptailor.held_out import evaluate as judge
+
+    subjects, benchmarks = (list(filter(None, text.split(","))) for text in (arguments.subjects, arguments.benchmarks))
+    judge(_folder(arguments), lambda text: print(text, flush=True), subjects, benchmarks, arguments.examples)
+    return OK
+
+
 def _engine(folder: Any) -> int:
     from gptailor.progress import Report
     from gptailor.search import search as run_search
@@ -166,6 +226,19 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_argument("--tokens", type=int, default=64, metavar="N", help="to write at most (default: 64)")
     answer.add_argument("--device", help="another device than the run's, such as cpu")
     answer.add_argument("--plain", action="store_true", help="leave the tokenizer's chat template out")
+    for function in (pause, resume, stop, repair):
+        add(function, run_id=True)
+    more = add(extend, run_id=True)
+    more.add_argument("--trials", type=int, metavar="N", help="trials in all")
+    more.add_argument("--walltime", metavar="TIME", help="time in all, such as 8h")
+    judge = add(evaluate, run_id=True)
+    judge.add_argument(
+        "--subjects",
+        default="dense,candidates,baselines,front",
+        help="of dense, candidates, baselines, front, config:ID",
+    )
+    judge.add_argument("--benchmarks", default="", help="names, with commas (default: all held out)")
+    judge.add_argument("--examples", type=int, metavar="N", help="per benchmark (default: all)")
     return parser
 
 

@@ -43,6 +43,8 @@ log = logging.getLogger("gptailor")
 
 EQUAL_FAILURES_BEFORE_GIVING_UP = 3
 HEARTBEAT_SECONDS = 5.0
+INITIAL_SHARE = 0.25
+"""Share of the trials that the initial design may take."""
 PACKAGES = ("gptailor", "torch", "transformers", "smac", "ConfigSpace", "scikit-learn", "lm-eval", "duckdb", "mergekit")
 
 BLOCK_INFLUENCE = "baseline:block_influence"
@@ -106,12 +108,11 @@ class _Search:
         bench.known = queries.load_examples(self.folder)
         space = build_space(spec, bench.family.n_layers, merge_source_counts(spec.merge.method))
         self.progress.started(spec, len(self.stored))
-        influence = self._influence(bench)
+        initial = self._start(bench, space)
         self._reference(bench, "dense", StitchPlan.dense(space.n_layers))
         if space.n_removed:
-            first_cut = StitchPlan.without(influence[0][1][: space.n_removed], space.n_layers)
-            self._reference(bench, BLOCK_INFLUENCE, first_cut)
-        suggester = Suggester(spec, space, initial_design(space, influence), self.folder.smac)
+            self._reference(bench, BLOCK_INFLUENCE, initial[0])  # the initial design begins with it
+        suggester = Suggester(spec, space, initial, self.folder.smac)
         status, error = self._loop(bench, space, suggester)
         suggester.save()
         return status, error
@@ -191,14 +192,14 @@ class _Search:
             asked = benchmark.spec
             self.writer.record_examples(plan.hash, asked.benchmark, asked.metric, asked.split, first, items)
 
-    def _influence(self, bench: Workbench) -> list[tuple[str, list[int]]]:
-        """Block Influence orders; kept in the run's folder, so that a resumed run starts from the very same."""
-        path = self.folder.path / "influence.json"
+    def _start(self, bench: Workbench, space: PlanSpace) -> list[StitchPlan]:
+        """The plans to start from; kept in the run's folder, so that a resumed or extended run starts from the same."""
+        path = self.folder.path / "initial.json"
         if path.exists():
-            return [(name, order) for name, order in json.loads(path.read_text())]
-        orders = bench.influence_orders()
-        write_atomically(path, json.dumps(orders))
-        return orders
+            return [StitchPlan.from_json(plan) for plan in json.loads(path.read_text())]
+        plans = initial_design(space, bench.influence_orders())[: max(1, round(INITIAL_SHARE * self.spec.trials))]
+        write_atomically(path, json.dumps([plan.to_json() for plan in plans]))
+        return plans
 
     def _stop_asked(self) -> bool:
         return self.signalled.is_set() or launch.asked(self.folder, "stop")

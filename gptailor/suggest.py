@@ -64,8 +64,8 @@ def cost(score: Score, dense: float) -> float:
 class Suggester:
     """Asks SMAC for configurations and tells it what came of them. Deterministic for a seed and PYTHONHASHSEED.
 
-    spec: the run. space: its plans. initial: plans to begin with, the most promising first (at most a quarter of the
-    trials is used). output: folder for SMAC's own files, which DeepCAVE reads.
+    spec: the run. space: its plans. initial: plans to begin with, the most promising first. output: folder for SMAC's
+    own files, which DeepCAVE reads.
     """
 
     def __init__(self, spec: RunSpec, space: PlanSpace, initial: Sequence[StitchPlan], output: Path) -> None:
@@ -86,7 +86,7 @@ class Suggester:
             max_budget=spec.budget.max,
             seed=spec.seed,
         )
-        design = [space.encode(plan) for plan in initial[: max(1, spec.trials // 4)]]
+        design = [space.encode(plan) for plan in initial]
         acquisition = EI()
         self._smac = HyperparameterOptimizationFacade(
             scenario,

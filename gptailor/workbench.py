@@ -51,25 +51,31 @@ class Workbench:
     def open(cls, spec: RunSpec, benchmarks: Sequence[Benchmark], max_examples: int | None) -> Workbench:
         """Load the family of `spec` and up to `max_examples` examples of each benchmark. Raises UserError."""
         family = open_family(spec)
-        window = _window(family)
-        opened = open_benchmarks(
-            benchmarks,
-            family.tokenizer,
-            max_length=window,
-            max_examples=max_examples,
-            seed=spec.seed,
-            include_path=spec.include_path,
-            chat_template=spec.chat_template,
-        )
+        opened = cls.open_benchmarks(family, spec, benchmarks, max_examples)
         evaluator = Evaluator(
             opened,
             family.tokenizer,
             rungs=spec.budget.rungs,
             device=family.device,
-            max_length=window,
+            max_length=_window(family),
             batch_tokens=spec.batch_tokens,
         )
         return cls(family, Stitcher(family), opened, evaluator)
+
+    @staticmethod
+    def open_benchmarks(
+        family: Family, spec: RunSpec, benchmarks: Sequence[Benchmark], max_examples: int | None
+    ) -> list[OpenBenchmark]:
+        """Benchmarks for the family's tokenizer and window. Raises UserError."""
+        return open_benchmarks(
+            benchmarks,
+            family.tokenizer,
+            max_length=_window(family),
+            max_examples=max_examples,
+            seed=spec.seed,
+            include_path=spec.include_path,
+            chat_template=spec.chat_template,
+        )
 
     def score(
         self,
@@ -101,9 +107,9 @@ class Workbench:
             scores.append(self.evaluator.score(benchmark, known[:last]))
         return PlanScores(tuple(scores), stitch_seconds, time.monotonic() - started - stitch_seconds, tuple(fresh))
 
-    def influence_orders(self) -> list[tuple[str, list[int]]]:
+    def influence_orders(self, benchmarks: Sequence[OpenBenchmark] | None = None) -> list[tuple[str, list[int]]]:
         """Layers by rising Block Influence (the order in which to remove them), of the base and of each candidate."""
-        texts = calibration_batches(self.benchmarks, CALIBRATION_TEXTS)
+        texts = calibration_batches(self.benchmarks if benchmarks is None else benchmarks, CALIBRATION_TEXTS)
         batches = [torch.tensor([tokens], device=self.family.device) for tokens in texts]
         orders = []
         for name in (BASE, *self.family.names):

@@ -1,0 +1,121 @@
+"""Held-out evaluation: dense base, candidates, one-shot cuts and the front on benchmarks that the search never saw.
+
+Each score is written as soon as it is there, so an evaluation that is stopped goes on where it was: what is stored is
+not computed again. It runs on the engine's own parts, thus with the engine's very scores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from gptailor import launch
+from gptailor.errors import UserError
+from gptailor.plan import BASE, StitchPlan
+from gptailor.show import run_json
+from gptailor.spec import HeldOut, RunSpec, load_spec
+from gptailor.store import RunFolder, RunWriter, queries
+from gptailor.trial import Evaluation
+from gptailor.workbench import Workbench
+
+Subject = tuple[str, int | None, StitchPlan]
+"""Name as stored (`dense`, `candidate:NAME`, `baseline:NAME`, `config:ID`), configuration, plan."""
+
+DEFAULT_SUBJECTS = ("dense", "candidates", "baselines", "front")
+
+
+def evaluate(
+    folder: RunFolder,
+    say: Callable[[str], None],
+    subjects: Sequence[str] = DEFAULT_SUBJECTS,
+    benchmarks: Sequence[str] = (),
+    examples: int | None = None,
+) -> None:
+    """Score subjects on the run file's held-out benchmarks (or those of them that are named), on `examples` or all.
+
+    Raises UserError: no such subject or benchmark, or the run's engine is at work (a run has one writer at a time).
+    """
+    spec = load_spec(folder.spec)
+    chosen = _chosen(spec, benchmarks)
+    asked = _subjects(folder, subjects)
+    with launch.EngineLock(folder):
+        writer = RunWriter.open(folder)
+        bench = Workbench.open(spec, chosen, max_examples=examples)
+        bench.known = queries.load_examples(folder)
+        for number, (name, config_id, plan) in enumerate(_with_baselines(asked, bench, spec), start=1):
+            bench.stitcher.check(plan)
+            for benchmark in bench.benchmarks:
+                result = bench.score(plan, examples or benchmark.n_examples, benchmarks=[benchmark])
+                with writer.batch():
+                    for opened, first, items in result.fresh:
+                        of = opened.spec
+                        writer.record_examples(plan.hash, of.benchmark, of.metric, of.split, first, items)
+                    score = result.scores[0]
+                    writer.record_evaluation(
+                        Evaluation(name, config_id, benchmark.spec.split, score, datetime.now(UTC))
+                    )
+                error = f" ±{score.stderr:.4f}" if score.stderr is not None else ""
+                say(
+                    f"{number}  {name}  {score.benchmark} {score.metric} {score.score:.4f}{error} (n {score.n_samples})"
+                )
+
+
+def _chosen(spec: RunSpec, names: Sequence[str]) -> list[HeldOut]:
+    known = {judge.benchmark: judge for judge in spec.held_out}
+    if not known:
+        raise UserError("held_out: the run file names no benchmark to judge by; add some under held_out")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"--benchmarks {', '.join(unknown)}: not held out in this run; it has {', '.join(known)}")
+    return [judge for name, judge in known.items() if not names or name in names]
+
+
+def _subjects(folder: RunFolder, names: Sequence[str]) -> list[tuple[str, int | None, StitchPlan | None]]:
+    """The subjects asked for, each once; one-shot cuts have no plan yet."""
+    tables = queries.read_run(folder)
+    n_layers = int(tables.runs.iloc[0].n_layers)
+    candidates = list(json.loads(tables.runs.iloc[0].spec)["candidates"])
+    plans = {int(row.config_id): StitchPlan.from_json(json.loads(row.plan)) for row in tables.plans.itertuples()}
+    found: dict[str, tuple[str, int | None, StitchPlan | None]] = {}
+
+    def add(name: str, config_id: int | None, plan: StitchPlan | None) -> None:
+        found.setdefault(name, (name, config_id, plan))
+
+    for name in names:
+        if name == "dense":
+            add("dense", None, StitchPlan.dense(n_layers))
+        elif name == "candidates":
+            for candidate in candidates:
+                add(f"candidate:{candidate}", None, StitchPlan.dense(n_layers, candidate))
+        elif name == "baselines":
+            for source in (BASE, *candidates):
+                suffix = "" if source == BASE else f"@{source}"
+                add(f"baseline:block_influence{suffix}", None, None)
+        elif name == "front":
+            for plan in run_json(folder)["front"]:
+                add(f"config:{plan['config_id']}", plan["config_id"], plans[plan["config_id"]])
+        elif name.startswith("config:") and name[7:].isdigit() and int(name[7:]) in plans:
+            add(name, int(name[7:]), plans[int(name[7:])])
+        else:
+            raise UserError(
+                f"--subjects {name}: expected dense, candidates, baselines, front or config:ID with an ID of this run"
+            )
+    return list(found.values())
+
+
+def _with_baselines(
+    asked: Sequence[tuple[str, int | None, StitchPlan | None]], bench: Workbench, spec: RunSpec
+) -> list[Subject]:
+    """Fill in the one-shot cuts: Block Influence on the base and on each candidate, on the objectives' examples."""
+    if all(plan is not None for _, _, plan in asked):
+        return [(name, config_id, plan) for name, config_id, plan in asked if plan is not None]
+    calibration = Workbench.open_benchmarks(bench.family, spec, spec.objectives, max_examples=spec.budget.rungs[0])
+    n_layers = bench.family.n_layers
+    cuts = {
+        "baseline:block_influence" + ("" if source == BASE else f"@{source}"): StitchPlan.without(
+            order[: spec.n_removed(n_layers)], n_layers, source
+        )
+        for source, order in bench.influence_orders(calibration)
+    }
+    return [(name, config_id, plan or cuts[name]) for name, config_id, plan in asked]
