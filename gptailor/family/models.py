@@ -96,7 +96,7 @@ class Family:
     def output_projections(self) -> tuple[str, str]:
         """Names, inside a layer, of the two modules that an output scale multiplies. Raises UserError."""
         if self._projections is None:
-            self._projections = find_output_projections(self.model, self._layers[BASE][0])
+            self._projections = find_output_projections(self.model)
         return self._projections
 
     @property

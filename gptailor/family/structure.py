@@ -98,13 +98,13 @@ def set_layer_index(layer: nn.Module, index: int) -> None:
             module.__dict__["layer_idx"] = index
 
 
-def find_output_projections(model: PreTrainedModel, layer: nn.Module) -> tuple[str, str]:
-    """Names, inside the layer, of the last linear map of its attention and of its MLP. Raises UserError.
+def find_output_projections(model: PreTrainedModel) -> tuple[str, str]:
+    """Names, inside a layer, of the last linear map of its attention and of its MLP. Raises UserError.
 
     Both must write into the residual stream directly: where the layer normalises their output again (Gemma 2 and 3),
     a scale on them would be normalised away.
     """
-    name = type(model).__name__
+    name, layer = type(model).__name__, layer_list(model)[0]
     hidden = model.config.get_text_config().hidden_size
     linear = [key for key, module in layer.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
     inside = [key for key in linear if "attn" in key.split(".")[0] or "attention" in key.split(".")[0]]
