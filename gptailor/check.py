@@ -17,7 +17,7 @@ from typing import Any
 from gptailor.errors import UserError
 from gptailor.plan import BASE
 from gptailor.progress import format_seconds
-from gptailor.schedule import Rung, schedule
+from gptailor.schedule import Rung, n_examples, schedule
 from gptailor.spec import RunSpec, SpaceOperation
 from gptailor.store.folder import DEFAULT_ROOT
 
@@ -84,31 +84,23 @@ class Fit:
 class Check:
     """All that is known before the start. `problems` hinder the run; `notes` are worth knowing.
 
-    n_references: plans that are scored beside the trials, at the full budget. family: None where the models do not fit.
+    n_examples: scored in the whole search, at most. family: None where the models do not fit.
     """
 
     rungs: tuple[Rung, ...]
-    n_objectives: int
-    n_references: int
+    n_examples: int
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     family: Fit | None = None
     memory: Memory | None = None
     estimate: Estimate | None = None
 
-    @property
-    def n_examples(self) -> int:
-        """Examples that the whole search scores, at most: a benchmark with fewer ends at its size."""
-        each = sum(rung.examples for rung in self.rungs) + self.n_references * self.rungs[-1].budget
-        return each * self.n_objectives
-
 
 def check(spec: RunSpec, runs: str | Path = DEFAULT_ROOT) -> Check:
     """Look at a run that is asked for. runs: saved runs, whose pace is taken where one has the same base model."""
     from gptailor.family import preflight
 
-    references = 2 if spec.remove else 1  # dense, and Block Influence's pick
-    planned = Check(schedule(spec.budget, spec.trials), len(spec.objectives), references)
+    planned = Check(schedule(spec.budget, spec.trials), n_examples(spec))
     problems = [*_benchmark_problems(spec), *_merge_problems(spec)]
     try:
         found = preflight(spec)
@@ -154,8 +146,8 @@ def check_text(spec: RunSpec, runs: str | Path = DEFAULT_ROOT) -> str:
     for rung in found.rungs:
         lines.append(f"    {rung.trials:>5} trials of {rung.budget} examples a benchmark")
     lines.append(
-        f"  {found.n_examples:,} examples to score at most, over {found.n_objectives} "
-        f"benchmark{'s' * (found.n_objectives > 1)}"
+        f"  {found.n_examples:,} examples to score at most, over {len(spec.objectives)} "
+        f"benchmark{'s' * (len(spec.objectives) > 1)}"
     )
     if found.estimate is not None:
         lines.append(f"  about {format_seconds(found.estimate.seconds)} ({found.estimate.how})")
@@ -165,7 +157,7 @@ def check_text(spec: RunSpec, runs: str | Path = DEFAULT_ROOT) -> str:
 def check_json(spec: RunSpec, runs: str | Path = DEFAULT_ROOT) -> dict[str, Any]:
     """The check as plain data, problems included."""
     found = check(spec, runs)
-    data = dataclasses.asdict(found) | {"n_examples": found.n_examples}
+    data = dataclasses.asdict(found)
     if found.memory is not None:
         data["memory"] |= {"needed": found.memory.needed, "verdict": found.memory.verdict}
     return data

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gptailor.spec import Budget
+from gptailor.spec import Budget, RunSpec
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,16 @@ def schedule(budget: Budget, trials: int) -> tuple[Rung, ...]:
         counts[index] += 1
         fresh[index] += budget.rungs[index] - (0 if is_first else budget.rungs[index - 1])
     return tuple(Rung(*row) for row in zip(budget.rungs, counts, fresh, strict=True))
+
+
+def n_examples(spec: RunSpec) -> int:
+    """Examples that the whole search scores, at most: a benchmark with fewer ends at its size.
+
+    Beside the trials, the dense base and Block Influence's pick are scored at the full budget.
+    """
+    references = 2 if spec.remove else 1
+    each = sum(rung.examples for rung in schedule(spec.budget, spec.trials)) + references * spec.budget.max
+    return each * len(spec.objectives)
 
 
 def _trials(budget: Budget) -> Iterator[tuple[int, bool]]:

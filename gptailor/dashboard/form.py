@@ -22,6 +22,7 @@ from gptailor.spec import RunSpec, build_spec, load_spec
 
 PRESETS = Path(__file__).resolve().parents[2] / "data" / "presets"
 """Run files that are offered to begin with. People may add their own."""
+LONG_TITLE = 60
 
 Values = Mapping[str, Any]
 """What the widgets hold, by field. Lists are text, one entry a line."""
@@ -29,7 +30,8 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Preset:
-    """A run file to begin with. title: its first comment line; about: the comment lines that follow it."""
+    """A run file to begin with. title: its first comment line, or that line up to a colon where it is
+    long; about: what follows it."""
 
     path: Path
     title: str
@@ -47,8 +49,12 @@ def presets(folder: Path = PRESETS) -> list[Preset]:
             continue  # somebody's half-written file must not close the page
         lines = path.read_text(encoding="utf-8").splitlines()
         comments = [line.lstrip("# ").strip() for line in lines[: _first_key(lines)] if line.startswith("#")]
-        end = comments.index("") if "" in comments else len(comments)
-        found.append(Preset(path, comments[0] if comments else path.stem, " ".join(comments[1:end]), spec))
+        paragraph = comments[: comments.index("")] if "" in comments else comments
+        title, *about = paragraph or [path.stem]
+        if len(title) > LONG_TITLE and ": " in title:
+            title, _, rest = title.partition(": ")
+            about = [rest[0].upper() + rest[1:], *about]
+        found.append(Preset(path, title, " ".join(about), spec))
     return found
 
 

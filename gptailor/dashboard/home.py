@@ -36,23 +36,23 @@ STATE_COLOURS = {
 
 
 def listing(runs: Sequence[Run], notes: Mapping[str, Notes]) -> pd.DataFrame:
-    """A row a run, in the given order. state is a list of one, trials the share done of those asked; scores, retention
-    and hypervolume are of the full budget."""
+    """A row a run, in the given order. state is a list of one; progress and retention are percent; best_scores,
+    retention and hypervolume are of the full budget."""
     rows = []
     for run in runs:
         summary, noted = run.summary, notes.get(run.run_id, Notes())
-        best = (f"{text.plain(name, 40)} {score:.3f}" for name, score in summary.best_scores.items())
-        failed = f", {summary.n_failed} failed" if summary.n_failed else ""
+        best = (f"{name} {score:.3f}" for name, score in _short_names(summary.best_scores).items())
         rows.append(
             {
                 "run_id": run.run_id,
                 "name": text.plain(run.name) + (" (example)" if run.is_demo else ""),
                 "state": [run.status.capitalize()],
-                "trials": min(summary.n_done / summary.n_asked, 1.0) if summary.n_asked else 0.0,
-                "done": f"{summary.n_done} of {summary.n_asked}{failed}",
+                "progress": 100 * min(summary.n_done / summary.n_asked, 1.0) if summary.n_asked else 0.0,
+                "trials": f"{summary.n_done} of {summary.n_asked}",
+                "failed": summary.n_failed or None,
                 "left": text.duration(seconds_left(run)) if run.is_active else "",
-                "layers": None if summary.n_removed is None else f"{summary.n_removed} of {summary.n_layers}",
-                "retention": summary.retention,
+                "layers": "" if summary.n_removed is None else f"{summary.n_removed} of {summary.n_layers}",
+                "retention": None if summary.retention is None else 100 * summary.retention,
                 "objectives": " · ".join(best),
                 "hypervolume": summary.hypervolume,
                 "created_at": summary.created_at,
@@ -60,9 +60,17 @@ def listing(runs: Sequence[Run], notes: Mapping[str, Notes]) -> pd.DataFrame:
                 "note": text.plain(noted.note, 200),
             }
         )
-    columns = "run_id name state trials done left layers retention objectives hypervolume created_at tags note".split()
-    frame = pd.DataFrame(rows, columns=columns)
-    return frame.assign(created_at=pd.to_datetime(frame["created_at"], utc=True))
+    frame = pd.DataFrame(rows, columns=["run_id", *_COLUMNS])
+    numbers = dict.fromkeys(("failed", "retention", "hypervolume"), float)
+    return frame.astype(numbers).assign(created_at=pd.to_datetime(frame["created_at"], utc=True))
+
+
+def _short_names(scores: Mapping[str, float]) -> dict[str, float]:
+    """Benchmarks without their metric where that tells them apart."""
+    benchmarks = [name.rpartition("/")[0] for name in scores]
+    if len(set(benchmarks)) == len(benchmarks):
+        return {text.plain(name, 40): score for name, score in zip(benchmarks, scores.values(), strict=True)}
+    return {text.plain(name, 60): score for name, score in scores.items()}
 
 
 def seconds_left(run: Run) -> float | None:
@@ -167,9 +175,11 @@ def find(runs: Sequence[Run], notes: Mapping[str, Notes]) -> list[Run]:
 def table(runs: Sequence[Run], notes: Mapping[str, Notes]) -> list[Run]:
     """All runs as one table; returns the ticked ones."""
     frame = listing(runs, notes)
-    column = st.column_config
+    shown = [
+        name for name in _COLUMNS if name not in ("failed", "left", "tags", "note") or _says_something(frame[name])
+    ]
     event: Any = st.dataframe(
-        frame.drop(columns="run_id"),
+        frame[shown],
         hide_index=True,
         height=min(38 + 35 * max(len(frame), 1), 560),
         on_select="rerun",
@@ -177,39 +187,50 @@ def table(runs: Sequence[Run], notes: Mapping[str, Notes]) -> list[Run]:
         # Rows are chosen by place: a table of other runs starts without a choice.
         key=f"home.table.{hash(tuple(frame['run_id']))}",
         alt="Table of all saved runs",
-        column_config={
-            "name": column.TextColumn("Run", width="medium", pinned=True),
-            "state": column.MultiselectColumn(
-                "State",
-                width="small",
-                options=list(STATE_COLOURS),
-                color=list(STATE_COLOURS.values()),
-                help="Lost: says it is running, but no engine holds it.",
-            ),
-            "trials": column.ProgressColumn("Progress", format="percent", min_value=0, max_value=1, width="small"),
-            "done": column.TextColumn("Trials", width="small"),
-            "left": column.TextColumn("Time left", width="small", help="At the pace so far."),
-            "layers": column.TextColumn("Layers removed", width="small"),
-            "retention": column.NumberColumn(
-                "Best retention",
-                format="percent",
-                width="small",
-                help="Mean share of the dense model's scores that the best plan keeps, at the full budget.",
-            ),
-            "objectives": column.TextColumn("Objectives at the best plan", width="large", help="At the full budget."),
-            "hypervolume": column.NumberColumn(
-                "Hypervolume",
-                format="%.4f",
-                width="small",
-                help="Share of the objectives' space that the front covers; more is better. Only runs with the same "
-                "objectives can be compared by it.",
-            ),
-            "created_at": column.DatetimeColumn("Age", format="distance", width="small"),
-            "tags": column.MultiselectColumn("Tags", options=sorted({t for tags in frame["tags"] for t in tags})),
-            "note": column.TextColumn("Note", width="medium"),
-        },
+        placeholder="–",
+        column_config=_COLUMNS,
     )
     return [runs[row] for row in event["selection"]["rows"] if row < len(runs)]
+
+
+def _says_something(column: pd.Series) -> bool:
+    return any(len(value) > 0 if isinstance(value, (str, list)) else pd.notna(value) for value in column)
+
+
+_column = st.column_config
+_COLUMNS: dict[str, Any] = {
+    "name": _column.TextColumn("Run", width=180),
+    "state": _column.MultiselectColumn(
+        "State",
+        width=88,
+        options=list(STATE_COLOURS),
+        color=list(STATE_COLOURS.values()),
+        help="Lost: says it is running, but no engine holds it.",
+    ),
+    "progress": _column.ProgressColumn("Progress", format="%.0f %%", min_value=0, max_value=100, width=112),
+    "trials": _column.TextColumn("Trials", width=84),
+    "failed": _column.NumberColumn("Failed", format="%d", width=64, help="Trials that crashed, of those done."),
+    "left": _column.TextColumn("Time left", width=84, help="At the pace so far."),
+    "layers": _column.TextColumn("Removed", width=80, help="Layers removed of the base's layers."),
+    "retention": _column.NumberColumn(
+        "Retention",
+        format="%.1f %%",
+        width=88,
+        help="Mean share of the dense model's scores that the best plan keeps, at the full budget.",
+    ),
+    "objectives": _column.TextColumn("Objectives of the best plan", width=280, help="At the full budget."),
+    "hypervolume": _column.NumberColumn(
+        "Hypervolume",
+        format="%.4f",
+        width=104,
+        help="Share of the objectives' space that the front covers; more is better. Only runs with the same objectives "
+        "can be compared by it.",
+    ),
+    "created_at": _column.DatetimeColumn("Age", format="distance", width=104),
+    "tags": _column.ListColumn("Tags", width=130),
+    "note": _column.TextColumn("Note", width=170),
+}
+"""Columns of the table, in order."""
 
 
 def actions(ticked: Sequence[Run]) -> None:

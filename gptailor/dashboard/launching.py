@@ -16,7 +16,7 @@ from gptailor.dashboard import checking, form, readers, text, widgets
 from gptailor.dashboard.checking import Answer
 from gptailor.dashboard.form import Draft, Preset
 from gptailor.errors import UserError
-from gptailor.schedule import schedule
+from gptailor.schedule import n_examples, schedule
 from gptailor.spec import RunSpec, SpaceOperation
 from gptailor.store import RunFolder
 
@@ -232,30 +232,31 @@ def outlook(spec: RunSpec) -> bool:
     facts = answer.facts if answer else {}
     memory, estimate = facts.get("memory"), facts.get("estimate")
     unknown = "–" if answer else "…"
-    with st.container(horizontal=True):
-        st.metric("Trials", text.count(spec.trials), border=True)
-        st.metric(
-            "Examples",
-            text.count(facts["n_examples"]) if "n_examples" in facts else unknown,
-            border=True,
-            help="Scored in all, over all benchmarks, at most: one with fewer examples ends at its size.",
-        )
-        st.metric(
-            "Memory",
-            f"{memory['needed'] / 1e9:.1f} GB" if memory else unknown,
-            border=True,
-            help=_memory_help(memory) if memory else "Predicted, on the run's device.",
-        )
-        st.metric(
-            "Time",
-            text.duration(estimate["seconds"]) if estimate else unknown,
-            border=True,
-            help=f"An estimate: {text.safe(estimate['how'], 400)}."
-            if estimate
-            else "An estimate for the whole search.",
-        )
+    trials, examples = st.columns(2)
+    trials.metric("Trials", text.count(spec.trials), border=True)
+    examples.metric(
+        "Examples",
+        text.count(n_examples(spec)),
+        border=True,
+        help="Scored in all, over all benchmarks, at most: one with fewer examples ends at its size.",
+    )
+    room, time = st.columns(2)
+    room.metric(
+        "Memory",
+        f"{memory['needed'] / 1e9:.1f} GB" if memory else unknown,
+        border=True,
+        help=_memory_help(memory) if memory else "Predicted, on the run's device.",
+    )
+    time.metric(
+        "Time",
+        text.duration(estimate["seconds"]) if estimate else unknown,
+        border=True,
+        help=f"An estimate: {text.safe(estimate['how'], 400)}." if estimate else "An estimate for the whole search.",
+    )
     widgets.show_table(rungs(spec), alt="Trials and examples on each rung")
-    st.caption("A promoted plan keeps what it scored on the rung below, so only the further examples are computed.")
+    st.caption(
+        "Computed: examples of each benchmark that are scored anew. A plan that climbs keeps what it scored below."
+    )
     if answer is None:
         _await(pending)
         return False
@@ -263,14 +264,14 @@ def outlook(spec: RunSpec) -> bool:
 
 
 def rungs(spec: RunSpec) -> pd.DataFrame:
-    """A row a rung: examples per benchmark, trials, their share, and examples computed per benchmark."""
+    """A row a rung: examples per benchmark, trials, their share, and the examples computed for each benchmark."""
     rows = schedule(spec.budget, spec.trials)
     return pd.DataFrame(
         {
-            "Rung (examples)": [rung.budget for rung in rows],
+            "Rung": [f"{rung.budget} examples" for rung in rows],
             "Trials": [rung.trials for rung in rows],
             "share": [rung.trials / spec.trials for rung in rows],
-            "Examples per benchmark": [rung.examples for rung in rows],
+            "Computed": [rung.examples for rung in rows],
         }
     )
 

@@ -1,0 +1,29 @@
+"""Models: how do I take a model home?"""
+
+import streamlit as st
+
+from gptailor.dashboard import models, widgets
+from gptailor.dashboard.charts import layers as layer_charts
+from gptailor.dashboard.frames import layers as layer_frames
+
+widgets.open_page("Models")
+run = widgets.pick_run()
+view = widgets.read(run)
+widgets.need_plans(view)
+plan = widgets.pick_plan(view)
+models.facts(view, run, plan)
+
+one = layer_frames.strip(view.layers, plan)
+widgets.show_chart(
+    layer_charts.strip(one, view.facts),
+    one,
+    title=f"Layers of plan {plan}",
+    note="Where each layer of the base comes from: × is removed, · is the base's own layer, letters are candidates.",
+    alt=f"Source of each layer of plan {plan}",
+    key="models.strip",
+)
+models.show_results(view, plan)
+st.divider()
+models.export(run, view.facts, plan)
+st.divider()
+models.try_it(run, view.facts, plan)
