@@ -133,7 +133,8 @@ def show_curves(view: widgets.View) -> None:
                 charts.hypervolume_so_far(best, by),
                 best[["trials", "hours", "config_id", "hypervolume"]],
                 title="Hypervolume so far",
-                note="How much of the space of scores the front of those plans covers; 1 is a perfect score everywhere.",
+                note="How much of the space of scores the front of those plans covers; 1 is a perfect score "
+                "everywhere.",
                 alt="Hypervolume of the front so far",
                 key="hypervolume",
             )

@@ -24,7 +24,8 @@ widgets.show_chart(
     shares,
     title="Where the budget went",
     note=f"{plural(ended, 'trial')} that ended, by rung; failed ones count. "
-    f"At the lowest rung: {shares['trial_share'].iloc[0]:.1%} of the trials (the paper reports {frames.PAPER_LOWEST_SHARE:.1%}).",
+    f"At the lowest rung: {shares['trial_share'].iloc[0]:.1%} of the trials (the paper reports "
+    f"{frames.PAPER_LOWEST_SHARE:.1%}).",
     alt=f"Share of trials, examples and time at each of {len(facts.rungs)} rungs",
     key="shares",
 )
@@ -44,7 +45,8 @@ with left:
         charts.agreement(agreed, facts.names, facts.average_label),
         agreed,
         title="Do two rungs rank plans alike?",
-        note="Spearman's rank correlation over the plans scored on both rungs: 1 is the same order, 0 is no relation. Only "
+        note="Spearman's rank correlation over the plans scored on both rungs: 1 is the same order, 0 is no relation. "
+        "Only "
         "promoted plans are scored twice, and they are close to each other, so this is a hard test.",
         alt="Rank correlation between rungs for each objective",
         key="agreement",
@@ -56,7 +58,8 @@ with right:
             charts.rank_moves(moves, low, high),
             moves,
             title=f"Who changes places between {low} and {high} examples?",
-            note=f"Ranks by {facts.average_label.lower()} of the {plural(n, 'plan')} scored on both rungs. Crossing lines are rank flips.",
+            note=f"Ranks by {facts.average_label.lower()} of the {plural(n, 'plan')} scored on both rungs. Crossing "
+            "lines are rank flips.",
             alt=f"Ranks of {n} plans at {low} and at {high} examples",
             key="moves",
             percent=facts.average_is_share,
@@ -71,8 +74,8 @@ widgets.show_chart(
     charts.ladder(rungs_long, facts.rungs, facts.average_label, facts.average_is_share),
     ladder,
     title="Which plans were promoted?",
-    note=f"{plural(len(ladder), 'plan')} that were scored at least once, a line each; a line ends where the plan was not promoted. "
-    + " ".join(frames.promotion_words(frames.promotions(ladder, facts))),
+    note=f"{plural(len(ladder), 'plan')} that were scored at least once, a line each; a line ends where the plan was "
+    "not promoted. " + " ".join(frames.promotion_words(frames.promotions(ladder, facts))),
     alt="Average at each rung for every plan",
     key="ladder",
 )

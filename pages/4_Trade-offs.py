@@ -17,7 +17,7 @@ widgets.need_plans(view)
 facts, plans = view.facts, view.plans
 axes = {axis.label: axis for axis in frames.axes(view.tables, plans, facts)}
 
-# --- the whole front --------------------------------------------------------------------------------------------------------
+# --- the whole front --------------------------------------------------------------------------------------------------
 on_front = frames.front_of_all(plans, facts)
 knee = frames.knee_of_all(plans, facts)
 best = plans.iloc[0]
@@ -45,22 +45,16 @@ fourth.metric(
     border=True,
 )
 
-# --- two of them --------------------------------------------------------------------------------------------------------------
-labels = list(axes)
-numbers = [axis.label for axis in axes.values() if axis.column in facts.names]
-default_x, default_y = (numbers[0], numbers[1]) if len(numbers) > 1 else ("Layers kept", labels[0])
-pick_x, pick_y, _ = st.columns([2, 2, 3])
-with pick_x:
-    x = axes[widgets.select("x", "Across", labels, text.plain, default_x)]
-with pick_y:
-    y = axes[widgets.select("y", "Up", labels, text.plain, default_y)]
+# --- two of them ------------------------------------------------------------------------------------------------------
+x, y = widgets.pick_axes(axes, facts)
 points = frames.front(plans, x, y)
 current = widgets.chosen_plan(view)
 event = widgets.show_chart(
     charts.front(points, x, y, current),
     points,
     title=f"{x.label} against {y.label}",
-    note=f"{widgets.judged_note(view)} Strong points are not dominated in these two; the diamond is the knee. Bars are one "
+    note=f"{widgets.judged_note(view)} Strong points are not dominated in these two; the diamond is the knee. Bars "
+    "are one "
     "standard error: plans whose bars overlap may well be equal. Click a plan to look at it below.",
     alt=f"Scatter plot of {len(points)} plans by {x.label} and {y.label}, with their Pareto front",
     key="front",
@@ -68,8 +62,8 @@ event = widgets.show_chart(
 )
 widgets.adopt_click(event, charts.SELECTION, view)
 
-# --- all of them --------------------------------------------------------------------------------------------------------------
-if len(facts.objectives) > 1:
+# --- all of them ------------------------------------------------------------------------------------------------------
+if len(facts.objectives) > 1 and len(plans) > 1:
     st.divider()
     st.markdown("#### What matters to you?")
     weights = widgets.weights(facts.names)
@@ -91,14 +85,15 @@ if len(facts.objectives) > 1:
         charts.parallel(lines, frames.ends(plans, facts), facts.average_label, facts.average_is_share),
         lines,
         title="All objectives at once",
-        note=f"A line a plan ({lines['config_id'].nunique()} of {len(plans)}: the front in full colour, then the best others, faint); "
+        note=f"A line a plan ({lines['config_id'].nunique()} of {len(plans)}: the front in full colour, then the best "
+        "others, faint); "
         "up is better on every axis. The thick orange line is the plan looked at.",
         alt="Parallel coordinates of plans over all objectives",
         key="parallel",
         percent=facts.average_is_share,
     )
 
-# --- one plan -----------------------------------------------------------------------------------------------------------------
+# --- one plan ---------------------------------------------------------------------------------------------------------
 st.divider()
 st.markdown("#### The plan looked at")
 left, _ = st.columns([2, 3])
@@ -132,7 +127,8 @@ widgets.show_chart(
     layer_charts.strip(one, facts),
     one,
     title=f"Layers of plan {plan}",
-    note=f"{len(one)} layers of the base: {int((one['source'] == 'removed').sum())} removed, {int((one['source'] == 'base').sum())} kept as they are.",
+    note=f"{len(one)} layers of the base: {int((one['source'] == 'removed').sum())} removed, "
+    f"{int((one['source'] == 'base').sum())} kept as they are.",
     alt=f"Source of each layer of plan {plan}",
     key="strip",
 )

@@ -8,15 +8,13 @@ from gptailor.dashboard.frames import layers as frames
 from gptailor.dashboard.frames import tradeoffs
 from gptailor.dashboard.text import plural, safe
 
-FRONT = "the front"
-
 widgets.open_page("Layers")
 run = widgets.pick_run()
 view = widgets.read(run)
 widgets.need_plans(view)
 facts, plans = view.facts, view.plans
 
-# --- many plans ---------------------------------------------------------------------------------------------------------------
+# --- many plans -------------------------------------------------------------------------------------------------------
 left, right = st.columns([2, 3], vertical_alignment="bottom")
 with left:
     which = st.segmented_control(
@@ -24,18 +22,19 @@ with left:
     )
 if which == "The front":
     shown = plans[tradeoffs.front_of_all(plans, facts)].head(widgets.ROWS)
-    words = f"{plural(len(shown), 'plan')} of the front (not dominated in all objectives), best {facts.average_label.lower()} on top."
+    words = f"{plural(len(shown), 'plan')} of the front (not dominated in all objectives), best on top."
 else:
     with right:
         count = widgets.how_many(len(plans))
     shown = plans.head(count)
-    words = f"The best {plural(len(shown), 'plan')} by {facts.average_label.lower()}, best on top."
+    words = f"The best {plural(len(shown), 'plan')} by {facts.average_label.lower()}."
 grid = frames.origin_grid(view.layers, shown, facts)
 widgets.show_chart(
     charts.origins(grid, facts),
     grid.drop(columns=["ink", "deviates", "choice", "row"]),
     title="Where every layer comes from",
-    note=f"{words} {widgets.judged_note(view)} × is removed, · is the base's own layer, letters are candidates; hover for a merge's factor.",
+    note=f"{words} {widgets.judged_note(view)} × is removed, · is the base's own layer, letters are candidates; hover "
+    "for a merge's factor.",
     alt=f"Heatmap of {len(shown)} plans by {facts.n_layers} layers of the base: the source of each layer",
     key="origins",
     percent=facts.average_is_share,
@@ -50,7 +49,7 @@ widgets.show_chart(
     key="frequencies",
 )
 
-# --- one plan -----------------------------------------------------------------------------------------------------------------
+# --- one plan ---------------------------------------------------------------------------------------------------------
 st.divider()
 st.markdown("#### One plan")
 narrow, _ = st.columns([2, 3])
@@ -62,7 +61,8 @@ widgets.show_chart(
     charts.lanes(lanes, facts),
     lanes.drop(columns=["deviates", "choice"]),
     title=f"The build of plan {plan}",
-    note="A column a layer of the base, a row a source. Several filled rows in a column are a merge; the number is its factor.",
+    note="A column a layer of the base, a row a source. Several filled rows in a column are a merge; the number is "
+    "its factor.",
     alt=f"Grid of sources by layers for plan {plan}",
     key="lanes",
 )
@@ -73,8 +73,10 @@ if worth["worth"].notna().any():
         charts.undo_one(known, facts),
         worth,
         title="Undo one stitch: what is each deviation from the base worth?",
-        note="Mean of the plans that make the same choice at that layer, less that of the plans that keep the base's own layer there, "
-        "each against the mean of its rung; bars are 95 % intervals. The other layers of those plans differ too: read it as a hint."
+        note="Mean of the plans that make the same choice at that layer, less that of the plans that keep the base's "
+        "own layer there, "
+        "each against the mean of its rung; bars are 95 % intervals. The other layers of those plans differ too: read "
+        "it as a hint."
         + (
             f" {len(worth) - len(known)} of {len(worth)} deviations were tried too rarely to tell."
             if len(known) < len(worth)
@@ -87,7 +89,7 @@ if worth["worth"].notna().any():
 else:
     widgets.empty("No deviation of this plan was tried often enough, with and without, to tell what it is worth.")
 
-# --- which layers matter ------------------------------------------------------------------------------------------------------
+# --- which layers matter ----------------------------------------------------------------------------------------------
 st.divider()
 found = readers.importance(run, view)
 if found is None:
@@ -98,7 +100,8 @@ widgets.show_chart(
     charts.importance(found.rows, facts.names),
     found.rows,
     title="Which layer's choice matters for which objective?",
-    note=f"How much of the differences between plans can no longer be foretold when a layer's choice is shuffled (percent of the variance). "
+    note="How much of the differences between plans can no longer be foretold when a layer's choice is shuffled "
+    "(percent of the variance). "
     f"A random forest learned from {plural(found.trials, 'trial')} of {plural(found.plans, 'plan')} at all rungs.",
     alt="Heatmap of permutation importance by objective and layer",
     key="importance",

@@ -14,102 +14,79 @@ widgets.open_page("Compare")
 named = widgets.pick_runs()
 runs = frames.entries([(run.name, widgets.read_quietly(run)) for run in named])
 labels = [entry.label for entry in runs]
-shared = frames.share_objectives(runs)
 facts = runs[0].facts
 percent = facts.average_is_share
 
-# --- settings -----------------------------------------------------------------------------------------------------------------
-st.markdown("#### What was asked")
-everything = st.toggle("Show equal settings too", key="compare.everything")
-settings = frames.settings(runs, only_different=not everything)
-if settings.empty:
-    widgets.empty("These runs were asked for the very same thing.", ":material/drag_handle:")
-else:
-    widgets.show_table(settings, alt="Settings of the runs", height=420)
 
-if not shared:
-    widgets.empty(
-        "These runs share no objective (benchmark and metric), so their scores cannot be set side by side. What they removed can.",
-        ":material/compare_arrows:",
-    )
-elif all(entry.best is None for entry in runs):
-    widgets.empty("None of these runs has scored a plan yet.", ":material/hourglass_empty:")
-else:
-    judged = "; ".join(
-        f"{entry.label}: {plural(len(entry.plans), 'plan')} at {entry.top_budget} examples" for entry in runs
-    )
-    note = f"Judged by the {plural(len(facts.objectives), 'shared objective')}, at each run's highest rung so far. {judged}."
-
-    # --- who is ahead ---------------------------------------------------------------------------------------------------------
-    st.divider()
-    st.markdown("#### The best plan of each run")
-    scores = frames.best_scores(runs)
+def show_scores() -> None:
+    """Who is ahead: the best plan of each run, score by score."""
+    st.info(text.safe(frames.verdict(runs), 600), icon=":material/balance:")
+    judged = "; ".join(f"{e.label}: {plural(len(e.plans), 'plan')} at {e.top_budget} examples" for e in runs)
+    shared = plural(len(facts.objectives), "objective")
     st.caption(
         text.safe(
-            f"{note} ± is one standard error. ★ is better than every other run by more than chance explains, ☆ is ahead by no more than chance.",
-            900,
+            f"The best plan of each run by the {shared} that all of them share, at its highest rung so far ({judged}). "
+            "± is one standard error. ★ is better than every other run by more than chance explains, ☆ is ahead by no "
+            "more than chance.",
+            1200,
         )
     )
-    tables = [("Scores", False), ("Retention of the dense model's scores", True)] if percent else [("Scores", False)]
-    for column, (heading, retention) in zip(st.columns(len(tables)), tables, strict=True):
-        with column:
-            st.markdown(f"**{heading}**")
-            widgets.show_table(
-                frames.score_table(scores, labels, retention), alt=f"{heading} of each run's best plan", height=560
-            )
-    outside = frames.held_out_scores(runs)
+    scores, outside = frames.best_scores(runs), frames.held_out_scores(runs)
+    st.markdown("**Scores of the best plans**")
+    widgets.show_table(frames.score_table(scores, labels), alt="Scores of each run's best plan", height=560)
+    if percent:
+        st.markdown("**Retention: share of the dense model's score**")
+        table = frames.score_table(scores, labels, retention=True)
+        widgets.show_table(table, alt="Retention of each run's best plan", height=560)
     if len(outside):
-        st.markdown("**Held-out results** (not seen by the search)")
-        widgets.show_table(
-            frames.score_table(outside, labels), alt="Held-out scores of each run's best plan", height=560
-        )
+        st.markdown("**Held-out results**, not seen by the search")
+        widgets.show_table(frames.score_table(outside, labels), alt="Held-out scores of the best plans", height=560)
     else:
-        st.caption("No held-out result of these plans is stored.")
+        st.caption("No held-out result of these plans is stored yet.")
 
-    # --- how they got there ---------------------------------------------------------------------------------------------------
-    st.divider()
+
+def show_curves() -> None:
     by = widgets.by_trials_or_hours()
     curves = frames.curves(runs)
     widgets.show_chart(
         progress_charts.best_of_runs(curves, by, facts.average_label, percent, labels),
         curves,
         title=f"Best {facts.average_label.lower()} so far",
-        note=note,
+        note="Of the plans judged at each run's highest rung, as above. Runs differ in colour and in dash.",
         alt="Best plan so far of every run",
         key="curves",
         percent=percent,
     )
-    axes = {axis.label: axis for axis in frames.shared_axes(runs)}
-    if len(axes) > 1:
-        st.divider()
-        names = list(axes)
-        scored = [name for name in names if axes[name].column in facts.names]
-        default_x, default_y = (scored[0], scored[1]) if len(scored) > 1 else ("Layers kept", names[0])
-        pick_x, pick_y, _ = st.columns([2, 2, 3])
-        with pick_x:
-            x = axes[widgets.select("x", "Across", names, text.plain, default_x)]
-        with pick_y:
-            y = axes[widgets.select("y", "Up", names, text.plain, default_y)]
-        points = frames.fronts(runs, x, y)
-        widgets.show_chart(
-            front_charts.fronts_of_runs(points, x, y, labels),
-            points,
-            title=f"Fronts: {x.label} against {y.label}",
-            note=f"{note} Strong points are their run's front.",
-            alt="Pareto fronts of the runs over one another",
-            key="fronts",
-            percent=percent,
-        )
 
-# --- what they removed ------------------------------------------------------------------------------------------------------------
-origins, everybody = frames.best_origins(runs)
-if len(origins):
+
+def show_fronts() -> None:
+    axes = {axis.label: axis for axis in frames.shared_axes(runs)}
+    if len(axes) < 2:
+        return
+    x, y = widgets.pick_axes(axes, facts)
+    points = frames.fronts(runs, x, y)
+    widgets.show_chart(
+        front_charts.fronts_of_runs(points, x, y, labels),
+        points,
+        title=f"Fronts: {x.label} against {y.label}",
+        note=f"{plural(len(points), 'plan')} judged as above; each run's front is strong and joined by a line.",
+        alt="Pareto fronts of the runs over one another",
+        key="fronts",
+        percent=percent,
+    )
+
+
+def show_layers() -> None:
+    origins, everybody = frames.best_origins(runs)
+    if origins.empty:
+        return
     st.divider()
     widgets.show_chart(
         layer_charts.origins(origins, everybody),
         origins.drop(columns=["ink", "deviates", "choice", "row"]),
         title="The best plans, layer by layer",
-        note="Each run's best plan over the layers of its base. × is removed, · is the base's own layer, letters are candidates.",
+        note="Each run's best plan over the layers of its base. × is removed, · is the base's own layer, letters are "
+        "candidates.",
         alt="Source of each layer of every run's best plan",
         key="best-origins",
     )
@@ -120,8 +97,37 @@ if len(origins):
             charts.overlap(overlap, labels),
             overlap,
             title="Do they remove the same layers?",
-            note="Jaccard overlap of the removed layers of the best plans: layers removed by both, of those removed by either. "
-            "– where the bases differ in their number of layers.",
+            note="Jaccard overlap of the removed layers of the best plans: layers removed by both, of those removed by "
+            "either. – where the bases differ in their number of layers.",
             alt="Overlap of removed layers between runs",
             key="overlap",
         )
+
+
+def show_settings() -> None:
+    st.divider()
+    st.markdown("#### What was asked")
+    everything = st.toggle("Show equal settings too", key="compare.everything")
+    settings = frames.settings(runs, only_different=not everything)
+    if settings.empty:
+        widgets.empty("These runs were asked for the very same thing.", ":material/drag_handle:")
+    else:
+        widgets.show_table(settings, alt="Settings of the runs", height=420)
+
+
+if not frames.share_objectives(runs):
+    widgets.empty(
+        "These runs share no objective (benchmark and metric), so their scores cannot be set side by side. "
+        "Their layers and their settings can.",
+        ":material/compare_arrows:",
+    )
+elif all(entry.best is None for entry in runs):
+    widgets.empty("None of these runs has scored a plan yet.", ":material/hourglass_empty:")
+else:
+    show_scores()
+    st.divider()
+    show_curves()
+    st.divider()
+    show_fronts()
+show_layers()
+show_settings()

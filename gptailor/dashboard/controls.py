@@ -1,90 +1,80 @@
 """Pause, resume, stop: what a person may ask of a run's engine, and the switch that keeps a page live.
 
-The engine is a process of its own; a button only leaves a request in the run's folder, which the engine honours between batches.
+The engine is a process of its own: pausing leaves a request in the run's folder that it honours between batches, and
+stopping asks first and insists later (gptailor.launch).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import streamlit as st
 
 from gptailor import launch
-from gptailor.dashboard import readers, text
+from gptailor.dashboard import readers
+from gptailor.dashboard.text import safe
 from gptailor.errors import UserError
+from gptailor.store import RunFolder
+
+_PROBLEM = "control.problem"
 
 
 def show(run: readers.Run) -> bool:
-    """The buttons that fit the run's state. Returns whether the page should keep itself up to date."""
+    """The run's buttons, as far as they make sense in its state. Returns whether the page keeps itself up to date."""
+    if problem := st.session_state.pop(_PROBLEM, None):
+        st.error(safe(problem, 600), icon=":material/error:")
     if run.status == "lost":
         st.warning(
-            "The run says it is running, but no engine holds it: its process ended without saying why. Nothing that was scored is "
-            "lost. Resume goes on where it stopped.",
+            "The run says that it is running, but its engine is gone: the process ended without saying why. Nothing "
+            "that "
+            "was scored is lost; Resume goes on from there.",
             icon=":material/help:",
         )
+    if run.status == "queued":
+        _queue(run)
     live = False
     with st.container(horizontal=True, vertical_alignment="center"):
-        if run.status in ("running", "queued"):
-            if _is_asked(run, "stop"):
-                st.caption("Stop was asked for; the engine ends after its current batch.")
-            else:
-                st.button(
-                    "Pause",
-                    icon=":material/pause:",
-                    on_click=_ask,
-                    args=(run, "pause"),
-                    disabled=_is_asked(run, "pause") or run.status == "queued",
-                    help="Finish the current trial, then wait.",
-                )
-                st.button("Stop …", icon=":material/stop:", on_click=_confirm_stop, args=(run,))
-        elif run.status == "paused":
-            st.button("Resume", icon=":material/play_arrow:", type="primary", on_click=_go_on, args=(run,))
-            st.button("Stop …", icon=":material/stop:", on_click=_confirm_stop, args=(run,))
-        elif run.status in ("lost", "stopped", "failed") and not run.is_demo:
-            st.button(
-                "Resume",
-                icon=":material/play_arrow:",
-                type="primary",
-                on_click=_start_again,
-                args=(run,),
-                help="Start an engine that goes on where the run stopped.",
-            )
+        if run.status == "running":
+            _pause(run)
+        elif run.status != "queued" and run.status != "finished" and not run.is_demo:
+            st.button("Resume", icon=":material/play_arrow:", type="primary", on_click=_try, args=(launch.resume, run))
         if run.is_active:
-            live = st.toggle("Live", value=True, key="live", help="Keep this page up to date.")
-    if problem := st.session_state.pop("control.problem", None):
-        st.error(text.safe(problem, 600), icon=":material/error:")
+            st.button("Stop …", icon=":material/stop:", on_click=_confirm_stop, args=(run,))
+            live = st.toggle("Live", value=True, key="live", help="Keep this page up to date by itself.")
     return live
 
 
-def _is_asked(run: readers.Run, what: str) -> bool:
-    return launch.asked(run.folder, what)
+def _pause(run: readers.Run) -> None:
+    asked = launch.asked(run.folder, "pause")
+    st.button(
+        "Pausing …" if asked else "Pause",
+        icon=":material/pause:",
+        disabled=asked,
+        help="The engine finishes the current batch, then waits.",
+        on_click=_try,
+        args=(lambda folder: launch.request(folder, "pause"), run),
+    )
 
 
-def _ask(run: readers.Run, what: str) -> None:
-    _try(lambda: launch.request(run.folder, what), "Asked. The engine answers between two batches.")
+def _queue(run: readers.Run) -> None:
+    ahead = launch.waiting_behind(run.folder.root, run.run_id)
+    if ahead:
+        names = {other.run_id: other.name for other in readers.runs()}
+        words = ", ".join(safe(names.get(run_id, run_id)) for run_id in ahead)
+        st.info(f"Waits for its device behind: {words}.", icon=":material/hourglass_top:")
 
 
-def _go_on(run: readers.Run) -> None:
-    _try(lambda: launch.withdraw(run.folder, "pause"), "The run goes on.")
-
-
-def _start_again(run: readers.Run) -> None:
-    _try(lambda: launch.start(run.folder), "An engine was started.")
-
-
-def _try(action, done: str) -> None:  # type: ignore[no-untyped-def]
+def _try(act: Callable[[RunFolder], object], run: readers.Run) -> None:
     try:
-        action()
-    except (UserError, OSError) as error:
-        st.session_state["control.problem"] = str(error)
-    else:
-        st.toast(done, icon=":material/check:")
+        act(run.folder)
+    except UserError as error:
+        st.session_state[_PROBLEM] = str(error)
 
 
 @st.dialog("Stop this run?")
 def _confirm_stop(run: readers.Run) -> None:
     st.write("The trial at hand is given up; everything that was scored stays. A stopped run can be resumed.")
-    with st.container(horizontal=True):
-        if st.button("Stop the run", icon=":material/stop:", type="primary"):
-            _try(lambda: launch.stop(run.folder), "Stop was asked for.")
-            st.rerun()
-        if st.button("Keep it running"):
-            st.rerun()
+    if st.button("Stop the run", icon=":material/stop:", type="primary"):
+        with st.spinner("Stopping …"):
+            _try(launch.stop, run)
+        st.rerun()

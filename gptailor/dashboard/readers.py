@@ -1,8 +1,9 @@
-"""Reading runs, once for everybody: one shared answer for each run and version, and the last one while the file is busy.
+"""Reading runs, once for everybody: one shared answer for each run and version, and the last one while the file is
+busy.
 
-A run's version is its database's modification time, so an unchanged file is never opened; and however many browsers watch a
-live run, its file is opened at most once in `LEAST_SECONDS`, so that readers do not stand in the engine's way. Answers are
-held by reference and shared: frames are read, never changed. Only the newest version of a run is kept.
+A run's version is its database's modification time, so an unchanged file is never opened; and however many browsers
+watch a live run, its file is opened at most once in `LEAST_SECONDS`, so that readers do not stand in the engine's way.
+Answers are held by reference and shared: frames are read, never changed. Only the newest version of a run is kept.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ from gptailor.store.notes import read_notes
 from gptailor.store.summary import RunSummary
 
 DEMO = Path(__file__).resolve().parents[2] / "data" / "demo"
-"""A small finished run that is shipped, so that a fresh clone has something to look at. Its folder is `run`. Read-only."""
+"""A small finished run that is shipped, so that a fresh clone has something to look at. Its folder is `run`.
+Read-only."""
+ACTIVE = ("queued", "running", "paused")
+"""States in which an engine lives, or will."""
 LEAST_SECONDS = 1.0
 KEPT_RUNS = 24
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that can be chosen: where it is, its summary, the name a person gave it, and its state (lost told from running)."""
+    """A run that can be chosen: where it is, its summary, the name a person gave it, and its state (lost told from
+    running)."""
 
     folder: RunFolder
     summary: RunSummary
@@ -46,7 +51,7 @@ class Run:
 
     @property
     def is_active(self) -> bool:
-        return self.status in ("queued", "running", "paused")
+        return self.status in ACTIVE
 
     @property
     def is_demo(self) -> bool:
@@ -87,7 +92,7 @@ def _summary(path: str, version: tuple[int, ...]) -> RunSummary:
     return queries.run_summary(RunFolder(Path(path)))
 
 
-# --- one run's tables -----------------------------------------------------------------------------------------------------
+# --- one run's tables -------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -146,7 +151,7 @@ def log_tail(run: Run, lines: int = 200) -> str:
     return "\n".join(text.splitlines()[-lines:])
 
 
-# --- answers that take a moment -------------------------------------------------------------------------------------------
+# --- answers that take a moment ---------------------------------------------------------------------------------------
 
 IMPORTANCE_STEP = 10
 """Trials by which a live run must have grown before importances are worked out anew."""

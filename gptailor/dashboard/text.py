@@ -1,8 +1,9 @@
 """Words on the screen: other people's text made inert, and numbers and times in a form that people read.
 
-Names, notes, paths and benchmarks come from run files that somebody may have sent. Streamlit's labels and captions are Markdown
-with directives of its own (`:red[...]`, `:material/...:`, `$...$`, emoji codes, arrows), so text goes through `safe` there
-and through `plain` where it is shown as it is (tables, charts, select boxes). Plain strings in, plain strings out.
+Names, notes, paths and benchmarks come from run files that somebody may have sent. Streamlit's labels and captions are
+Markdown with directives of its own (`:red[...]`, `:material/...:`, `$...$`, emoji codes, arrows), so text goes through
+`safe` there and through `plain` where it is shown as it is (tables, charts, select boxes). Plain strings in, plain
+strings out.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _RECOGNISED_LATER = re.compile(r"(:|www|@|[-<>=.]{1}(?=[-<>=.])|\()", re.I)
 
 
 def plain(text: Any, limit: int = LIMIT) -> str:
-    """`text` on one line, without control and direction-changing characters, cut at `limit`; shown by itself whatever its script."""
+    """`text` on one line, without control and direction-changing characters, cut at `limit`; shown by itself whatever
+    its script."""
     kept = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in str(text))
     kept = "".join(c for c in kept if unicodedata.category(c) not in ("Cf", "Cs", "Co", "Cn"))
     kept = " ".join(kept.split())

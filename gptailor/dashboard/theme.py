@@ -1,8 +1,8 @@
 """One theme for every chart: colours that colour-blind readers tell apart and that stand on light and on dark ground.
 
-Colour never speaks alone: sources also have a short code, statuses and runs also have a shape or a dash. Streamlit's theme
-paints fonts, axes and grids (they follow the reader's light or dark choice); only what carries meaning is fixed here.
-Okabe and Ito's colours name things (https://jfly.uni-koeln.de/color/), cividis and viridis grade numbers.
+Colour never speaks alone: sources also have a short code, statuses and runs also have a shape or a dash. Streamlit's
+theme paints fonts, axes and grids (they follow the reader's light or dark choice); only what carries meaning is fixed
+here. Okabe and Ito's colours name things (https://jfly.uni-koeln.de/color/), cividis and viridis grade numbers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def source_colours(candidates: Sequence[str]) -> dict[str, str]:
 
 
 def source_codes(candidates: Sequence[str]) -> dict[str, str]:
-    """Short code of every source label, unique, at most three characters: written into the cells of strips and heatmaps."""
+    """Short code of every source label, unique, at most three characters: written into the cells of strips and
+    heatmaps."""
     codes = {BASE: "·", MERGED: "+", REMOVED: "×"}
     taken: set[str] = set()
     for index, name in enumerate(candidates):

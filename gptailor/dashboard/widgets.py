@@ -1,13 +1,13 @@
 """What every page shares: its head and navigation, the reader's choices, and the frame around each chart.
 
-A choice (which run, which configuration) has one home, the URL, so that a link sent to a colleague opens the same view; session
-state only remembers it between pages. All keys of session state and of the URL are written here. Values from the URL are
-hostile until they are found among the runs or configurations that exist.
+A choice (which run, which configuration) has one home, the URL, so that a link sent to a colleague opens the same view;
+session state only remembers it between pages. All keys of session state and of the URL are written here. Values from
+the URL are hostile until they are found among the runs or configurations that exist.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,9 @@ import streamlit as st
 
 from gptailor.dashboard import readers, text
 from gptailor.dashboard.figures import show_chart, show_table
+from gptailor.dashboard.frames.facts import Facts
 from gptailor.dashboard.frames.layers import plan_name
+from gptailor.dashboard.frames.tradeoffs import Axis
 from gptailor.dashboard.frames.trials import AVERAGE
 from gptailor.dashboard.frames.view import View
 from gptailor.dashboard.text import plain
@@ -27,7 +29,10 @@ from gptailor.store.connection import StoreError
 
 __all__ = ["show_chart", "show_table", "text_safe"]  # what pages reach through here, besides what is defined here
 
+ACTIVE = readers.ACTIVE
 ROOT = Path(__file__).resolve().parents[2]
+ICON = Path(__file__).with_name("icon.svg")
+"""A file of ours: a named icon as the browser's tab icon is fetched from somebody else's server."""
 ROWS = 50
 """Most plans that a heatmap has rows for."""
 SIDEBAR = 230
@@ -72,14 +77,14 @@ STATUS_LOOK = {
 }
 
 
-# --- the head of a page -------------------------------------------------------------------------------------------------
+# --- the head of a page -----------------------------------------------------------------------------------------------
 
 
 def open_page(title: str) -> None:
     """The page's head: browser title, navigation, heading, and the question that the page answers."""
     page = next(page for page in PAGES if page.title == title)
     st.set_page_config(
-        page_title=f"{page.title} · gptailor", page_icon=page.icon, layout="wide", initial_sidebar_state=SIDEBAR
+        page_title=f"{page.title} · gptailor", page_icon=str(ICON), layout="wide", initial_sidebar_state=SIDEBAR
     )
     with st.sidebar:
         st.markdown("### :material/content_cut: gptailor", width="stretch")
@@ -107,7 +112,7 @@ def empty(message: str, icon: str = ":material/inbox:") -> None:
     st.info(message, icon=icon)
 
 
-# --- choices --------------------------------------------------------------------------------------------------------------
+# --- choices ----------------------------------------------------------------------------------------------------------
 
 
 def chosen(name: str) -> str | None:
@@ -128,6 +133,8 @@ def choose(name: str, value: str | int | None) -> None:
 
 def _adopt(name: str, key: str) -> None:
     choose(name, st.session_state[key])
+    if name == "run":
+        choose("config", None)  # another run's plans have nothing to do with this one's
 
 
 def select(
@@ -143,11 +150,12 @@ def select(
     return current
 
 
-# --- runs and plans -------------------------------------------------------------------------------------------------------
+# --- runs and plans ---------------------------------------------------------------------------------------------------
 
 
 def pick_run() -> readers.Run:
-    """The run that the page is about, with its state and what it is; stops the page, saying why, where there is none."""
+    """The run that the page is about, with its state and what it is; stops the page, saying why, where there is
+    none."""
     runs = readers.runs()
     if not runs:
         empty("No run is saved here yet. Start one on the Launch page.")
@@ -235,7 +243,8 @@ def by_trials_or_hours() -> str:
 
 
 def read(run: readers.Run) -> View:
-    """The run's tables, with a line on what it is; stops the page, saying why, where they cannot be read or hold nothing."""
+    """The run's tables, with a line on what it is; stops the page, saying why, where they cannot be read or hold
+    nothing."""
     try:
         view = readers.read(run)
         about = _about(view)
@@ -295,7 +304,8 @@ def judged_note(view: View) -> str:
     n = text.plural(len(view.plans), "plan")
     if view.judged_in_full:
         return f"{n} scored at the full budget of {view.top_budget} examples a benchmark."
-    return f"{n} scored at {view.top_budget} examples a benchmark, the highest rung reached so far (full: {view.facts.full_budget})."
+    full = f"(the full budget is {view.facts.full_budget})"
+    return f"{n} scored at {view.top_budget} examples a benchmark, the highest rung reached so far {full}."
 
 
 def chosen_plan(view: View) -> int:
@@ -326,6 +336,19 @@ def adopt_click(event: Any, selection: str, view: View) -> None:
         st.rerun()
 
 
+def pick_axes(axes: Mapping[str, Axis], facts: Facts) -> tuple[Axis, Axis]:
+    """Two of the things that plans can be compared by: the first two objectives, else layers and the first."""
+    labels = list(axes)
+    scored = [label for label in labels if axes[label].column in facts.names]
+    first, second = (scored[0], scored[1]) if len(scored) > 1 else ("Layers kept", labels[0])
+    left, right, _ = st.columns([2, 2, 3])
+    with left:
+        x = axes[select("x", "Across", labels, plain, first)]
+    with right:
+        y = axes[select("y", "Up", labels, plain, second)]
+    return x, y
+
+
 def how_many(available: int) -> int:
     """How many of the best plans to show."""
     most = min(available, ROWS)
@@ -337,9 +360,10 @@ def how_many(available: int) -> int:
 def weights(names: Sequence[str]) -> dict[str, float]:
     """A slider from 0 to 1 for each objective, three in a row."""
     found = {}
+    box = st.container() if len(names) <= 6 else st.expander("Weights", icon=":material/tune:")
     for start in range(0, len(names), 3):
         for column, (index, name) in zip(
-            st.columns(3, gap="medium"), list(enumerate(names))[start : start + 3], strict=False
+            box.columns(3, gap="medium"), list(enumerate(names))[start : start + 3], strict=False
         ):
             found[name] = column.slider(text_safe(name, 40), 0.0, 1.0, 1.0, 0.05, key=f"weight.{index}")
     return found

@@ -14,7 +14,8 @@ Chart = alt.Chart | alt.LayerChart | alt.HConcatChart | alt.VConcatChart | alt.C
 """What a drawing step gives back, whichever of Altair's kinds it is."""
 PERCENT, NUMBER = ".1%", ".3f"
 _AXIS, _LEGEND = 62, 58
-"""Pixels below a plot for an axis with a title, and above it for a legend: Streamlit's height is the whole picture's."""
+"""Pixels below a plot for an axis with a title, and above it for a legend: Streamlit's height is the whole
+picture's."""
 
 
 def height(plot: float, axis: bool = True, legend: bool = False) -> float:
@@ -66,7 +67,8 @@ def source_legend(candidates: Sequence[str]) -> alt.Legend:
 
 
 def _quoted(text: str) -> str:
-    """A string literal of Vega's expression language. Candidate names are checked when a run file is read, but runs are shared."""
+    """A string literal of Vega's expression language. Candidate names are checked when a run file is read, but runs are
+    shared."""
     escaped = "".join(c if c.isalnum() or c in " _.-()+,·×" else f"\\u{ord(c):04x}" for c in text if ord(c) < 0x10000)
     return f"'{escaped}'"
 

@@ -14,7 +14,7 @@ from gptailor.dashboard.charts.common import Chart, height, row_axis, tooltips
 def overlap(frame: pd.DataFrame, runs: Sequence[str]) -> Chart:
     """Jaccard overlap of the removed layers of the runs' best plans. `frame`: frames.compare.removed_overlap."""
     rows = row_axis(180)
-    across = alt.Axis(title=None, labelLimit=130, labelAngle=0, labelOverlap=False, ticks=False, domain=False)
+    across = alt.Axis(title=None, labelLimit=150, labelAngle=-20, labelOverlap=False, ticks=False, domain=False)
     base = alt.Chart(frame).encode(
         x=alt.X("one:N", sort=list(runs), axis=across),
         y=alt.Y("other:N", sort=list(runs), axis=rows),
@@ -40,4 +40,4 @@ def overlap(frame: pd.DataFrame, runs: Sequence[str]) -> Chart:
     words = base.transform_calculate(label="isValid(datum.jaccard) ? format(datum.jaccard, '.2f') : '–'").mark_text(
         fontSize=13
     )
-    return alt.layer(cells, words.encode(text="label:N", color=ink)).properties(height=height(44 * len(runs)))
+    return alt.layer(cells, words.encode(text="label:N", color=ink)).properties(height=height(44 * len(runs)) + 20)

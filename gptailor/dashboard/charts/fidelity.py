@@ -35,7 +35,8 @@ def shares(frame: pd.DataFrame, rungs: Sequence[int]) -> Chart:
 
 
 def ladder(frame: pd.DataFrame, rungs: Sequence[int], title: str, percent: bool) -> Chart:
-    """Averages over rungs, a line a plan; a line ends where the plan was not promoted. `frame`: config_id, top, budget, average."""
+    """Averages over rungs, a line a plan; a line ends where the plan was not promoted. `frame`: config_id, top, budget,
+    average."""
     base = alt.Chart(frame).encode(
         x=alt.X(
             "budget:O",
@@ -68,13 +69,24 @@ def agreement(frame: pd.DataFrame, order: Sequence[str], average_label: str) -> 
     )
     names = [average_label, *order]
     base = alt.Chart(pairs).encode(
-        x=alt.X("pair:N", title="Rungs compared (examples)", sort=None, axis=alt.Axis(labelAngle=0, orient="top", ticks=False, domain=False)),
+        x=alt.X(
+            "pair:N",
+            title="Rungs compared (examples)",
+            sort=None,
+            axis=alt.Axis(labelAngle=0, orient="top", ticks=False, domain=False),
+        ),
         y=alt.Y("name:N", sort=names, axis=row_axis(220)),
         tooltip=tooltips(
-            ("name", "Objective"), ("pair", "Rungs"), ("n", "Plans scored on both", "d"), ("spearman", "Spearman ρ", ".2f"),
-            ("spearman_low", "95 % from", ".2f"), ("spearman_high", "95 % to", ".2f"), ("kendall", "Kendall τ", ".2f"), ("flips", "Pairs that change order", ".0%"),
+            ("name", "Objective"),
+            ("pair", "Rungs"),
+            ("n", "Plans scored on both", "d"),
+            ("spearman", "Spearman ρ", ".2f"),
+            ("spearman_low", "95 % from", ".2f"),
+            ("spearman_high", "95 % to", ".2f"),
+            ("kendall", "Kendall τ", ".2f"),
+            ("flips", "Pairs that change order", ".0%"),
         ),
-    )  # fmt: skip
+    )
     cells = base.mark_rect(cornerRadius=3, stroke="#7F889655", strokeWidth=1).encode(
         color=alt.Color(
             "spearman:Q",
@@ -83,7 +95,8 @@ def agreement(frame: pd.DataFrame, order: Sequence[str], average_label: str) -> 
         )
     )
     words = base.transform_calculate(
-        label="isValid(datum.spearman) ? format(datum.spearman, '.2f') + '  (n ' + datum.n + ')' : 'too few (n ' + datum.n + ')'"
+        label="isValid(datum.spearman) ? format(datum.spearman, '.2f') + '  (n ' + datum.n + ')' : 'too few (n ' + "
+        "datum.n + ')'"
     ).mark_text(fontSize=12)
     known = "isValid(datum.spearman)"
     ink = (

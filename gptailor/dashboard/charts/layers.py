@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import altair as alt
 import pandas as pd
@@ -25,13 +26,18 @@ from gptailor.plan import BASE
 ROW = 24
 """Pixels of a heatmap's row."""
 _CELL = (
-    ("plan", "Plan"), ("layer", "Layer of the base"), ("position", "Position in the new model"), ("made_of", "Made of"),
-    ("factor", "Merge factor", ".2f"), ("output_scale", "Output scale", ".2f"),
-)  # fmt: skip
+    ("plan", "Plan"),
+    ("layer", "Layer of the base"),
+    ("position", "Position in the new model"),
+    ("made_of", "Made of"),
+    ("factor", "Merge factor", ".2f"),
+    ("output_scale", "Output scale", ".2f"),
+)
 
 
 def origins(grid: pd.DataFrame, facts: Facts) -> Chart:
-    """The layer-origin heatmap: a row a plan (best on top), a column a layer of the base. `grid`: frames.layers.origin_grid."""
+    """The layer-origin heatmap: a row a plan (best on top), a column a layer of the base. `grid`:
+    frames.layers.origin_grid."""
     rows = list(dict.fromkeys(grid["plan"]))
     base = alt.Chart(grid).encode(
         x=alt.X("layer:O", axis=layer_axis()),
@@ -75,57 +81,72 @@ def lanes(frame: pd.DataFrame, facts: Facts) -> Chart:
     frame = frame.assign(
         ink=frame["lane"].map({n: theme.ink_on(c) for n, c in colours.items()} | {theme.REMOVED: theme.MUTED})
     )
-    base = alt.Chart(frame).encode(
-        x=alt.X("layer:O", axis=layer_axis(), scale=alt.Scale(domain=list(range(facts.n_layers)))),
-        y=alt.Y("lane:N", sort=order, scale=alt.Scale(domain=order), axis=row_axis(160, grid=True)),
-        tooltip=tooltips(*_CELL[1:]),
-    )
+    x = alt.X("layer:O", axis=layer_axis(), scale=alt.Scale(domain=list(range(facts.n_layers))))
+    y = alt.Y("lane:N", sort=order, scale=alt.Scale(domain=order), axis=row_axis(160, grid=False))
+    board = pd.DataFrame(list(product(order, range(facts.n_layers))), columns=["lane", "layer"])
+    squares = alt.Chart(board).mark_rect(fillOpacity=0.09, fill=theme.REMOVED_COLOUR, cornerRadius=2).encode(x=x, y=y)
+    base = alt.Chart(frame).encode(x=x, y=y, tooltip=tooltips(*_CELL[1:]))
     kept = base.transform_filter("datum.lane != 'removed'").mark_rect(cornerRadius=2)
     colour = alt.Color("lane:N", scale=source_scale(facts.candidates), legend=None)
     words = base.mark_text(fontSize=10).encode(text="text:N", color=alt.Color("ink:N", scale=None))
     return (
-        alt.layer(kept.encode(color=colour), words)
+        alt.layer(squares, kept.encode(color=colour), words)
         .resolve_scale(color="independent")
         .properties(height=height(ROW * len(order)))
     )
 
 
 def frequencies(frame: pd.DataFrame, facts: Facts) -> Chart:
-    """How often each layer is removed, kept, or taken from each source, as colour and as percent. `frame`: frames.layers.frequencies."""
+    """How often each layer is removed, kept, or taken from each source, as colour and as percent; nothing where never.
+    `frame`: frames.layers.frequencies."""
     rows = [theme.REMOVED, "kept", BASE, *facts.candidates, theme.MERGED]
-    return _layer_heatmap(
-        frame, rows, "source", "share", "Share of the plans", "%", [0, 1], "round(100 * datum.share)", "datum.share > 0", 0.55,
-        tooltips(("layer", "Layer of the base"), ("source", "Choice"), ("plans", "Plans", "d"), ("of", "Of", "d"), ("share", "Share", ".0%")), theme.SHARES,
-    )  # fmt: skip
+    hover = tooltips(
+        ("layer", "Layer of the base"),
+        ("source", "Choice"),
+        ("plans", "Plans", "d"),
+        ("of", "Of", "d"),
+        ("share", "Share", ".0%"),
+    )
+    return _by_layer(
+        frame.assign(name=frame["source"], drawn=frame["share"]), rows, "Share of the plans", 1.0, 0, hover
+    )
 
 
 def importance(frame: pd.DataFrame, order: Sequence[str]) -> Chart:
-    """Objectives x layers: how much of the differences in score hangs on each layer's choice. `frame`: Importance.rows."""
-    frame = frame.assign(drawn=frame["importance"].clip(lower=0))
+    """Objectives x layers: how much of the differences in score hangs on each layer's choice, in percent; nothing below
+    1 %. `frame`: Importance.rows."""
+    frame = frame.assign(name=frame["objective"], drawn=frame["importance"].clip(lower=0))
     top = max(float(frame["drawn"].max()), 0.01)
-    return _layer_heatmap(
-        frame, list(order), "objective", "drawn", "Explained variance lost", ".0%", [0, top], "round(100 * datum.drawn)", "datum.drawn >= 0.01", 0.55 * top,
-        tooltips(("objective", "Objective"), ("layer", "Layer of the base"), ("importance", "Explained variance lost", ".3f"), ("error", "± (standard error)", ".3f")), theme.SHARES,
-    )  # fmt: skip
+    hover = tooltips(
+        ("objective", "Objective"),
+        ("layer", "Layer of the base"),
+        ("importance", "Explained variance lost", ".3f"),
+        ("error", "± (standard error)", ".3f"),
+    )
+    return _by_layer(frame, list(order), "Explained variance lost", top, 0.01, hover)
 
 
-def _layer_heatmap(
-    frame: pd.DataFrame, rows: list[str], row: str, value: str, title: str, form: str, domain: list[float],
-    label: str, labelled: str, bright: float, hover: list[alt.Tooltip], scheme: theme.Scheme,
-) -> Chart:  # fmt: skip
-    base = alt.Chart(frame).encode(
-        x=alt.X("layer:O", axis=layer_axis()),
-        y=alt.Y(field=row, type="nominal", sort=rows, axis=row_axis()),
-        tooltip=hover,
+def _by_layer(
+    frame: pd.DataFrame, rows: list[str], title: str, top: float, least: float, hover: list[alt.Tooltip]
+) -> Chart:
+    """`drawn` (0 to `top`) by `name` and layer, as colour and as percent; cells at or below `least` stay empty."""
+    base = (
+        alt.Chart(frame)
+        .transform_filter(f"datum.drawn > {least:g}")
+        .encode(
+            x=alt.X("layer:O", axis=layer_axis(), scale=alt.Scale(domain=sorted(set(frame["layer"])))),
+            y=alt.Y("name:N", sort=rows, axis=row_axis(), scale=alt.Scale(domain=rows)),
+            tooltip=hover,
+        )
     )
     colour = alt.Color(
-        f"{value}:Q",
-        scale=alt.Scale(scheme=scheme, domain=domain, clamp=True),
-        legend=alt.Legend(title=title, format=form, orient="top", gradientLength=180),
+        "drawn:Q",
+        scale=alt.Scale(scheme=theme.SHARES, domain=[0, top], clamp=True),
+        legend=alt.Legend(title=title, format=".0%", orient="top", gradientLength=180),
     )
-    cells = base.transform_filter(labelled).mark_rect(cornerRadius=2).encode(color=colour)
-    ink = alt.condition(f"datum.{value} > {bright:.6g}", alt.value(theme.DARK_INK), alt.value(theme.LIGHT_INK))
-    words = base.transform_filter(labelled).transform_calculate(label=label).mark_text(fontSize=10)
+    ink = alt.condition(f"datum.drawn > {0.55 * top:g}", alt.value(theme.DARK_INK), alt.value(theme.LIGHT_INK))
+    words = base.transform_calculate(label="round(100 * datum.drawn)").mark_text(fontSize=10)
+    cells = base.mark_rect(cornerRadius=2).encode(color=colour)
     return alt.layer(cells, words.encode(text="label:N", color=ink)).properties(
         height=height(ROW * len(rows), legend=True) + 16
     )
@@ -139,10 +160,14 @@ def undo_one(frame: pd.DataFrame, facts: Facts) -> Chart:
     base = alt.Chart(frame).encode(
         y=alt.Y("name:N", sort=names, axis=row_axis(260)),
         tooltip=tooltips(
-            ("name", "Deviation"), ("worth", "Worth", shown), ("low", "95 % from", shown), ("high", "95 % to", shown),
-            ("n_same", "Plans that do the same", "d"), ("n_base", "Plans that keep the base's", "d"),
+            ("name", "Deviation"),
+            ("worth", "Worth", shown),
+            ("low", "95 % from", shown),
+            ("high", "95 % to", shown),
+            ("n_same", "Plans that do the same", "d"),
+            ("n_base", "Plans that keep the base's", "d"),
         ),
-    )  # fmt: skip
+    )
     title = f"{facts.average_label}: better than keeping the base's layer by" + (" (% points)" if percent else "")
     zero = alt.Chart(pd.DataFrame({"x": [0]})).mark_rule(color=theme.MUTED).encode(x="x:Q")
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", axis=value_axis(title, percent)), x2="high:Q")

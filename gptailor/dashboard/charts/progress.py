@@ -14,14 +14,17 @@ TRIALS, HOURS = "trials", "hours"
 _TIME_TITLES = {TRIALS: "Trials ended", HOURS: "Hours since the start (h)"}
 
 
+def _time(by: str) -> alt.X:
+    axis = alt.Axis(title=_TIME_TITLES[by], tickMinStep=1) if by == TRIALS else alt.Axis(title=_TIME_TITLES[by])
+    return alt.X(field=by, type="quantitative", scale=alt.Scale(zero=True), axis=axis)
+
+
 def best_so_far(frame: pd.DataFrame, by: str, title: str, percent: bool) -> Chart:
     """Every judged plan as a faint point, the best so far as a step. `frame`: see frames.progress.best_so_far."""
     shown = format_of(percent)
-    x = alt.X(
-        field=by, type="quantitative", title=_TIME_TITLES[by], axis=alt.Axis(tickMinStep=1 if by == TRIALS else 0)
-    )
+    x = _time(by)
     base = alt.Chart(frame)
-    points = base.mark_circle(size=36, opacity=0.45, color=theme.MUTED).encode(
+    points = base.mark_circle(size=36, opacity=0.6, color=theme.MUTED).encode(
         x=x,
         y=alt.Y("average:Q", axis=value_axis(title, percent), scale=tight()),
         tooltip=tooltips(
@@ -48,9 +51,7 @@ def best_so_far(frame: pd.DataFrame, by: str, title: str, percent: bool) -> Char
 
 
 def hypervolume_so_far(frame: pd.DataFrame, by: str) -> Chart:
-    x = alt.X(
-        field=by, type="quantitative", title=_TIME_TITLES[by], axis=alt.Axis(tickMinStep=1 if by == TRIALS else 0)
-    )
+    x = _time(by)
     base = alt.Chart(frame).encode(
         x=x,
         y=alt.Y("hypervolume:Q", axis=value_axis("Hypervolume (product of scores)", False), scale=tight()),
@@ -61,7 +62,8 @@ def hypervolume_so_far(frame: pd.DataFrame, by: str) -> Chart:
 
 
 def timeline(frame: pd.DataFrame, rungs: Sequence[int]) -> Chart:
-    """One lane a rung, one bar a trial; crashed trials also carry a cross, cancelled ones a square, running ones an arrow."""
+    """One lane a rung, one bar a trial; crashed trials also carry a cross, cancelled ones a square, running ones an
+    arrow."""
     present = [status for status in theme.STATUS_COLOURS if status in set(frame["status"])]
     legend = alt.Legend(title=None, orient="top")
     colour = alt.Color(
@@ -101,7 +103,7 @@ def best_of_runs(frame: pd.DataFrame, by: str, title: str, percent: bool, runs: 
         alt.Chart(frame)
         .mark_line(interpolate="step-after", strokeWidth=2.5, point=alt.OverlayMarkDef(size=22, filled=True))
         .encode(
-            x=alt.X(field=by, type="quantitative", title=_TIME_TITLES[by]),
+            x=_time(by),
             y=alt.Y("best:Q", axis=value_axis(title, percent), scale=tight()),
             color=run_colour(runs),
             strokeDash=run_dash(runs),
@@ -129,4 +131,4 @@ def run_dash(runs: Sequence[str]) -> alt.StrokeDash:
 
 def run_legend() -> alt.Legend:
     """The same for colour, dash and shape, so that Vega makes one legend of them."""
-    return alt.Legend(title=None, orient="top", labelLimit=260, columns=3)
+    return alt.Legend(title=None, orient="top", labelLimit=260, columns=3, symbolOpacity=1)

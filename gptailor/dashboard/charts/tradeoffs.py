@@ -30,8 +30,8 @@ def _scaled(axis: Axis, kind: type[alt.X] | type[alt.Y], field: str) -> alt.X | 
 
 
 def front(frame: pd.DataFrame, x: Axis, y: Axis, selected: int | None) -> Chart:
-    """Plans as points; click one to choose it. The front is strong and joined by steps, dominated plans are faint, the knee is
-    a diamond, the chosen plan has a ring. Bars are one standard error. `frame`: see frames.tradeoffs.front."""
+    """Plans as points; click one to choose it. The front is strong and joined by steps, dominated plans are faint, the
+    knee is a diamond, the chosen plan has a ring. Bars are one standard error. `frame`: see frames.tradeoffs.front."""
     click = alt.selection_point(name=SELECTION, fields=["config_id"], on="click", clear="dblclick")
     frame = frame.assign(chosen=frame["config_id"] == selected, mark=frame["knee"].map({True: "knee", False: "plan"}))
     base = alt.Chart(frame)
@@ -104,14 +104,18 @@ def fronts_of_runs(frame: pd.DataFrame, x: Axis, y: Axis, runs: Sequence[str]) -
         interpolate="step-after" if x.maximise == y.maximise else "step-before", strokeWidth=1.5
     ).encode(x=px, y=py, order="x:Q", color=colour, strokeDash=dash)
     best = on_front.mark_point(filled=True, size=90, opacity=1).encode(
-        x=px, y=py, color=colour, shape=shape,
+        x=px,
+        y=py,
+        color=colour,
+        shape=shape,
         tooltip=tooltips(("run", "Run"), ("config_id", "Plan"), ("x", x.label, _number(x)), ("y", y.label, _number(y))),
-    )  # fmt: skip
+    )
     return alt.layer(rest, line, best).properties(height=400)
 
 
 def parallel(frame: pd.DataFrame, ends: pd.DataFrame, title: str, percent: bool) -> Chart:
-    """One line a plan over all objectives, each scaled from its worst to its best; coloured by the average, the chosen plan on top."""
+    """One line a plan over all objectives, each scaled from its worst to its best; coloured by the average, the chosen
+    plan on top."""
     order = ends.sort_values("order")["objective"].tolist()
     x = alt.X(
         "objective:N",
@@ -119,6 +123,7 @@ def parallel(frame: pd.DataFrame, ends: pd.DataFrame, title: str, percent: bool)
         title=None,
         axis=alt.Axis(
             labelAngle=0 if len(order) <= 6 else -35,
+            labelOverlap=False,
             labelLimit=240 if len(order) <= 4 else 130,
             grid=True,
             domain=False,
@@ -132,17 +137,26 @@ def parallel(frame: pd.DataFrame, ends: pd.DataFrame, title: str, percent: bool)
         scale=alt.Scale(domain=[-0.12, 1.12], nice=False),
     )
     base = alt.Chart(frame).encode(
-        x=x, y=y, detail="config_id:N",
-        tooltip=tooltips(("config_id", "Plan"), ("objective", "Objective"), ("score", "Score", ".4f"), ("average", title, format_of(percent))),
-    )  # fmt: skip
+        x=x,
+        y=y,
+        detail="config_id:N",
+        tooltip=tooltips(
+            ("config_id", "Plan"),
+            ("objective", "Objective"),
+            ("score", "Score", ".4f"),
+            ("average", title, format_of(percent)),
+        ),
+    )
     colour = alt.Color(
         "average:Q",
-        scale=alt.Scale(scheme=theme.SCORES),
+        scale=alt.Scale(scheme=alt.SchemeParams(theme.SCORES, extent=[0.25, 0.85])),
         legend=alt.Legend(title=title, format="~%" if percent else "~g", gradientLength=140),
     )
-    lines = base.transform_filter("!datum.selected").mark_line(strokeWidth=1.6).encode(
-        color=colour, opacity=alt.condition("datum.on_front", alt.value(0.9), alt.value(0.25))
-    )  # fmt: skip
+    lines = (
+        base.transform_filter("!datum.selected")
+        .mark_line(strokeWidth=1.6)
+        .encode(color=colour, opacity=alt.condition("datum.on_front", alt.value(0.9), alt.value(0.25)))
+    )
     chosen = base.transform_filter("datum.selected").mark_line(
         strokeWidth=4, color=theme.ACCENT, point=alt.OverlayMarkDef(size=60, color=theme.ACCENT, filled=True)
     )
@@ -153,7 +167,8 @@ def parallel(frame: pd.DataFrame, ends: pd.DataFrame, title: str, percent: bool)
 
 
 def scores_at_rungs(frame: pd.DataFrame, rungs: Sequence[int], retention: bool) -> Chart:
-    """A plan's objectives, each with its score at every rung it reached (colour and shape), bars of one standard error."""
+    """A plan's objectives, each with its score at every rung it reached (colour and shape), bars of one standard
+    error."""
     field, title = ("retention", "Retention of the dense model's score (%)") if retention else ("score", "Score")
     spread = (frame["error"] * (frame[field] / frame["score"]).abs()) if retention else frame["error"]
     frame = frame.assign(value=frame[field], low=frame[field] - spread, high=frame[field] + spread)
@@ -181,4 +196,4 @@ def scores_at_rungs(frame: pd.DataFrame, rungs: Sequence[int], retention: bool) 
     dots = base.mark_point(filled=True, size=80, opacity=1).encode(
         x="value:Q", shape=alt.Shape("budget:N", scale=shapes, legend=legend)
     )
-    return alt.layer(bars, dots).properties(height=height((14 * max(len(reached), 1) + 12) * len(names), legend=True))
+    return alt.layer(bars, dots).properties(height=height(max(14 * len(reached) + 12, 34) * len(names), legend=True))

@@ -1,6 +1,7 @@
 """Which run is better, and why? Several runs read by one measure: the objectives that all of them share.
 
-Runs may differ in anything: base, layers, candidates, rungs. What cannot be set side by side is left out and said, never guessed.
+Runs may differ in anything: base, layers, candidates, rungs. What cannot be set side by side is left out and said,
+never guessed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pandas as pd
 from gptailor.dashboard.frames import layers, progress, tradeoffs, trials
 from gptailor.dashboard.frames.facts import Average, Facts
 from gptailor.dashboard.frames.view import View
-from gptailor.dashboard.text import plain
+from gptailor.dashboard.text import plain, value
 
 CLEAR = 1.96
 """Standard errors of a difference beyond which it is called clear."""
@@ -24,7 +25,8 @@ CLEAR = 1.96
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of a comparison, seen through the shared objectives: its facts, trials and plans are restricted to them."""
+    """One run of a comparison, seen through the shared objectives: its facts, trials and plans are restricted to
+    them."""
 
     label: str
     view: View
@@ -43,7 +45,8 @@ class Entry:
 
 
 def entries(named: Sequence[tuple[str, View]]) -> list[Entry]:
-    """The runs under labels that differ, by the objectives they all share; all objectives of each where they share none."""
+    """The runs under labels that differ, by the objectives they all share; all objectives of each where they share
+    none."""
     everywhere = (
         [o for o in named[0][1].facts.objectives if all(o in view.facts.objectives for _, view in named)]
         if named
@@ -52,13 +55,13 @@ def entries(named: Sequence[tuple[str, View]]) -> list[Entry]:
     measured = all(o.name in view.facts.dense for _, view in named for o in everywhere)
     found = []
     for label, (_, view) in zip(_labels([name for name, _ in named]), named, strict=True):
-        if everywhere:
-            kind = Average.RETENTION if measured else Average.SCORE
-            facts = replace(view.facts, objectives=tuple(everywhere), average=kind)
-            table = trials.trial_table(view.tables, facts)
-            found.append(Entry(label, view, facts, table, tradeoffs.plan_table(view.tables, table, facts)))
-        else:
-            found.append(Entry(label, view, view.facts, view.trials, view.plans))
+        kind = Average.RETENTION if measured else Average.SCORE
+        facts = replace(view.facts, objectives=tuple(everywhere), average=kind) if everywhere else view.facts
+        if facts == view.facts:
+            found.append(Entry(label, view, facts, view.trials, view.plans))
+            continue
+        table = trials.trial_table(view.tables, facts)
+        found.append(Entry(label, view, facts, table, tradeoffs.plan_table(view.tables, table, facts)))
     return found
 
 
@@ -119,7 +122,8 @@ def shared_axes(runs: Sequence[Entry]) -> list[tradeoffs.Axis]:
 
 
 def best_scores(runs: Sequence[Entry]) -> pd.DataFrame:
-    """Each run's best plan on each shared objective: measure, run, config_id, n, score, error, retention, higher_is_better."""
+    """Each run's best plan on each shared objective: measure, run, config_id, n, score, error, retention,
+    higher_is_better."""
     rows = []
     for entry in runs:
         if entry.best is None:
@@ -159,14 +163,25 @@ def held_out_scores(runs: Sequence[Entry]) -> pd.DataFrame:
             kept = np.nan
             if reference and r.score:
                 kept = r.score / reference if r.higher_is_better else reference / r.score
-            rows.append((f"{r.benchmark}/{r.metric} ({r.split})", entry.label, entry.best, r.n_samples, r.score, r.stderr, kept, bool(r.higher_is_better)))  # fmt: skip
+            rows.append(
+                (
+                    f"{r.benchmark}/{r.metric} ({r.split})",
+                    entry.label,
+                    entry.best,
+                    r.n_samples,
+                    r.score,
+                    r.stderr,
+                    kept,
+                    bool(r.higher_is_better),
+                )
+            )
     return pd.DataFrame(rows, columns=_SCORE_COLUMNS)
 
 
 def marked(scores: pd.DataFrame) -> pd.DataFrame:
-    """Add `lead` to each row: "clear" where it is the best of its measure and ahead of every other run by more than chance
-    explains, "ahead" where it is the best but not clearly so, else "". Errors are taken as independent, which is careful:
-    runs that were scored on the same examples differ by less chance than that."""
+    """Add `lead` to each row: "clear" where it is the best of its measure and ahead of every other run by more than
+    chance explains, "ahead" where it is the best but not clearly so, else "". Errors are taken as independent, which is
+    careful: runs that were scored on the same examples differ by less chance than that."""
     lead = pd.Series("", index=scores.index)
     for _, rows in scores.groupby("measure", sort=False):
         known = rows[np.isfinite(rows["score"].astype(float))]
@@ -185,9 +200,8 @@ def marked(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_table(scores: pd.DataFrame, runs: Sequence[str], retention: bool = False) -> pd.DataFrame:
-    """A row a measure, a column a run: `★ 0.612 ± 0.015` (clear lead), `☆ ...` (ahead within chance). retention: in percent."""
-    from gptailor.dashboard.text import value
-
+    """A row a measure, a column a run: `★ 0.612 ± 0.015` (clear lead), `☆ ...` (ahead within chance). retention: in
+    percent."""
     signs = {"clear": "★ ", "ahead": "☆ ", "": ""}
     cells = []
     for r in marked(scores).itertuples():
@@ -200,8 +214,34 @@ def score_table(scores: pd.DataFrame, runs: Sequence[str], retention: bool = Fal
     return wide.rename_axis(columns=None).reset_index()
 
 
+def verdict(runs: Sequence[Entry]) -> str:
+    """One plain sentence: whose best plan has the highest average, and whether by more than chance explains."""
+    scored = sorted((entry for entry in runs if entry.best is not None), key=lambda e: -e.plans[trials.AVERAGE].iloc[0])
+    if len(scored) < 2:
+        return (
+            "Only one of these runs has scored a plan so far."
+            if scored
+            else "None of these runs has scored a plan yet."
+        )
+    (first, a, a_error), (second, b, b_error) = (
+        (entry, float(entry.plans[trials.AVERAGE].iloc[0]), float(entry.plans[trials.AVERAGE_ERROR].iloc[0]))
+        for entry in scored[:2]
+    )
+    percent = first.facts.average_is_share
+    noise = np.sqrt(a_error**2 + b_error**2)
+    chance = "more than chance explains" if a - b > CLEAR * noise else "no more than chance explains"
+    if not np.isfinite(noise):
+        chance = "an amount that cannot be told from chance, for want of standard errors"
+    budgets = "" if first.top_budget == second.top_budget else " They are judged at different budgets."
+    return (
+        f"{first.label} is ahead of {second.label}: {first.facts.average_label.lower()} "
+        f"{value(a, a_error, percent=percent)} against {value(b, b_error, percent=percent)}, by {chance}.{budgets}"
+    )
+
+
 def removed_overlap(runs: Sequence[Entry]) -> pd.DataFrame:
-    """Removed layers of the best plans, every run against every run: one, other, both (the layers), either (how many), jaccard.
+    """Removed layers of the best plans, every run against every run: one, other, both (the layers), either (how many),
+    jaccard.
 
     jaccard: |both| / |either|; NaN where the bases differ in their number of layers, or there is no plan.
     """
@@ -224,7 +264,8 @@ def removed_overlap(runs: Sequence[Entry]) -> pd.DataFrame:
 
 
 def best_origins(runs: Sequence[Entry]) -> tuple[pd.DataFrame, Facts]:
-    """The best plans' layers as rows of an origin heatmap (named after their runs), and facts with everybody's candidates."""
+    """The best plans' layers as rows of an origin heatmap (named after their runs), and facts with everybody's
+    candidates."""
     everybody = tuple(dict.fromkeys(name for entry in runs for name in entry.view.facts.candidates))
     facts = replace(runs[0].facts, candidates=everybody, n_layers=max(entry.view.facts.n_layers for entry in runs))
     pieces = []

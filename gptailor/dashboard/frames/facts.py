@@ -1,4 +1,5 @@
-"""What is true of a whole run: its objectives, rungs and the dense model's scores. Everything else is read against these."""
+"""What is true of a whole run: its objectives, rungs and the dense model's scores. Everything else is read against
+these."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ class Average(StrEnum):
     """The one number that a plan is judged by; the store's summaries judge by the same."""
 
     RETENTION = "retention"  # share of the dense model's score on the same examples, averaged over the objectives
-    SCORE = "score"  # no dense score of every objective is known: the mean of the scores (of 1 / score where lower is better)
+    SCORE = "score"  # not every dense score is known: the scores' mean (of 1 / score where lower is better)
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Objective:
 
 @dataclass(frozen=True)
 class Facts:
-    """`rungs`: budgets (examples per benchmark), ascending. `dense`: the dense model's score by objective, over the most
-    examples it was scored on, where known."""
+    """`rungs`: budgets (examples per benchmark), ascending. `dense`: the dense model's score by objective, over the
+    most examples it was scored on, where known."""
 
     run_id: str
     name: str
@@ -145,7 +146,8 @@ def _objectives(scores: pd.DataFrame, spec: dict[str, Any]) -> tuple[Objective, 
 
 
 def dense_scores(tables: RunTables, objectives: tuple[Objective, ...]) -> pd.DataFrame:
-    """The dense model's scores of the objectives on the splits they are searched on: name, n_samples (ascending), score."""
+    """The dense model's scores of the objectives on the splits they are searched on: name, n_samples (ascending),
+    score."""
     found = tables.evaluations[tables.evaluations["subject"] == "dense"]
     found = found.assign(name=found["benchmark"].astype(str) + "/" + found["metric"].astype(str))
     spec = as_dict(tables.runs["spec"].iloc[0]) if len(tables.runs) else {}

@@ -1,7 +1,7 @@
 """Where did the budget go, and can the cheap rungs be trusted?
 
-Only plans that did well on a rung are scored on the next, so every agreement between rungs is measured on plans that are
-already close to each other: it is a hard test, and is said so on the page.
+Only plans that did well on a rung are scored on the next, so every agreement between rungs is measured on plans that
+are already close to each other: it is a hard test, and is said so on the page.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ ENOUGH = 10
 
 
 def rung_shares(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
-    """A row a rung: budget, trials, failed, examples, hours, plans, and the shares of trials, examples and time (0 to 1)."""
+    """A row a rung: budget, trials, failed, examples, hours, plans, and the shares of trials, examples and time (0 to
+    1)."""
     ended = table[table["status"] != "running"]
     grouped = ended.groupby("budget")
     frame = pd.DataFrame(
@@ -52,7 +53,8 @@ def share_rows(shares: pd.DataFrame) -> pd.DataFrame:
 
 
 def ladder(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
-    """A row a plan that succeeded anywhere: config_id, `top` (its highest rung), and its average at each rung (columns = budgets)."""
+    """A row a plan that succeeded anywhere: config_id, `top` (its highest rung), and its average at each rung (columns
+    = budgets)."""
     by_rung = {budget: successes(table, budget).set_index("config_id")[AVERAGE] for budget in facts.rungs}
     frame = pd.DataFrame(by_rung)
     frame.index.name = "config_id"
@@ -61,7 +63,8 @@ def ladder(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
 
 
 def promotions(rungs: pd.DataFrame, facts: Facts) -> pd.DataFrame:
-    """How many plans climbed: a row for each pair of neighbouring rungs: low, high, scored (at low), promoted, share."""
+    """How many plans climbed: a row for each pair of neighbouring rungs: low, high, scored (at low), promoted,
+    share."""
     rows = []
     for low, high in zip(facts.rungs, facts.rungs[1:], strict=False):
         at_low = rungs[low].notna()
@@ -88,8 +91,8 @@ def ladder_rows(rungs: pd.DataFrame, facts: Facts) -> pd.DataFrame:
 def agreement(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     """Rank correlation between every two rungs for each objective and the average.
 
-    Columns: objective, low, high, n, spearman, spearman_low, spearman_high (95 % interval), kendall, flips (share of pairs
-    of plans that the two rungs order the other way round). Where fewer than 3 plans were scored at both, NaN.
+    Columns: objective, low, high, n, spearman, spearman_low, spearman_high (95 % interval), kendall, flips (share of
+    pairs of plans that the two rungs order the other way round). Where fewer than 3 plans were scored at both, NaN.
     """
     at = {budget: successes(table, budget).set_index("config_id") for budget in facts.rungs}
     rows = []
@@ -114,7 +117,8 @@ def _interval(rho: float, n: int) -> tuple[float, float]:
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    """Spearman's rho, Kendall's tau-b, and the share of pairs in opposite order; NaN for fewer than 3 points or a constant.
+    """Spearman's rho, Kendall's tau-b, and the share of pairs in opposite order; NaN for fewer than 3 points or a
+    constant.
 
     By hand (tests compare with scipy), because importing scipy's statistics takes longer than the whole page.
     """
@@ -128,7 +132,8 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]
 
 
 def rank_moves(table: pd.DataFrame, facts: Facts, low: int, high: int, limit: int = 40) -> pd.DataFrame:
-    """Ranks (1 = best) by average of the plans scored at both rungs, long: config_id, budget, rank, average, moved, kind.
+    """Ranks (1 = best) by average of the plans scored at both rungs, long: config_id, budget, rank, average, moved,
+    kind.
 
     moved: places gained (+) or lost (-) from low to high; kind: steady, up or down. The best `limit` at the high rung.
     """
@@ -166,7 +171,8 @@ def verdict(agreed: pd.DataFrame, moves: pd.DataFrame, facts: Facts) -> str:
     few = " That is few plans; read it with care." if row["n"] < ENOUGH else ""
     text = (
         f"Ranks at {row['low']:.0f} examples {words}: they agree with those at {row['high']:.0f} "
-        f"with ρ = {row['spearman']:.2f} (n = {row['n']:.0f} plans), and {100 * row['flips']:.0f} % of pairs change order.{few}"
+        f"with ρ = {row['spearman']:.2f} (n = {row['n']:.0f} plans), and {100 * row['flips']:.0f} % of pairs change "
+        f"order.{few}"
     )
     best = moves[(moves["budget"] == row["high"]) & (moves["rank"] == 1)]
     if len(best):

@@ -16,8 +16,8 @@ from gptailor.plan import BASE
 def label_layers(layers: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     """The stored rows with names that a person reads, a row for each configuration and layer of the base.
 
-    config_id, layer, position, factor, output_scale, source (base, a candidate, merged, removed), code (what is written into
-    its cell), made_of (all sources in words), choice (what tells two choices apart: the set of sources), deviates.
+    config_id, layer, position, factor, output_scale, source (base, a candidate, merged, removed), code (what is written
+    into its cell), made_of (all sources in words), choice (what tells two choices apart: the set of sources), deviates.
     """
     candidates = list(facts.candidates)
     codes = theme.source_codes(candidates)
@@ -51,8 +51,8 @@ def _labels(operation: str, names: tuple[str, ...], codes: dict[str, str]) -> tu
 
 
 def origin_grid(labelled: pd.DataFrame, plans: pd.DataFrame, facts: Facts) -> pd.DataFrame:
-    """The heatmap's cells for the plans of `plans` (best first): the labelled layers with row (0 = top), plan (the row's
-    name), average and ink (colour of the code)."""
+    """The heatmap's cells for the plans of `plans` (best first): the labelled layers with row (0 = top), plan (the
+    row's name), average and ink (colour of the code)."""
     colours = theme.source_colours(facts.candidates)
     rows = plans[["config_id", AVERAGE]].reset_index(drop=True)
     rows = rows.assign(row=rows.index, plan=[plan_name(c, a, facts) for c, a in rows.to_numpy()])
@@ -120,10 +120,10 @@ def frequencies(labelled: pd.DataFrame, config_ids: Sequence[int], facts: Facts)
 def undo_one(labelled: pd.DataFrame, table: pd.DataFrame, config_id: int) -> pd.DataFrame:
     """What each of a plan's deviations from the base is worth: a row a deviating layer.
 
-    worth: mean average of the plans that make the same choice at that layer, less that of the plans that keep the base's
-    own layer there, both taken against the mean of their budget; error: Welch's standard error of that difference;
-    n_same, n_base: plans on either side (NaN worth below two). Others' choices differ as well, so this is an estimate from
-    what the search happened to try, not an experiment.
+    worth: mean average of the plans that make the same choice at that layer, less that of the plans that keep the
+    base's own layer there, both taken against the mean of their budget; error: Welch's standard error of that
+    difference; n_same, n_base: plans on either side (NaN worth below two). Others' choices differ as well, so this is
+    an estimate from what the search happened to try, not an experiment.
     """
     fine = table[(table["status"] == "success") & np.isfinite(table[AVERAGE])]
     fine = fine.sort_values("budget").drop_duplicates("config_id", keep="last")

@@ -70,11 +70,11 @@ def _rate(ended: pd.DataFrame) -> float | None:
 
 
 def best_so_far(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
-    """A row a plan judged at the top budget, in time: trials (ended by then, at any budget), hours, config_id, its average
-    and error, the best average so far, whether it is a new best, and the hypervolume so far.
+    """A row a plan judged at the top budget, in time: trials (ended by then, at any budget), hours, config_id, its
+    average and error, the best average so far, whether it is a new best, and the hypervolume so far.
 
-    Hypervolume is taken over the scores from the corner 0 (1 / score where lower is better): 1 is all accuracies at 100 %.
-    NaN beyond HYPERVOLUME_OBJECTIVES objectives.
+    Hypervolume is taken over the scores from the corner 0 (1 / score where lower is better): 1 is all accuracies at 100
+    %. NaN beyond HYPERVOLUME_OBJECTIVES objectives.
     """
     ended = table[table["ended_at"].notna()].sort_values("ended_at")
     order = pd.Series(np.arange(1, len(ended) + 1), index=ended["trial_id"])
@@ -113,7 +113,8 @@ def _hypervolumes(points: np.ndarray) -> np.ndarray:
 def timeline(table: pd.DataFrame, now_hours: float | None) -> pd.DataFrame:
     """A bar a trial: trial_id, config_id, budget, status, start and end in hours; the latest ones where there are many.
 
-    now_hours: where a running trial's bar ends (hours since the start); trials that never ended otherwise get no length.
+    now_hours: where a running trial's bar ends (hours since the start); trials that never ended otherwise get no
+    length.
     """
     frame = table[["trial_id", "config_id", "budget", "status", "start_hours", "hours", "seconds"]].tail(TIMELINE_MARKS)
     end = frame["hours"].fillna(frame["start_hours"] if now_hours is None else max(now_hours, 0.0))
@@ -121,7 +122,8 @@ def timeline(table: pd.DataFrame, now_hours: float | None) -> pd.DataFrame:
 
 
 def failures(table: pd.DataFrame) -> pd.DataFrame:
-    """Crashed trials, the latest first: trial_id, config_id, budget, hours, cause (the traceback's last line), error."""
+    """Crashed trials, the latest first: trial_id, config_id, budget, hours, cause (the traceback's last line),
+    error."""
     frame = table[table["status"] == "crashed"].iloc[::-1]
     error = frame["error"].fillna("").astype(str)
     cause = error.str.strip().str.rsplit("\n", n=1).str[-1].replace("", "no cause was recorded")

@@ -30,7 +30,8 @@ class Axis:
 
 def plan_table(tables: RunTables, table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     """One row a plan judged at the top budget, best average first: the trial table's columns, and one for each further
-    measurement of that plan (`benchmark/metric (split)`, with ` ±`), such as held-out scores or latency, as far as taken."""
+    measurement of that plan (`benchmark/metric (split)`, with ` ±`), such as held-out scores or latency, as far as
+    taken."""
     plans = judged(table, facts)
     mine = tables.evaluations[tables.evaluations["subject"].astype(str).str.startswith("config:")]
     if mine.empty:
@@ -64,7 +65,8 @@ def axes(tables: RunTables, plans: pd.DataFrame, facts: Facts) -> list[Axis]:
 
 
 def front(plans: pd.DataFrame, x: Axis, y: Axis) -> pd.DataFrame:
-    """The plans as points: config_id, x, y, x_low, x_high, y_low, y_high (one standard error), average, on_front, knee."""
+    """The plans as points: config_id, x, y, x_low, x_high, y_low, y_high (one standard error), average, on_front,
+    knee."""
     frame = pd.DataFrame({"config_id": plans["config_id"], "average": plans[AVERAGE]})
     for name, axis in (("x", x), ("y", y)):
         value = plans[axis.column].astype(float)
@@ -103,7 +105,8 @@ def scaled(plans: pd.DataFrame, facts: Facts) -> pd.DataFrame:
 
 
 def parallel(plans: pd.DataFrame, facts: Facts, selected: int | None, limit: int = 120) -> pd.DataFrame:
-    """Long rows for parallel coordinates: config_id, objective, order, position (0..1), score, average, on_front, selected.
+    """Long rows for parallel coordinates: config_id, objective, order, position (0..1), score, average, on_front,
+    selected.
 
     The front, the selected plan, and the best others up to `limit` plans.
     """
@@ -165,8 +168,8 @@ def scores_of(table: pd.DataFrame, facts: Facts, config_id: int) -> pd.DataFrame
 
 @dataclass(frozen=True)
 class Place:
-    """A plan's place in the search. rank: by average among the `of` plans judged, None where it was not. trials: spent on it.
-    seconds: from the run's start to its first trial. origin: where it came from."""
+    """A plan's place in the search. rank: by average among the `of` plans judged, None where it was not. trials: spent
+    on it. seconds: from the run's start to its first trial. origin: where it came from."""
 
     rank: int | None
     of: int
