@@ -7,21 +7,21 @@ import math
 import os
 import shutil
 import string
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import duckdb
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_runs import make_run
-from store_samples import NOON, PLAN, SPEC, a_trial, new_writer, scores, success
+from store_samples import FIXTURES, NOON, PLAN, SPEC, a_trial, new_writer, scores, success
 
 from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
 from gptailor.store import RunFolder, RunWriter, new_run_id, queries, run_folders
-from gptailor.store.connection import StoreMissing, StoreNewer, known_version, migrations, open_writer
+from gptailor.store.connection import StoreMissing, StoreNewer, known_version, open_writer
 from gptailor.store.notes import Notes, read_notes, write_notes
 from gptailor.store.summary import gain, retention
 from gptailor.trial import Evaluation, Outcome, RunRecord, RunStatus, TrialStatus
@@ -242,22 +242,11 @@ def test_a_prepared_run_is_listed_before_its_engine_wrote(tmp_path: Path) -> Non
 # Versions
 
 
-def old_database(folder: RunFolder, version: int) -> None:
-    """A database as an older gptailor left it."""
-    folder.path.mkdir()
-    with duckdb.connect(str(folder.database)) as con:
-        con.execute("CREATE TABLE schema_version (version INTEGER PRIMARY KEY, applied_at TIMESTAMPTZ)")
-        for number, sql in migrations()[:version]:
-            con.execute(sql)
-            con.execute("INSERT INTO schema_version VALUES (?, now())", [number])
-        con.execute("INSERT INTO runs (run_id, name, status, spec) VALUES ('old', 'old', 'stopped', '{\"trials\": 5}')")
-        con.execute("INSERT INTO trials (run_id, trial_id, config_id, status) VALUES ('old', 0, 0, 'success')")
-
-
 @pytest.mark.parametrize("version", range(1, known_version() + 1))
 def test_every_version_opens_and_goes_on(tmp_path: Path, version: int) -> None:
     folder = RunFolder.of(tmp_path, "old")
-    old_database(folder, version)
+    with zipfile.ZipFile(FIXTURES / f"store-v{version}.zip") as kept:  # `python tests/store_samples.py` makes them
+        kept.extractall(folder.path)
     tables = queries.read_run(folder)
     assert tables.notice is None and tables.trials.status.tolist() == ["success"]
     assert queries.run_summary(folder).n_asked == 5

@@ -52,8 +52,12 @@ def import_run(archive: str | Path, root: str | Path) -> RunFolder:
                 run_id = new_run_id(spec.name)
             made = RunFolder(Path(scratch) / run_id)
             writer = RunWriter.restore(made, events, spec.to_yaml(), clock=lambda: seen)
-        except (UserError, RecursionError) as error:  # RecursionError: JSON nested out of all measure
+        except UserError as error:
             raise UserError(f"{archive.name}: is not a run that can be imported: {error}") from error
+        except RecursionError as error:
+            raise UserError(
+                f"{archive.name}: is not a run that can be imported: a value is nested too deeply"
+            ) from error
         if writer.behind:
             raise UserError(f"{archive.name}: the new run's database cannot be written; is the disk full?")
         if (unpacked / "notes.json").exists():

@@ -153,9 +153,14 @@ class RunWriter:
         """A sign of life without a write to the database: the lock file's mtime. Also catches up what is behind."""
         with suppress(OSError):  # the file is gone or its disk is: the next record will say so
             os.utime(self.folder.lock)
-        if self.behind and not self._in_batch:
-            with suppress(StoreUnwritable):  # whoever records next is told
-                self.flush()
+        if self.behind and self._gate.acquire(blocking=False):  # not while another thread is in a batch
+            try:
+                if not self._in_batch:
+                    self.flush()
+            except StoreUnwritable:
+                pass  # whoever records next is told
+            finally:
+                self._gate.release()
 
     def start_trial(self, trial: Trial) -> None:
         row = dataclasses.asdict(trial)

@@ -1,0 +1,393 @@
+"""Starting, finding and stopping real processes; whoever holds the lock lives, whatever process ids say."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from gptailor import launch
+from gptailor.errors import UserError
+from gptailor.launch.process import clean_environment, is_held, read_holder, spawn
+from gptailor.spec import build_spec, load_spec
+from gptailor.store import RunFolder, queries, run_folders
+from gptailor.trial import RunStatus
+
+ROOT = Path(__file__).resolve().parents[1]
+SPEC = build_spec(
+    {
+        "name": "Tiny Süß",
+        "base_model": "no/such/model",
+        "remove": 2,
+        "operations": ["remove"],
+        "objectives": [{"benchmark": "piqa"}],
+    }
+)
+PROPER_ENGINE = """
+import sys, time
+from gptailor import launch
+from gptailor.store import RunFolder
+folder = RunFolder.of(sys.argv[1], sys.argv[2])
+with launch.EngineLock(folder):
+    print("up", flush=True)
+    while not launch.asked(folder, "stop"):
+        time.sleep(0.02)
+"""
+WAIT_FOR_DEVICE = """
+import sys, time
+from gptailor import launch
+from gptailor.store import RunFolder
+folder = RunFolder.of(sys.argv[1], sys.argv[2])
+try:
+    with launch.DeviceQueue(folder, "cuda:0"):
+        print("in", flush=True)
+        sys.stdin.readline()
+except launch.StopAsked:
+    print("stopped", flush=True)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return launch.prepare(tmp_path / "runs", SPEC)
+
+
+@pytest.fixture
+def engines() -> Iterator[list[RunFolder]]:
+    """Folders whose engines are ended after the test."""
+    started: list[RunFolder] = []
+    yield started
+    for folder in started:
+        launch.stop(folder, patience=0.1)
+
+
+def shell_engine(folder: RunFolder, script: str) -> int | None:
+    """A stand-in for the engine that starts at once: it holds the lock that it was handed."""
+    return spawn(["/bin/sh", "-c", script], folder.lock, folder.log)
+
+
+def python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def eventually(condition, seconds: float = 10.0) -> bool:
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.02)
+    return bool(condition())
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+# Launch
+
+
+def test_a_prepared_run(folder: RunFolder) -> None:
+    assert load_spec(folder.spec) == SPEC and "tiny-su" in folder.run_id
+    assert not folder.exists() and run_folders(folder.root) == [folder]
+    assert launch.state(folder, RunStatus.QUEUED) is RunStatus.QUEUED, "its engine may be on its way"
+    os.utime(folder.spec, (0, 0))
+    assert launch.state(folder, RunStatus.QUEUED) == launch.LOST
+    assert launch.prepare(folder.root, SPEC) != folder
+
+
+def test_one_token_is_one_run(tmp_path: Path) -> None:
+    """A double click, a reload, two people, two servers (F10)."""
+    code = (
+        "import sys; from gptailor import launch; from gptailor.spec import load_spec\n"
+        "print(launch.prepare(sys.argv[1], load_spec(sys.argv[2]), 'the token').run_id)"
+    )
+    (tmp_path / "run.yaml").write_text(SPEC.to_yaml())
+    others = [python(code, tmp_path / "runs", tmp_path / "run.yaml") for _ in range(2)]
+    with ThreadPoolExecutor(8) as pool:
+        mine = list(pool.map(lambda _: launch.prepare(tmp_path / "runs", SPEC, "the token").run_id, range(16)))
+    ids = {*mine, *(other.communicate()[0].strip() for other in others)}
+    assert len(ids) == 1 and len(run_folders(tmp_path / "runs")) == 1
+    assert launch.prepare(tmp_path / "runs", SPEC, "another").run_id not in ids
+
+
+def test_one_run_has_one_engine(folder: RunFolder, engines: list[RunFolder]) -> None:
+    engines.append(folder)
+    with ThreadPoolExecutor(8) as pool:
+        started = list(pool.map(lambda _: shell_engine(folder, "sleep 60"), range(16)))
+    assert len([pid for pid in started if pid]) == 1
+    with pytest.raises(
+        UserError, match=f"process {max(filter(None, started))} on {socket.gethostname()} is running it"
+    ):
+        with launch.EngineLock(folder):
+            pass
+
+
+def test_an_engine_is_seen_from_the_moment_it_is_started(folder: RunFolder, engines: list[RunFolder]) -> None:
+    engines.append(folder)
+    for _ in range(5):
+        shell_engine(folder, "exec sleep 60")
+        assert launch.is_alive(folder)
+        assert launch.stop(folder, patience=0.0) in (launch.StopResult.TERMINATED, launch.StopResult.KILLED)
+        assert not launch.is_alive(folder)
+
+
+def test_the_engine_adopts_the_lock_it_is_handed(folder: RunFolder, engines: list[RunFolder]) -> None:
+    engines.append(folder)
+    pid = spawn([sys.executable, "-c", PROPER_ENGINE, str(folder.root), folder.run_id], folder.lock, folder.log)
+    assert eventually(lambda: "up" in folder.log.read_text()), folder.log.read_text()
+    holder = read_holder(folder.lock)
+    assert holder is not None and holder.pid == pid and launch.is_alive(folder)
+    assert launch.stop(folder) is launch.StopResult.ASKED
+    assert not launch.is_alive(folder) and not launch.read_control(folder), "a clean state is left"
+
+
+def test_an_engine_outlives_who_started_it(folder: RunFolder, engines: list[RunFolder]) -> None:
+    """F2: the server is killed, and Ctrl-C in its terminal reaches its own group alone."""
+    engines.append(folder)
+    code = (
+        "import sys, pathlib; from gptailor.launch.process import spawn\n"
+        "f = pathlib.Path(sys.argv[1])\n"
+        "print(spawn(['/bin/sleep', '60'], f / 'engine.lock', f / 'engine.log'), flush=True)\n"
+        "sys.stdin.readline()"
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-c", code, folder.path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    pid = int(line(server))
+    os.killpg(server.pid, signal.SIGINT)
+    server.kill()
+    server.communicate()
+    assert launch.is_alive(folder) and os.getsid(pid) == pid
+    assert launch.state(folder, RunStatus.RUNNING) is RunStatus.RUNNING
+
+
+def test_no_zombie_is_left(folder: RunFolder) -> None:
+    pid = shell_engine(folder, "exit 0")
+    assert eventually(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def test_the_engine_gets_none_of_the_servers_secrets(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "GPTAILOR_COOKIE_SECRET",
+        "GPTAILOR_OIDC_CLIENT",
+        "AWS_SECRET_ACCESS_KEY",
+        "STREAMLIT_AUTH",
+        "DB_PASSWORD",
+    ):
+        monkeypatch.setenv(name, "secret value")
+    for name in ("HF_HOME", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LC_ALL", "GPTAILOR_READ_ONLY", "PYTHONPATH"):
+        monkeypatch.setenv(name, "kept value")
+    shell_engine(folder, "env; pwd; echo end")
+    assert eventually(lambda: "end" in folder.log.read_text())
+    seen = folder.log.read_text()
+    assert "secret value" not in seen and seen.count("kept value") == 6
+    assert "PYTHONHASHSEED=0" in seen and f"\n{ROOT}\n" in seen
+    assert clean_environment({"PATH": "/bin", "TOKEN": "x", "HOMEPAGE": "x"}).keys() & {"TOKEN", "HOMEPAGE"} == set()
+
+
+def test_only_the_lock_is_handed_over(folder: RunFolder) -> None:
+    with open(folder.path / "server's own", "w") as file:
+        os.set_inheritable(file.fileno(), True)
+        shell_engine(folder, "ls -l /proc/self/fd; echo end")
+        assert eventually(lambda: "end" in folder.log.read_text())
+    assert "engine.lock" in folder.log.read_text() and "own" not in folder.log.read_text()
+
+
+# Life
+
+
+def test_killed_is_lost_at_once(folder: RunFolder, engines: list[RunFolder]) -> None:
+    engines.append(folder)
+    pid = shell_engine(folder, "exec sleep 60")
+    assert pid is not None
+    states = [launch.state(folder, status) for status in (RunStatus.RUNNING, RunStatus.PAUSED)]
+    assert states == [RunStatus.RUNNING, RunStatus.PAUSED]
+    os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: launch.state(folder, RunStatus.RUNNING) == launch.LOST, 2.0)
+    assert launch.state(folder, RunStatus.PAUSED) == launch.LOST
+    assert launch.state(folder, RunStatus.FINISHED) is RunStatus.FINISHED
+    assert launch.stop(folder) is launch.StopResult.NOT_RUNNING
+    assert shell_engine(folder, "exec sleep 60"), "and it can be started again"
+
+
+def test_a_process_id_used_again_means_nothing(folder: RunFolder) -> None:
+    """F18: the lock file names a living process that is not the engine. It is not taken for one, nor signalled."""
+    stranger = subprocess.Popen(["/bin/sleep", "60"], start_new_session=True)
+    folder.lock.write_text(
+        json.dumps({"pid": stranger.pid, "host": socket.gethostname(), "started_at": "2026-11-01T00:00:00+00:00"})
+    )
+    assert not launch.is_alive(folder) and launch.state(folder, RunStatus.RUNNING) == launch.LOST
+    assert launch.stop(folder) is launch.StopResult.NOT_RUNNING
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+
+
+def test_looking_does_not_get_in_the_way(folder: RunFolder) -> None:
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            launch.is_alive(folder)
+
+    lookers = [threading.Thread(target=look) for _ in range(4)]
+    for looker in lookers:
+        looker.start()
+    try:
+        for _ in range(30):
+            with launch.EngineLock(folder):
+                assert launch.is_alive(folder)
+    finally:
+        over.set()
+        for looker in lookers:
+            looker.join()
+
+
+# Stop, pause, resume
+
+
+def test_stopping_goes_as_far_as_it_must(folder: RunFolder, engines: list[RunFolder]) -> None:
+    engines.append(folder)
+    shell_engine(folder, "until [ -e control/stop ] || [ -e '%s' ]; do sleep 0.02; done" % (folder.control / "stop"))
+    assert launch.stop(folder, patience=5) is launch.StopResult.ASKED
+    shell_engine(folder, "sleep 60; true")
+    assert launch.stop(folder, patience=0.2) is launch.StopResult.TERMINATED
+    shell_engine(folder, "trap '' TERM; while true; do sleep 60; done")
+    time.sleep(0.1)
+    assert launch.stop(folder, patience=0.2) is launch.StopResult.KILLED
+    assert not is_held(folder.lock), "nobody of its group is left"
+    assert launch.stop(folder) is launch.StopResult.NOT_RUNNING
+
+
+def test_control_files(folder: RunFolder) -> None:
+    assert launch.read_control(folder) == frozenset()
+    for _ in range(2):
+        launch.request(folder, "pause")
+    launch.request(folder, "stop")
+    assert launch.read_control(folder) == {"pause", "stop"} and launch.asked(folder, "pause")
+    launch.request(folder, "resume")
+    assert launch.read_control(folder) == {"stop"} and not launch.asked(folder, "pause")
+
+
+def test_delete(folder: RunFolder, engines: list[RunFolder]) -> None:
+    engines.append(folder)
+    shell_engine(folder, "exec sleep 60")
+    with pytest.raises(UserError, match="stop it before"):
+        launch.delete_run(folder)
+    launch.stop(folder, patience=0.1)
+    job = launch.start_job(folder, ["runs", "--runs", str(folder.root)], "listing")
+    if launch.job_state(job).status is launch.JobStatus.RUNNING:
+        with pytest.raises(UserError, match="stop that first"):
+            launch.delete_run(folder)
+    assert launch.stop_job(job)
+    launch.delete_run(folder)
+    assert not folder.path.exists() and run_folders(folder.root) == [] and not list(folder.root.glob(".deleted*"))
+    with pytest.raises(UserError, match="cannot be deleted"):
+        launch.delete_run(folder)
+
+
+# Devices
+
+
+def test_a_device_is_taken_in_order_of_arrival(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    folders = [launch.prepare(root, SPEC.model_copy(update={"name": name})) for name in ("one", "two", "three", "four")]
+    ids = [folder.run_id for folder in folders]
+    processes = []
+    for index, folder in enumerate(folders):
+        processes.append(python(WAIT_FOR_DEVICE, root, folder.run_id))
+        if index == 0:
+            assert line(processes[0]) == "in"
+        else:
+            assert eventually(lambda index=index: launch.waiting_behind(root, ids[index]) == ids[:index])
+    assert launch.waiting_behind(root, ids[0]) == []
+    processes[0].kill()  # a killed run's place is free
+    assert line(processes[1]) == "in"
+    launch.request(folders[2], "stop")  # one that is stopped while it waits leaves the queue
+    assert line(processes[2]) == "stopped"
+    assert launch.waiting_behind(root, ids[3]) == [ids[1]]
+    processes[1].communicate("done\n")
+    assert line(processes[3]) == "in"
+    processes[3].communicate("done\n")
+    for process in (processes[0], processes[2]):
+        process.communicate()
+    assert launch.waiting_behind(root, ids[3]) == []
+    with launch.DeviceQueue(folders[0], "cuda:0"), launch.DeviceQueue(folders[1], "cpu"):
+        assert launch.waiting_behind(root, ids[1]) == [], "another device is another queue"
+
+
+def test_devices_are_counted_without_a_driver() -> None:
+    devices = launch.free_devices()
+    assert devices[-1].name == "cpu" and 0 < devices[-1].free <= devices[-1].total
+
+
+# Jobs
+
+
+def test_jobs(folder: RunFolder) -> None:
+    done = launch.start_job(folder, ["--version"], "say-version")
+    failed = launch.start_job(folder.path / "place", ["show", "no-such-run; echo hacked $(id)"], "show")
+    for job in (done, failed):
+        assert eventually(lambda job=job: launch.job_state(job).status is not launch.JobStatus.RUNNING, 30)
+    state = launch.job_state(done)
+    assert (state.status, state.exit_code, state.arguments) == (launch.JobStatus.DONE, 0, ("--version",))
+    assert state.output.startswith("gptailor ") and launch.list_jobs(folder) == [done]
+    state = launch.job_state(failed)
+    assert state.status is launch.JobStatus.FAILED and state.exit_code == 2 and "run id" in state.output
+    assert "uid=" not in state.output, "arguments are data, not shell"
+
+
+def test_a_job_runs_once_and_is_missed_when_killed(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        jobs = list(pool.map(lambda _: launch.start_job(tmp_path, ["runs"], "list"), range(4)))
+    assert len(set(jobs)) == 1
+    holder = read_holder(jobs[0].lock)
+    assert holder is not None
+    os.killpg(holder.pid, signal.SIGKILL)
+    assert eventually(lambda: launch.job_state(jobs[0]).status is launch.JobStatus.LOST)
+    with pytest.raises(UserError, match="there is none"):
+        launch.job_state(launch.Job(tmp_path / "jobs" / "nothing"))
+    with pytest.raises(UserError, match="job name"):
+        launch.start_job(tmp_path, [], "../x")
+
+
+# The real thing
+
+
+@pytest.mark.slow
+def test_the_real_engine_is_started_and_says_why_it_failed(tmp_path: Path) -> None:
+    folder, is_new = launch.launch(tmp_path / "runs", SPEC, "click")
+    again, is_new_again = launch.launch(tmp_path / "runs", SPEC, "click")
+    assert (is_new, is_new_again) == (True, False) and folder == again
+    assert launch.state(folder, queries.run_summary(folder).status) is RunStatus.QUEUED
+    assert eventually(lambda: not launch.is_alive(folder), 120)
+    summary = queries.run_summary(folder)
+    assert summary.status is RunStatus.FAILED and "no/such/model" in (summary.error or ""), folder.log.read_text()
+
+
+def test_a_read_only_root_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="no run can be made"):
+        launch.prepare(tmp_path / "file", SPEC)
+    with pytest.raises(UserError, match="there is none"):
+        launch.start(RunFolder.of(tmp_path, "nobody"))
