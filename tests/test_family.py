@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urlparse
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from gptailor.errors import UserError
-from gptailor.family import open_family, preflight
-from gptailor.family.residence import Visitors, n_bytes, pick_device, tensors_of
+from gptailor.family import Family, open_family, preflight
+from gptailor.family.residence import n_bytes, pick_device, settle, tensors_of
 
 FAMILY = Path(__file__).resolve().parents[2] / "shared" / "smollm2"
 UP = "model.layers.3.mlp.up_proj.weight"
@@ -244,6 +251,19 @@ def test_remote_code_needs_permission(copied, make_spec):
     preflight(make_spec(copied, trust_remote_code=True))
 
 
+def test_kernels_from_the_hub_are_remote_code_too(copied, make_spec):
+    edit_json(copied / "base" / "config.json", attn_implementation="someone/fast-attention")
+    assert "base_model: config.json asks for code from the hub to be run (attn_implementation: someone/" in refusal(
+        make_spec(copied)
+    )
+
+
+def test_a_model_and_an_adapter_in_one_folder_are_refused(copied, make_spec):
+    """transformers would load another base than the one that was checked."""
+    (copied / "base" / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
+    assert "base_model: holds both a full model and an adapter_config.json" in refusal(make_spec(copied))
+
+
 def test_pickles_are_refused_even_with_permission(copied, make_spec):
     (copied / "math" / "model.safetensors").rename(copied / "math" / "pytorch_model.bin")
     text = refusal(make_spec(copied, trust_remote_code=True))
@@ -340,6 +360,106 @@ def test_a_hub_id_is_found_in_the_local_cache(tiny_family, tmp_path, make_spec, 
         make_spec(tiny_family, candidates={"math": "someone/tiny-math", "b": str(tiny_family / "code")})
     )
     assert family.label("math") == "someone/tiny-math" and family.label("b") == "code"
+
+
+@pytest.mark.slow
+def test_a_model_on_the_hub_is_judged_by_its_headers(tiny_family, make_spec, tmp_path):
+    """A hub on loopback: preflight fetches configurations and headers, opening fetches the rest."""
+    shutil.copytree(tiny_family, tmp_path / "hub" / "someone")
+    write_adapter(tmp_path / "hub" / "someone" / "lora", tiny_family / "base")
+    (tmp_path / "hub" / "someone" / "broken").mkdir()
+    (tmp_path / "hub" / "someone" / "broken" / "pytorch_model.bin").write_bytes(b"pickle")
+    spec = make_spec(
+        tiny_family, base_model="someone/base", candidates={"math": "someone/math", "lora": "someone/lora"}
+    )
+    bad = make_spec(tiny_family, candidates={"a": "someone/broken", "b": "someone/gone"})
+    code = (
+        "import pathlib, sys\n"
+        "from gptailor.errors import UserError\n"
+        "from gptailor.family import open_family, preflight\n"
+        "from gptailor.spec import parse_spec\n"
+        "good, bad = map(parse_spec, pathlib.Path(sys.argv[1]).read_text().split('=====\\n'))\n"
+        "weights = lambda: len(list(pathlib.Path(sys.argv[2]).glob('*/snapshots/*/*.safetensors')))\n"
+        "print(preflight(good).model_bytes, weights())\n"
+        "try:\n    preflight(bad)\nexcept UserError as error:\n    print(error)\n"
+        "print(open_family(good).label('math'), weights())\n"
+    )
+    (tmp_path / "specs").write_text(spec.to_yaml() + "=====\n" + bad.to_yaml())
+    with hub_on_loopback(tmp_path / "hub") as address:
+        cache = tmp_path / "cache"
+        env = os.environ | {
+            "HF_ENDPOINT": address,
+            "HF_HUB_CACHE": str(cache),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "specs"), str(cache)],
+            capture_output=True, text=True, env=env, cwd=Path(__file__).parents[1], timeout=120,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = preflight(make_spec(tiny_family)).model_bytes
+    lines = done.stdout.splitlines()
+    sizes = {"base": expected["base"], "math": expected["math"], "lora": 4 * 6 * (32 * 32 + 32 * 64)}
+    assert lines[0] == f"{sizes} 0"
+    assert (
+        "candidates.a: someone/broken: the hub has no safetensors weights for it; pickled weights are refu"
+        in done.stdout
+    )
+    assert (
+        "candidates.b: someone/gone: no such folder, not in the local hub cache, and the hub could not be"
+        in done.stdout
+    )
+    assert lines[-1] == "someone/math 3"
+
+
+@contextmanager
+def hub_on_loopback(folder: Path):
+    """Serves folder/OWNER/NAME as the hub would: the model's listing, files with ETag, ranges. Yields its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = unquote(urlparse(self.path).path)
+            listing = re.fullmatch(r"/api/models/(\w+/\w+)(/revision/\w+|/tree/\w+)?", path)
+            file = re.fullmatch(r"/(\w+/\w+)/resolve/\w+/(.+)", path)
+            here = folder / (listing or file)[1] if listing or file else folder / "nowhere"
+            if listing and here.is_dir():
+                files = sorted(p for p in here.iterdir())
+                if "/tree/" in path:
+                    data = [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": p.name} for p in files]
+                else:
+                    data = {"id": listing[1], "sha": "1" * 40, "siblings": [{"rfilename": p.name} for p in files]}
+                self.answer(200, json.dumps(data).encode(), {"Content-Type": "application/json"})
+            elif file and (here / file[2]).is_file():
+                content = (here / file[2]).read_bytes()
+                headers = {"ETag": f'"{file[2]}"', "X-Repo-Commit": "1" * 40}
+                part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+                if part:
+                    content = content[int(part[1]) : int(part[2]) + 1]
+                self.answer(206 if part else 200, content, headers)
+            else:
+                self.answer(404, b"", {"X-Error-Code": "RepoNotFound" if not here.is_dir() else "EntryNotFound"})
+
+        def answer(self, code: int, content: bytes, headers: dict[str, str]) -> None:
+            self.send_response(code)
+            for name, value in ({"Content-Length": str(len(content))} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def log_message(self, *arguments) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
 
 
 def test_devices_that_are_not_here():
@@ -454,17 +574,30 @@ def test_weights_are_mapped_not_read(tmp_path, make_family, make_spec):
     assert family.distinct_bytes > 150e6 and grown < 0.5 * family.distinct_bytes
 
 
-def test_visiting_layers_are_bounded_and_equal(tiny_family, make_spec):
+def test_layers_without_room_on_the_device_visit_it(tiny_family, make_spec):
+    """The device is torch's `meta`, which keeps no data but knows what lives there; room is for base and `code`."""
     family = open_family(make_spec(tiny_family))
-    size = n_bytes(tensors_of([family.layer(0)]))
-    meta = Visitors(torch.device("meta"), capacity=int(2.5 * size))
-    for index in range(6):
-        visitor = meta.get(("math", index), family.layer(index, "math"))
-        assert {tensor.device.type for tensor in tensors_of([visitor])} == {"meta"}
-    assert len(meta._here) == 2
-    again = meta.get(("math", 4), family.layer(4, "math"))
-    meta.get(("math", 0), family.layer(0, "math"))
-    assert meta.get(("math", 4), family.layer(4, "math")) is again, "the most recently used one stays"
+    device = torch.device("meta")
+    layers = {name: [family.layer(i, name) for i in range(6)] for name in family.names}
+    base = n_bytes(tensors_of([family.model]))
+    own = n_bytes(tensors_of([family.layer(0)])) - 2 * 32 * 4  # the norms are the base's
+    with pytest.raises(UserError, match="device: the base needs 0 MB, meta has 0 MB free; use cpu"):
+        settle(family.model, layers, device, free=base - 1)
+    visitors = settle(family.model, layers, device, free=base + 6 * own + 2 * own)
+    assert {t.device.type for t in tensors_of([family.model, *layers["code"]])} == {"meta"}
+    waiting = dict(layers["math"][3].named_parameters())
+    assert waiting["mlp.up_proj.weight"].device.type == "cpu"
+    assert waiting["input_layernorm.weight"].device.type == "meta", "shared with the base, which lives there"
+
+    assert visitors is not None and visitors.capacity == 2 * own
+    settled = Family(family.model, family.tokenizer, layers, family.preflight, device, family.spec, {}, visitors)
+    assert settled.layer(3, "code") is layers["code"][3]
+    guests = [settled.layer(i, "math") for i in range(6)]
+    assert {t.device.type for t in tensors_of(guests)} == {"meta"}
+    assert visitors.n_bytes == 2 * own, "the two used last"
+    assert settled.layer(4, "math") is guests[4] and settled.layer(5, "math") is guests[5]
+    settled.layer(0, "math")
+    assert settled.layer(5, "math") is guests[5] and settled.layer(4, "math") is not guests[4]
 
 
 @pytest.mark.family

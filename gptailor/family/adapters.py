@@ -31,6 +31,8 @@ def adapter_problems(adapter: Checkpoint, base: Checkpoint) -> Iterator[str]:
     if str(config.get("peft_type")).upper() != "LORA":
         yield f"is a {config.get('peft_type')} adapter; only LoRA adapters can be merged into layers"
         return
+    if config.get("megatron_config"):
+        yield "is made for Megatron layers (megatron_config), which this base does not have"
     if config.get("layer_replication"):
         yield "replicates layers (layer_replication); give an adapter that keeps the base's layers"
     if not any(name.endswith(".lora_A.weight") for name in adapter.tensors):

@@ -107,8 +107,11 @@ class Checkpoint:
 def read_checkpoint(folder: Path, where: str, label: str, *, trust_remote_code: bool = False) -> Checkpoint:
     """Read a local folder. What is wrong but does not hinder reading is listed in `.problems`. Raises Unreadable."""
     problems: list[str] = []
-    is_adapter = (folder / "adapter_config.json").is_file() and not (folder / WEIGHTS).is_file()
-    is_adapter = is_adapter and not (folder / INDEX).is_file()
+    is_full = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+    is_adapter = (folder / "adapter_config.json").is_file() and not is_full
+    if is_full and (folder / "adapter_config.json").is_file():
+        # transformers would follow the adapter to a base of its own choosing
+        problems.append("holds both a full model and an adapter_config.json; give a folder with one of them")
     config_name = "adapter_config.json" if is_adapter else "config.json"
     config = read_json(folder / config_name)
     if not trust_remote_code:
@@ -137,8 +140,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def remote_code_problems(folder: Path, is_adapter: bool) -> list[str]:
-    """Configuration files that ask for Python code to be run from the model's folder."""
+    """Configuration files that ask for code to be run: from the model's folder, or a kernel from the hub."""
     problems = []
+    config = {} if is_adapter else read_json(folder / "config.json")
+    for part in (config, config.get("text_config")):
+        for key, value in part.items() if isinstance(part, dict) else ():
+            if key.endswith("_implementation") and "/" in str(value):
+                problems.append(f"config.json asks for code from the hub to be run ({key}: {value}); remove the line")
     for name in () if is_adapter else ("config.json", "tokenizer_config.json"):
         if (folder / name).is_file() and (wanted := read_json(folder / name).get("auto_map")):
             classes = ", ".join(sorted(wanted)) if isinstance(wanted, dict) else str(wanted)

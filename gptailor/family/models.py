@@ -84,7 +84,7 @@ class Family:
             home = self._layers[source][index]
         except KeyError:
             raise UserError(f"{source!r} is not in this family; it has {', '.join(self._layers)}") from None
-        if self._visitors is None or next(home.parameters()).device == self.device:
+        if self._visitors is None or all(tensor.device == self.device for tensor in home.parameters()):
             return home
         return self._visitors.get((source, index), home)
 

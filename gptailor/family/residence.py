@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from gptailor.errors import UserError
-from gptailor.family.structure import with_tensors
+from gptailor.family.structure import layer_list, with_tensors
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +30,13 @@ Key = tuple[str, int]
 def pick_device(wanted: str) -> torch.device:
     """'auto' is cuda, then mps, then cpu. Raises UserError where the device is not there."""
     if wanted == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(wanted)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device: {wanted} is not here ({torch.cuda.device_count()} CUDA devices); use auto or cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("device: mps is not here; use auto or cpu")
-    return device
+    return torch.empty(0, device=device).device  # with its index, as tensors there will say it
 
 
 def n_bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -49,37 +49,56 @@ def tensors_of(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
     return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
 
 
-def moved(layer: nn.Module, device: torch.device, move: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
-    """A twin of the layer, with `move` applied to those of its tensors that are not on the device yet."""
-    named = (*layer.named_parameters(), *layer.named_buffers())
-    return with_tensors(layer, {name: move(tensor.detach()) for name, tensor in named if tensor.device != device})
+def settle(
+    model: PreTrainedModel, candidates: dict[str, list[nn.Module]], device: torch.device, free: int | None = None
+) -> Visitors | None:
+    """Move the base to the device, then each candidate that fits beside it; the others wait on the host and will visit.
 
-
-def settle(model: nn.Module, candidates: dict[str, list[nn.Module]], device: torch.device) -> Visitors | None:
-    """Move the base to the device, then each candidate that fits beside it; the others are pinned and will visit.
-
-    `candidates` is changed in place. What a candidate shares with the base moves with the base: it is the same
-    parameter object. Raises UserError where not even the base fits.
+    `candidates` is changed in place: its layers become twins of the moved base's, so what they share is moved once.
+    free: bytes to fill, by default a GPU's free memory less RESERVE, without bound elsewhere. Raises UserError where
+    not even the base fits.
     """
-    free, total = torch.cuda.mem_get_info(device) if device.type == "cuda" else (1 << 62, 0)
+    reserve = 0
+    if free is None and device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        reserve = int(RESERVE * total)
     needed = n_bytes(tensors_of([model]))
-    if needed > free:
+    if free is not None and needed > free:
         raise UserError(f"device: the base needs {needed >> 20} MB, {device} has {free >> 20} MB free; use cpu")
-    model.to(device)
-    free -= needed + int(RESERVE * total)
-    visiting = []
-    for name, layers in candidates.items():
-        extra = n_bytes(tensor for tensor in tensors_of(layers) if tensor.device != device)
-        if extra <= free:
-            free -= extra
-            candidates[name] = [moved(layer, device, lambda tensor: tensor.to(device)) for layer in layers]
+    own = {
+        name: [_own(layer, base) for layer, base in zip(layers, layer_list(model), strict=True)]
+        for name, layers in candidates.items()
+    }
+    cast(nn.Module, model).to(device)
+    room = None if free is None else free - needed - reserve
+    waiting = []
+    for name, states in own.items():
+        size = n_bytes(tensor for state in states for tensor in state.values())
+        fits = room is None or size <= room
+        if fits:
+            room = None if room is None else room - size
         else:
-            visiting.append(name)
-            candidates[name] = [moved(layer, device, torch.Tensor.pin_memory) for layer in layers]
-    if not visiting:
+            waiting.append(name)
+        candidates[name] = [
+            with_tensors(base, {key: tensor.to(device) if fits else _hold(tensor) for key, tensor in state.items()})
+            for base, state in zip(layer_list(model), states, strict=True)
+        ]
+    if not waiting:
         return None
-    log.info("%s: no room on %s; their layers stay in host memory and visit it", ", ".join(visiting), device)
-    return Visitors(device, capacity=max(free, int(RESERVE * total / 2)))
+    log.info("%s: no room on %s; their layers wait in host memory and visit it", ", ".join(waiting), device)
+    return Visitors(device, capacity=max(room or 0, reserve // 2))
+
+
+def _own(layer: nn.Module, base: nn.Module) -> dict[str, torch.Tensor]:
+    """What a candidate's layer does not share with the base's."""
+    theirs = {tensor.data_ptr() for tensor in tensors_of([base])}
+    named = (*layer.named_parameters(), *layer.named_buffers())
+    return {name: tensor.detach() for name, tensor in named if tensor.data_ptr() not in theirs}
+
+
+def _hold(tensor: torch.Tensor) -> torch.Tensor:
+    """Pinned host memory is copied from without the processor's help; it exists only beside a GPU."""
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 class Visitors:
@@ -98,8 +117,10 @@ class Visitors:
     def get(self, key: Key, home: nn.Module) -> nn.Module:
         """The layer on the device, copied there now if it is not. A dropped one lives on while a model uses it."""
         if key not in self._here:
-            size = n_bytes(tensor for tensor in tensors_of([home]) if tensor.device != self.device)
-            self._here[key] = (moved(home, self.device, self._copy), size)
+            named = (*home.named_parameters(), *home.named_buffers())
+            away = {name: tensor.detach() for name, tensor in named if tensor.device != self.device}
+            layer = with_tensors(home, {name: self._copy(tensor) for name, tensor in away.items()})
+            self._here[key] = (layer, n_bytes(away.values()))
             if self._stream is not None:  # the GPU waits, the host goes on preparing
                 torch.cuda.current_stream(self.device).wait_stream(self._stream)
             while self.n_bytes > self.capacity and len(self._here) > 1:
