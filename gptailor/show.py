@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from gptailor import launch
+from gptailor.launch import state
 from gptailor.pareto import hypervolume, knee, pareto_front
 from gptailor.plan import StitchPlan
 from gptailor.progress import format_seconds
@@ -27,7 +27,7 @@ def runs_json(root: str | Path) -> list[dict[str, Any]]:
             {
                 "run_id": summary.run_id,
                 "name": summary.name,
-                "status": str(launch.state(folder, summary.status)),
+                "status": str(state(folder, summary.status)),
                 "trials": summary.n_done,
                 "trials_asked": summary.n_asked,
                 "failed": summary.n_failed,
@@ -71,7 +71,7 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
         "name": run["name"],
-        "status": str(launch.state(folder, run.status)),
+        "status": str(state(folder, run.status)),
         "error": _or_none(run.error),
         "base_model": run.base_model,
         "candidates": spec["candidates"],
