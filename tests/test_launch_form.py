@@ -1,0 +1,117 @@
+"""From the Launch page's fields to a run file and back, on values."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptailor.dashboard import form
+from gptailor.spec import load_spec, parse_spec
+
+DEMO = next(preset for preset in form.presets() if preset.path.stem == "demo")
+
+
+def draft(**changes: Any) -> form.Draft:
+    return form.draft(form.values_of(DEMO.spec) | changes, DEMO.spec)
+
+
+def test_fields_are_read() -> None:
+    spec = draft(
+        candidates=" a : models/a \n\n b: owner/name:tag ",
+        remove="12.5 %",
+        objectives="piqa acc_norm train 5-shot\nmmlu",
+        held_out="piqa\nboolq acc validation",
+        walltime=" 2h ",
+        batch_size="16",
+        scaled=True,
+        scale_low=0.9,
+        scale_high=1.1,
+    ).spec
+    assert spec is not None
+    assert spec.candidates == {"a": "models/a", "b": "owner/name:tag"}
+    assert spec.remove == 0.125 and spec.walltime == "2h" and spec.batch_size == 16 and spec.output_scale == (0.9, 1.1)
+    assert [(o.benchmark, o.metric, o.split, o.num_fewshot) for o in spec.objectives] == [
+        ("piqa", "acc_norm", "train", 5),
+        ("mmlu", "acc", "validation", None),
+    ]
+    assert [(o.benchmark, o.split) for o in spec.held_out] == [("piqa", "test"), ("boolq", "validation")]
+    assert draft(remove="3").spec.remove == 3  # type: ignore[union-attr]
+    assert draft(remove="0,25").spec.remove == 0.25  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "message"),
+    [
+        ({"name": ""}, "name", "should have at least 1 character"),
+        ({"candidates": "models/a"}, "candidates", "write one a line as name: folder or hub id"),
+        ({"candidates": "a: x\na: y"}, "candidates", "the name 'a' is given twice"),
+        ({"candidates": "base: x"}, "candidates", "'base' cannot name a candidate"),
+        ({"candidates": "a: x"}, "operations", "merge needs two or more candidates"),
+        ({"candidates": ""}, "candidates", "selecting or merging needs at least one"),
+        ({"remove": "a few"}, "remove", "write a number of layers such as 8, or a share such as 25 %"),
+        ({"remove": "250 %"}, "remove", "must be a whole number of layers"),
+        ({"remove": "0"}, "remove", "is 0, but operations lists remove"),
+        ({"operations": []}, "operations", "must list each of remove, select, merge"),
+        ({"objectives": ""}, "objectives", "at least 1 item"),
+        ({"objectives": "piqa acc train twice"}, "objectives", "write one a line as benchmark metric split"),
+        ({"objectives": "piqa acc dev"}, "objectives", "0.split: input should be 'train', 'validation' or 'test'"),
+        ({"held_out": "demo_sums acc validation"}, "held_out", "is an objective of the search"),
+        ({"budget_min": 500}, "budget", "min (500) must not be above max (270)"),
+        ({"walltime": "soon"}, "walltime", "must be a duration such as 90s"),
+        ({"batch_size": "big"}, "batch_size", "input should be"),
+        ({"factor_low": 2.0, "factor_high": 1.0}, "merge", "factor: must be [low, high]"),
+        ({"scaled": True, "scale_low": 2.0, "scale_high": 1.0}, "output_scale", "must be [low, high]"),
+    ],
+)
+def test_what_is_wrong_is_said_at_its_field(changes: dict[str, Any], field: str, message: str) -> None:
+    found = draft(**changes)
+    assert found.spec is None
+    assert any(message in line for line in found.errors.get(field, ())), found.errors
+
+
+def test_several_fields_at_once() -> None:
+    assert set(draft(remove="x", candidates="y", objectives="a b c d").errors) == {"remove", "candidates", "objectives"}
+
+
+def test_remote_code_cannot_be_asked_for() -> None:
+    trusting = DEMO.spec.model_copy(update={"trust_remote_code": True})
+    found = form.draft(form.values_of(trusting) | {"trust_remote_code": True}, trusting)
+    assert found.spec is not None and not found.spec.trust_remote_code
+
+
+def test_what_has_no_widget_stays_as_in_the_preset() -> None:
+    merge = DEMO.spec.merge.model_copy(update={"method": "ties", "parameters": {"density": 0.5}})
+    preset = DEMO.spec.model_copy(update={"merge": merge})
+    found = form.draft(form.values_of(preset), preset)
+    assert found.spec is not None and found.spec.merge.parameters == {"density": 0.5}
+
+
+def test_run_file_and_command_say_the_same() -> None:
+    spec = draft(
+        name="it's: mine",
+        remove="2",
+        trials=9,
+        budget_max=90,
+        factor_high=0.5,
+        walltime="1h",
+        candidates="a: x y\nb: z",
+        objectives="demo_sums acc validation 2-shot",
+    ).spec
+    assert spec is not None
+    assert parse_spec(form.run_file(spec)) == spec
+    command = form.command_line(spec, DEMO, Path("elsewhere/runs"))
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[:4] == ["python", "-m", "gptailor", "search"]
+    changes = [words[at + 1] for at, word in enumerate(words) if word == "--set"]
+    assert load_spec(words[4], changes) == spec
+    assert words[-2:] == ["--runs", "elsewhere/runs"]
+    assert "--set" not in form.command_line(DEMO.spec, DEMO, Path("data/runs"))
+
+
+def test_a_broken_preset_closes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("name: [")
+    (tmp_path / "good.yaml").write_text("# Good\n# It is.\n#\n# Not this.\n" + DEMO.spec.to_yaml())
+    assert [(preset.title, preset.about) for preset in form.presets(tmp_path)] == [("Good", "It is.")]
