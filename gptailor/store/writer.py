@@ -39,6 +39,7 @@ from gptailor.trial import Evaluation, Outcome, RunRecord, RunStatus, Score, Tri
 log = logging.getLogger(__name__)
 CHUNK = 5000
 """Events applied in one transaction when a long journal is caught up with."""
+_NUMBERS = {int, float, bool, type(None)}
 Clock = Callable[[], datetime]
 _UNSUMMARISED = {"trial_started", "plan", "examples"}
 """Events that change nothing in the table of runs but the time of the last activity."""
@@ -269,6 +270,8 @@ def _cleaned(value: Any) -> Any:
     if isinstance(value, dict):
         return {_cleaned(key): _cleaned(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
+        if _NUMBERS.issuperset(map(type, value)):  # thousands of items a trial
+            return value
         return [_cleaned(item) for item in value]
     if hasattr(value, "tolist"):  # numpy's scalars and arrays, without importing numpy
         return value.tolist()
