@@ -184,13 +184,17 @@ def table(runs: Sequence[Run], notes: Mapping[str, Notes]) -> list[Run]:
         height=min(38 + 35 * max(len(frame), 1), 560),
         on_select="rerun",
         selection_mode="multi-row",
-        # Rows are chosen by place: a table of other runs starts without a choice.
-        key=f"home.table.{hash(tuple(frame['run_id']))}",
+        key=table_key(runs),
         alt="Table of all saved runs",
         placeholder="–",
         column_config=_COLUMNS,
     )
     return [runs[row] for row in event["selection"]["rows"] if row < len(runs)]
+
+
+def table_key(runs: Sequence[Run]) -> str:
+    """Rows are ticked by place, so a table of other runs starts without a tick."""
+    return "home.table." + "/".join(run.run_id for run in runs)
 
 
 def _says_something(column: pd.Series) -> bool:
