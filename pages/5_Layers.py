@@ -95,16 +95,21 @@ found = readers.importance(run, view)
 if found is None:
     widgets.empty("Which layers matter most is told from 30 scored plans on.", ":material/query_stats:")
     st.stop()
-sure = ", ".join(f"{safe(name, 40)} {value:.0%}" for name, value in found.explained.items())
+forest = f"a random forest that saw {plural(found.trials, 'trial')} of {plural(found.plans, 'plan')} at all rungs"
+if not found.tells:
+    widgets.empty(
+        f"Which layers matter cannot be told yet: {forest} does not foretell the scores of the plans kept from it.",
+        ":material/query_stats:",
+    )
+    st.stop()
 widgets.show_chart(
     charts.importance(found.rows, facts.names),
     found.rows,
     title="Which layer's choice matters for which objective?",
-    note="How much of the differences between plans can no longer be foretold when a layer's choice is shuffled "
-    "(percent of the variance). "
-    f"A random forest learned from {plural(found.trials, 'trial')} of {plural(found.plans, 'plan')} at all rungs.",
+    note="How much of the differences between plans can no longer be foretold when a layer's choice is shuffled, in "
+    f"percent of the variance, by {forest}.",
     alt="Heatmap of permutation importance by objective and layer",
     key="importance",
 )
-weak = [name for name, value in found.explained.items() if value < 0.2]
-st.caption(f"Explained on plans it has not seen: {sure}." + (" Rows below 20 % are mostly noise." if weak else ""))
+sure = ", ".join(f"{safe(name, 40)} {max(value, 0):.0%}" for name, value in found.explained.items())
+st.caption(f"Differences explained on plans kept from it: {sure}. Rows well below 30 % are mostly noise.")

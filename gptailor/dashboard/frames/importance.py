@@ -36,6 +36,11 @@ class Importance:
     trials: int
     plans: int
 
+    @property
+    def tells(self) -> bool:
+        """Whether the forest foretells anything at all, so that shuffling can spoil it."""
+        return max(self.explained.values()) >= 0.1
+
 
 def importance(labelled: pd.DataFrame, table: pd.DataFrame, facts: Facts) -> Importance | None:
     """None where fewer than LEAST_PLANS plans were scored."""
