@@ -1,4 +1,5 @@
-"""The drawing step of the pages on encodings: what is drawn along which axis, in which unit, and by what besides colour."""
+"""The drawing step of the pages on encodings: what is drawn along which axis, in which unit, told by what besides
+colour."""
 
 from __future__ import annotations
 
@@ -246,7 +247,7 @@ def test_lines_stand_on_light_and_on_dark_ground(colour: str) -> None:
     assert contrast(colour, "#FFFFFF") >= 3 and contrast(colour, "#12161C") >= 3
 
 
-# --- what leaves the page --------------------------------------------------------------------------------------------------
+# --- what leaves the page ---------------------------------------------------------------------------------------------
 
 
 def test_csv_has_all_rows_and_no_formulas() -> None:

@@ -39,7 +39,7 @@ def crash(config_id: int, budget: int, error: str | None = "Traceback …\nOutOf
     return {"config_id": config_id, "budget": budget, "status": "crashed", "error": error}
 
 
-# --- facts and the table of trials ---------------------------------------------------------------------------------------
+# --- facts and the table of trials ------------------------------------------------------------------------------------
 
 
 def test_facts_of_a_run() -> None:
@@ -121,7 +121,7 @@ def test_frames_are_not_changed_by_those_who_read_them(tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(old, new)
 
 
-# --- progress --------------------------------------------------------------------------------------------------------------
+# --- progress ---------------------------------------------------------------------------------------------------------
 
 
 def test_numbers_of_a_running_run() -> None:
@@ -192,7 +192,7 @@ def test_failures_and_their_causes() -> None:
     assert progress.causes(failed)["trials"].tolist() == [2, 1]  # the two differ in a number only
 
 
-# --- fidelity --------------------------------------------------------------------------------------------------------------
+# --- fidelity ---------------------------------------------------------------------------------------------------------
 
 
 def ladder_run() -> View:

@@ -32,7 +32,7 @@ def plan_run(scores: dict[int, tuple[float, float]], plans: dict[int, StitchPlan
     return View(run_tables(trials, plans=plans, evaluations=[*DENSE, *more.pop("evaluations", [])], **more))
 
 
-# --- trade-offs ------------------------------------------------------------------------------------------------------------
+# --- trade-offs -------------------------------------------------------------------------------------------------------
 
 
 def test_axes_are_what_the_plans_have_values_of() -> None:
@@ -116,7 +116,7 @@ def test_scores_and_place_of_a_plan() -> None:
     assert (place.rank, place.of, place.trials, place.seconds, place.origin) == (2, 2, 2, 0.0, "random")
 
 
-# --- layers ----------------------------------------------------------------------------------------------------------------
+# --- layers -----------------------------------------------------------------------------------------------------------
 
 
 def test_labels_of_layers() -> None:
@@ -210,7 +210,7 @@ def test_importance_waits_for_enough_plans() -> None:
     assert importance(view.layers, view.trials, view.facts) is None
 
 
-# --- comparisons -----------------------------------------------------------------------------------------------------------
+# --- comparisons ------------------------------------------------------------------------------------------------------
 
 ONE_OBJECTIVE = {**SPEC, "objectives": SPEC["objectives"][:1]}
 

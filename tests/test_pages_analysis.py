@@ -73,7 +73,7 @@ def charts(app: AppTest) -> list[Any]:
     return [element.proto for element in app.get("vega_lite_chart")]
 
 
-# --- every page, every kind of run ----------------------------------------------------------------------------------------
+# --- every page, every kind of run ------------------------------------------------------------------------------------
 
 HOW_MANY_CHARTS = {
     "finished": {"Progress": 3, "Fidelity": 4, "Trade-offs": 4, "Layers": 5},
@@ -138,7 +138,7 @@ def test_other_peoples_text_is_shown_as_text() -> None:
             assert all(len(option) <= 140 for option in box.options)
 
 
-# --- choices ---------------------------------------------------------------------------------------------------------------
+# --- choices ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_link_opens_the_same_view() -> None:
@@ -212,7 +212,7 @@ def test_data_and_downloads_open_on_demand() -> None:
     assert len(app.dataframe) == 1
 
 
-# --- progress --------------------------------------------------------------------------------------------------------------
+# --- progress ---------------------------------------------------------------------------------------------------------
 
 
 def buttons(app: AppTest) -> list[str]:
@@ -221,8 +221,15 @@ def buttons(app: AppTest) -> list[str]:
 
 @pytest.mark.parametrize(
     ("run", "shown"),
-    [("running", ["Pause", "Stop …"]), ("lost", ["Resume"]), ("failures", ["Resume"]), ("single", ["Resume"]), ("finished", []), ("queued", ["Stop …"])],
-)  # fmt: skip
+    [
+        ("running", ["Pause", "Stop …"]),
+        ("lost", ["Resume"]),
+        ("failures", ["Resume"]),
+        ("single", ["Resume"]),
+        ("finished", []),
+        ("queued", ["Stop …"]),
+    ],
+)
 def test_the_buttons_fit_the_state(run: str, shown: list[str]) -> None:
     assert buttons(visit("Progress", run=run)) == shown
 
@@ -259,7 +266,7 @@ def test_the_log_is_read_when_it_is_opened(root: Path) -> None:
     assert app.code[0].value.count("trial 2") == 100
 
 
-# --- compare ---------------------------------------------------------------------------------------------------------------
+# --- compare ----------------------------------------------------------------------------------------------------------
 
 
 def test_compare_two_runs_with_shared_objectives() -> None:
@@ -289,7 +296,7 @@ def test_compare_forgets_runs_that_are_gone() -> None:
     assert app.multiselect[0].value == ["finished", "three"]
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def test_readers_share_one_answer_for_each_version(root: Path, tmp_path: Path) -> None:
