@@ -76,10 +76,7 @@ def scores_of(tables: queries.RunTables, config_id: int) -> list[Score]:
     mine = trials[(trials.config_id == config_id) & (trials.status == TrialStatus.SUCCESS)].sort_values("budget")
     searched = tables.scores[tables.scores.trial_id == mine.trial_id.iloc[-1]] if len(mine) else tables.scores.head(0)
     judged = tables.evaluations[tables.evaluations.subject == f"config:{config_id}"]
-    return [
-        *_scores(searched),
-        *_scores(judged.assign(is_objective=False, benchmark=judged.benchmark + " (" + judged.split + ")")),
-    ]
+    return [*_scores(searched), *_scores(_with_split(judged))]
 
 
 def facts_of(tables: queries.RunTables, spec: RunSpec, config_id: int) -> dict[str, str]:
@@ -87,18 +84,22 @@ def facts_of(tables: queries.RunTables, spec: RunSpec, config_id: int) -> dict[s
     trials, run = tables.trials, tables.runs.iloc[0]
     facts = {
         "Run": f"{spec.name} ({tables.run_id}), configuration {config_id}, seed {spec.seed}",
-        "Search": f"{int((trials.status == TrialStatus.SUCCESS).sum())} successful trials of {len(trials)} on rungs of "
+        "Trials": f"{len(trials)}, of which {int((trials.status == TrialStatus.SUCCESS).sum())} succeeded, on rungs of "
         f"{', '.join(map(str, spec.budget.rungs))} examples a benchmark",
     }
     dense = tables.evaluations[tables.evaluations.subject == "dense"].sort_values("n_samples")
-    for score in _scores(
-        dense.drop_duplicates(["benchmark", "metric", "split"], keep="last").assign(is_objective=False)
-    ):
+    dense = dense.drop_duplicates(["benchmark", "metric", "split"], keep="last")
+    for score in _scores(_with_split(dense)):
         error = "" if score.stderr is None else f" ± {score.stderr:.4f}"
         facts[f"Dense base on {score.name}"] = f"{score.score:.4f}{error} ({score.n_samples} examples)"
     versions = json.loads(run.versions) if isinstance(run.versions, str) else {}
     facts["Made with"] = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "device")
     return {name: value for name, value in facts.items() if value}
+
+
+def _with_split(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `evaluations` as rows of `scores`, the split in the benchmark's name."""
+    return evaluations.assign(is_objective=False, benchmark=evaluations.benchmark + " (" + evaluations.split + ")")
 
 
 def _scores(rows: pd.DataFrame) -> Iterator[Score]:
