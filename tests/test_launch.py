@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gptailor import launch
 from gptailor.errors import UserError
@@ -287,6 +291,80 @@ def test_control_files(folder: RunFolder) -> None:
     assert launch.read_control(folder) == {"pause", "stop"} and launch.asked(folder, "pause")
     launch.request(folder, "resume")
     assert launch.read_control(folder) == {"stop"} and not launch.asked(folder, "pause")
+
+
+def test_an_engine_is_not_stopped_by_what_was_asked_of_the_one_before(folder: RunFolder) -> None:
+    launch.request(folder, "stop")
+    launch.request(folder, "pause")
+    with launch.EngineLock(folder):
+        assert launch.read_control(folder) == frozenset()
+        launch.request(folder, "stop")
+        assert launch.asked(folder, "stop")
+
+
+class EngineLife(RuleBasedStateMachine):
+    """F21: whatever people press, in whatever order and however often, there is one engine or none, and it is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scratch = tempfile.TemporaryDirectory()
+        self.folder = launch.prepare(self.scratch.name, SPEC)
+        self.pids: list[int] = []
+        self.alive = False
+
+    def teardown(self) -> None:
+        launch.stop(self.folder, patience=0.05)
+        self.scratch.cleanup()
+
+    @rule()
+    def start(self) -> None:
+        stop = self.folder.control / "stop"
+        pid = shell_engine(self.folder, f"until [ -e {str(stop)!r} ]; do sleep 0.01; done")
+        assert (pid is None) == self.alive
+        if pid is not None:
+            self.pids.append(pid)
+            self.alive = True
+
+    @rule()
+    def pause(self) -> None:
+        launch.request(self.folder, "pause")
+
+    @rule()
+    def lift(self) -> None:
+        launch.request(self.folder, "resume")
+        assert not launch.asked(self.folder, "pause")
+
+    @rule()
+    def stop(self) -> None:
+        result = launch.stop(self.folder, patience=5)
+        assert result is (launch.StopResult.ASKED if self.alive else launch.StopResult.NOT_RUNNING)
+        self.alive = False
+
+    @precondition(lambda self: self.alive)
+    @rule(number=st.sampled_from([signal.SIGKILL, signal.SIGTERM]))
+    def kill(self, number: signal.Signals) -> None:
+        os.killpg(self.pids[-1], number)
+        assert eventually(lambda: not launch.is_alive(self.folder))
+        self.alive = False
+
+    @rule()
+    def delete_refused_while_alive(self) -> None:
+        if self.alive:
+            with pytest.raises(UserError):
+                launch.delete_run(self.folder)
+
+    @invariant()
+    def one_engine_or_none(self) -> None:
+        assert launch.is_alive(self.folder) is self.alive
+        expected = RunStatus.RUNNING if self.alive else launch.LOST
+        assert launch.state(self.folder, RunStatus.RUNNING) == expected
+        assert eventually(
+            lambda: not any(Path(f"/proc/{pid}").exists() for pid in self.pids[: -1 if self.alive else None])
+        )
+
+
+EngineLife.TestCase.settings = settings(max_examples=10, stateful_step_count=10, deadline=None)
+TestEngineLife = EngineLife.TestCase
 
 
 def test_delete(folder: RunFolder, engines: list[RunFolder]) -> None:

@@ -247,6 +247,21 @@ def test_either_file_is_enough(run: RunFolder) -> None:
         rebuild(run)
 
 
+@pytest.mark.parametrize("back_to", [None, 3])
+def test_a_database_that_is_removed_or_set_back_under_way(tmp_path: Path, back_to: int | None) -> None:
+    writer_ = new_writer(tmp_path)
+    for trial_id in range(6):
+        writer_.finish_trial(trial_id, success())
+        if trial_id + 1 == back_to:
+            shutil.copy(writer_.folder.database, tmp_path / "earlier")
+    writer_.folder.database.unlink()
+    if back_to:
+        shutil.copy(tmp_path / "earlier", writer_.folder.database)
+    writer_.finish_trial(6, success())
+    tables = queries.read_run(writer_.folder)
+    assert tables.trials.trial_id.tolist() == list(range(7)) and tables.runs["name"][0] == "test"
+
+
 def test_a_removed_folder_is_told(run: RunFolder) -> None:
     writer_ = RunWriter.open(run)
     shutil.rmtree(run.path)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gptailor.errors import UserError
 from gptailor.launch.process import (
@@ -28,9 +28,11 @@ from gptailor.launch.process import (
     wait_until,
     write_holder,
 )
-from gptailor.spec import RunSpec
 from gptailor.store.folder import RunFolder, new_run_id, write_atomically
 from gptailor.trial import RunStatus
+
+if TYPE_CHECKING:
+    from gptailor.spec import RunSpec
 
 LOST: Literal["lost"] = "lost"
 """State of a run that says it is queued, running or paused while no process holds its lock."""
@@ -108,6 +110,8 @@ class EngineLock:
         self._handle = inherited_lock(self.folder.lock)
         if self._handle is None:
             self._handle = take_lock(self.folder.lock, wait=1.0)
+            if self._handle is not None:
+                _clear(self.folder, STOP, PAUSE)  # what was asked of an engine before this one
         if self._handle is None:
             holder = read_holder(self.folder.lock)
             who = f"process {holder.pid} on {holder.host}" if holder else "another process"

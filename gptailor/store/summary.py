@@ -13,7 +13,6 @@ from typing import Any
 
 import duckdb
 
-from gptailor.spec import RunSpec, parse_spec
 from gptailor.store.folder import RunFolder, write_atomically
 from gptailor.trial import RunStatus
 
@@ -121,8 +120,10 @@ def summarise(con: duckdb.DuckDBPyConnection, folder: RunFolder) -> RunSummary:
 
 def summary_of_run_file(folder: RunFolder, problem: str | None = None) -> RunSummary:
     """What is known of a run before its engine has written anything, or when its database cannot be read."""
+    from gptailor.spec import parse_spec  # brings pydantic (0.3 s), which small processes that read a store do without
+
     try:
-        spec: RunSpec = parse_spec(folder.spec.read_text(encoding="utf-8"))
+        spec = parse_spec(folder.spec.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # a run whose run file is gone or broken is still listed, by its id
         why = problem or f"its run file cannot be read: {error}"
         return RunSummary(folder.run_id, folder.run_id, size=folder.size(), problem=why)

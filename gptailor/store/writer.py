@@ -226,6 +226,9 @@ class RunWriter:
         patience = 1.0 if self._warned else WRITER_PATIENCE
         try:
             with open_writer(self.folder, patience) as con:
+                held = applied(con)
+                if held < self._pending[0]["n"] - 1:  # the file was removed or set back while the run went on
+                    self._pending = [event for event in read_journal(self.folder.journal).events if event["n"] > held]
                 while self._pending:
                     chunk = self._pending[:CHUNK]
                     apply(con, self.folder.run_id, chunk)
