@@ -1,9 +1,9 @@
 """The engine's one writer: a line in the journal first, a row in the database second.
 
 An event that is in the journal is never lost: if the database is locked, damaged or its disk is full, the event waits
-(`behind` counts) and is applied together with the next. Only a journal that cannot be written stops the engine
-(StoreUnwritable): what was recorded stays in memory and `flush` tries again. One process at a time may have a run open
-for writing; the engine's lock file (gptailor.launch.EngineLock) sees to that.
+(`behind` counts) and is applied together with the next. Only a journal that cannot be written stops the engine: what
+was recorded stays in memory, `retry` is asked whether to wait and try again, and if not, StoreUnwritable is raised. One
+process at a time may have a run open for writing; the engine's lock file (gptailor.launch.EngineLock) sees to that.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class RunWriter:
     def __init__(self, folder: RunFolder, last: int, pending: list[Event], clock: Clock) -> None:
         """Use `create` or `open`. last: number of the journal's last event; pending: not yet in the database."""
         self.folder = folder
+        self.retry: Callable[[StoreUnwritable], bool] = lambda error: False
+        """Called where the journal cannot be written (a full disk): wait a little and return True to try again."""
         self._clock = clock
         self._last = last
         self._unwritten: list[Event] = []  # not yet in the journal
@@ -64,6 +66,7 @@ class RunWriter:
         self._in_batch = 0
         self._started: datetime | None = None
         self._warned = ""
+        self._plans: dict[int, StitchPlan] = {}  # recorded since this writer was made
         self._summary: RunSummary | None = None  # None: the database has moved on since
 
     @classmethod
@@ -78,11 +81,7 @@ class RunWriter:
         writer = cls(folder, 0, [], clock)
         for event in events:
             writer._queue(event)
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder.spec, spec_yaml)
-        except OSError as error:
-            raise StoreUnwritable(f"run {folder.run_id} cannot be created: {error}") from error
+        _write_spec(folder, spec_yaml)
         write_journal(folder.journal, writer._unwritten)
         writer._pending, writer._unwritten = writer._unwritten, []
         writer.flush()
@@ -143,7 +142,7 @@ class RunWriter:
 
     def change_spec(self, spec: dict[str, Any], spec_yaml: str) -> None:
         """The run was extended: more trials or hours. Nothing else of a run file may change. Raises StoreUnwritable."""
-        write_atomically(self.folder.spec, spec_yaml)
+        _write_spec(self.folder, spec_yaml)
         self.record_run({"spec": spec})
 
     def record_run(self, row: dict[str, Any]) -> None:
@@ -175,7 +174,10 @@ class RunWriter:
 
     def record_plan(self, config_id: int, plan: StitchPlan, n_parameters: int) -> None:
         """A decoded configuration: one row of `plans`, and one of `layers` for every layer of the base."""
-        self._record({"event": "plan", "config_id": config_id, "plan": plan.to_json(), "n_parameters": n_parameters})
+        if self._plans.get(config_id) != plan:  # a promoted configuration's is known already
+            self._plans[config_id] = plan
+            row = {"config_id": config_id, "plan": plan.to_json(), "n_parameters": n_parameters}
+            self._record({"event": "plan", **row})
 
     def record_examples(
         self, plan_hash: str, benchmark: str, metric: str, split: str, first: int, items: Sequence[Any]
@@ -194,8 +196,13 @@ class RunWriter:
     def flush(self) -> None:
         """Journal what is in memory, then apply what waits. Raises StoreUnwritable; a database in trouble is logged."""
         with self._gate:
-            if self._unwritten:
-                append(self.folder.journal, self._unwritten)
+            while self._unwritten:
+                try:
+                    append(self.folder.journal, self._unwritten)
+                except StoreUnwritable as error:
+                    if not self.retry(error):
+                        raise
+                    continue
                 self._pending += self._unwritten
                 self._unwritten = []
             if self._pending:
@@ -214,9 +221,14 @@ class RunWriter:
 
     def _renew_journal(self) -> None:
         log.warning("run %s: its journal lacks events and is written anew from the database", self.folder.run_id)
-        with open_reader(self.folder, WRITER_PATIENCE) as con:
-            for event in snapshot(con):
-                self._queue(event)
+        try:
+            with open_reader(self.folder, WRITER_PATIENCE) as con:
+                events = list(snapshot(con))
+        except StoreError as error:
+            log.warning("%s", error)
+            return
+        for event in events:
+            self._queue(event)
         write_journal(self.folder.journal, self._unwritten, replace=True)
         self._pending, self._unwritten = self._unwritten, []
         self.flush()
@@ -247,6 +259,14 @@ class RunWriter:
             self._warned = ""
         with suppress(OSError):  # readers compute it from the database where it is missing or old
             write_summary(self.folder, replace(self._summary, last_activity=self._clock()))
+
+
+def _write_spec(folder: RunFolder, spec_yaml: str) -> None:
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder.spec, spec_yaml)
+    except OSError as error:
+        raise StoreUnwritable(f"run {folder.run_id}: its run file cannot be written: {error}") from error
 
 
 def _first_start(events: list[Event]) -> datetime | None:
