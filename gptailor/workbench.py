@@ -110,7 +110,7 @@ class Workbench:
     def influence_orders(self, benchmarks: Sequence[OpenBenchmark] | None = None) -> list[tuple[str, list[int]]]:
         """Layers by rising Block Influence (the order in which to remove them), of the base and of each candidate."""
         texts = calibration_batches(self.benchmarks if benchmarks is None else benchmarks, CALIBRATION_TEXTS)
-        batches = [torch.tensor([tokens], device=self.family.device) for tokens in texts]
+        batches = _padded(texts, self.family.device)
         orders = []
         for name in (BASE, *self.family.names):
             model = self.stitcher.stitch(StitchPlan.dense(self.family.n_layers, name))
@@ -120,6 +120,19 @@ class Workbench:
     @staticmethod
     def _key(plan: StitchPlan, benchmark: OpenBenchmark) -> tuple[str, str, str, str]:
         return (plan.hash, benchmark.spec.benchmark, benchmark.spec.metric, benchmark.spec.split)
+
+
+def _padded(texts: list[list[int]], device: torch.device, rows: int = 16) -> list[dict[str, torch.Tensor]]:
+    """Token ids as padded batches of `rows` texts of similar length, with their masks."""
+    ordered = sorted(texts, key=len)
+    batches = []
+    for start in range(0, len(ordered), rows):
+        some = [torch.tensor(tokens) for tokens in ordered[start : start + rows]]
+        ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True)
+        lengths = torch.tensor([len(tokens) for tokens in some])
+        mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
+        batches.append({"input_ids": ids.to(device), "attention_mask": mask.long().to(device)})
+    return batches
 
 
 def _window(family: Family) -> int:
