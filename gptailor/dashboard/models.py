@@ -319,13 +319,13 @@ def _follow(job: Job, show: Callable[[JobState], None]) -> None:
 
 
 def _say_failure(state: JobState, what: str) -> None:
-    lines = state.output.strip().splitlines()
-    said = next((line for line in reversed(lines) if line.startswith("gptailor: ")), lines[-1] if lines else "")
-    ended = "was cancelled or killed" if state.status is JobStatus.LOST else "failed"
-    reason = (
-        f": {text.safe(said.removeprefix('gptailor: '), 600)}" if state.status is JobStatus.FAILED and said else "."
-    )
-    st.error(f"{what} {ended}{reason}", icon=":material/error:")
+    """Why a job ended: the user's mistake in full, else the last line of the log."""
+    if state.status is JobStatus.LOST:
+        st.warning(f"{what} was cancelled or killed.", icon=":material/cancel:")
+        return
+    _, found, message = state.output.strip().rpartition("gptailor: ")
+    lines = message.splitlines() if found else message.splitlines()[-1:]
+    st.error("  \n".join([f"{what} failed.", *(text.safe(line, 600) for line in lines[:20])]), icon=":material/error:")
 
 
 def _try(action: Callable[[], object]) -> None:
