@@ -458,7 +458,7 @@ def test_the_real_engine_is_started_and_says_why_it_failed(tmp_path: Path) -> No
     again, is_new_again = launch.launch(tmp_path / "runs", SPEC, "click")
     assert (is_new, is_new_again) == (True, False) and folder == again
     assert launch.state(folder, queries.run_summary(folder).status) is RunStatus.QUEUED
-    assert eventually(lambda: not launch.is_alive(folder), 120)
+    assert eventually(lambda: not launch.is_alive(folder), 300)
     summary = queries.run_summary(folder)
     assert summary.status is RunStatus.FAILED and "no/such/model" in (summary.error or ""), folder.log.read_text()
 
