@@ -14,7 +14,6 @@ POLL_SECONDS = 3
 widgets.open_page("Progress")
 run = widgets.pick_run()
 live = controls.show(run)
-by = widgets.by_trials_or_hours()
 
 
 @st.fragment(run_every=POLL_SECONDS if live else None)
@@ -76,7 +75,7 @@ def show_numbers(now: frames.Numbers, view: widgets.View) -> None:
     )
     speed.metric(
         "Speed",
-        "–" if now.rate is None else f"{now.rate:.3g} / h",
+        "–" if now.rate is None else f"{text.count(now.rate) if now.rate >= 10 else format(now.rate, '.2g')} / h",
         help="Trials an hour, over the last trials.",
         border=True,
     )
@@ -116,6 +115,7 @@ def show_curves(view: widgets.View) -> None:
         else:
             widgets.empty("The first trial is running; the curves start with its score.", ":material/hourglass_top:")
         return
+    by = widgets.by_trials_or_hours()
     left, right = st.columns(2, gap="large")
     with left:
         widgets.show_chart(

@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from gptailor import launch
 from gptailor.dashboard import readers
+from gptailor.spec import build_spec
 from gptailor.store import RunFolder
 from gptailor.store.notes import Notes, write_notes
 from gptailor.trial import RunStatus
@@ -136,6 +137,54 @@ def test_other_peoples_text_is_shown_as_text() -> None:
             assert len(element.value) < 4000
         for box in app.selectbox:
             assert all(len(option) <= 140 for option in box.options)
+
+
+CHARTS = {
+    "Progress": ["best", "hypervolume", "timeline"],
+    "Fidelity": ["shares", "agreement", "moves", "ladder"],
+    "Trade-offs": ["front", "parallel", "strip", "scores"],
+    "Layers": ["origins", "frequencies", "lanes", "undo", "importance"],
+    "Compare": ["curves", "fronts", "best-origins", "overlap"],
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_all_data_tables_open(page: str) -> None:
+    app = visit(page, run="finished", runs="finished,running")
+    boxes = [f"data.{name}" for name in CHARTS[page]]
+    assert len(boxes) == len(charts(app))
+    for key in boxes:
+        app.session_state[key] = True
+    app.run()
+    assert not app.exception, app.exception[0].message
+    assert len(app.get("download_button")) == 3 * len(boxes)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_run_that_has_only_been_prepared(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = build_spec(
+        {
+            "name": "fresh",
+            "base_model": "models/base",
+            "remove": 2,
+            "operations": ["remove"],
+            "objectives": [{"benchmark": "piqa"}],
+        }
+    )
+    monkeypatch.setenv("GPTAILOR_RUNS", str(tmp_path))
+    folders = [launch.prepare(tmp_path, spec, token) for token in ("one-token-of-many", "another-token")]
+    app = visit(page, run=folders[0].run_id, runs=",".join(folder.run_id for folder in folders))
+    assert len(app.info) == 1 and not charts(app)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_damaged_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        folder = make_run(tmp_path, name, n_trials=3, run_id=name)
+        folder.database.write_bytes(b"not a database" * 100)
+    monkeypatch.setenv("GPTAILOR_RUNS", str(tmp_path))
+    app = visit(page, run="a", runs="a,b")
+    assert "cannot be" in words(app) and not charts(app)
 
 
 # --- choices ----------------------------------------------------------------------------------------------------------

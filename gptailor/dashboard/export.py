@@ -14,12 +14,17 @@ PICTURE_WIDTH = 900
 """Pixels of a downloaded picture's plot; PNG is drawn at twice that."""
 
 
-def csv_bytes(frame: pd.DataFrame) -> bytes:
-    """UTF-8 CSV with a BOM (spreadsheets need it), in which no cell and no heading can act as a formula."""
+def inert(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with no cell and no heading that a spreadsheet takes for a formula."""
     table = frame.rename(columns=csv_safe)
     for name in table.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]]:
         table[name] = table[name].map(csv_safe)
-    return b"\xef\xbb\xbf" + table.to_csv(index=False).encode()
+    return table
+
+
+def csv_bytes(frame: pd.DataFrame) -> bytes:
+    """UTF-8 CSV with a BOM (spreadsheets need it), inert."""
+    return b"\xef\xbb\xbf" + inert(frame).to_csv(index=False).encode()
 
 
 def picture_spec(chart: Chart, title: str, note: str) -> dict[str, Any]:

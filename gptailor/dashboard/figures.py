@@ -67,7 +67,9 @@ def _data_below(chart: Chart, frame: pd.DataFrame, title: str, note: str, key: s
 
 
 def show_table(frame: pd.DataFrame, alt: str, percent: bool = False, height: int = 320, **options: Any) -> Any:
-    """A table with headings, units and formats; grows with its rows up to `height`."""
+    """A table with headings, units and formats; grows with its rows up to `height`. People can download it, so it is
+    inert."""
+    frame = export.inert(frame)
     tall = min(38 + 35 * max(len(frame), 1), height)
     return st.dataframe(frame, hide_index=True, height=tall, column_config=columns(frame, percent), alt=alt, **options)
 

@@ -36,7 +36,7 @@ SCORES: Scheme = "cividis"
 SHARES: Scheme = "viridis"
 
 DARK_INK, LIGHT_INK = "#10151B", "#FFFFFF"
-_BLUES = ("#A9B6C8", "#8FB0D0", "#6FA3CF", "#4A92C6", "#2F83BB", "#1F6FAA")
+_BLUES = ("#B4BFCE", "#97B3D1", "#78A5D3", "#5896D2", "#3A86CE", "#1F77C9")
 
 
 def source_colours(candidates: Sequence[str]) -> dict[str, str]:

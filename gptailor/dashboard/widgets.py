@@ -25,7 +25,7 @@ from gptailor.dashboard.frames.trials import AVERAGE
 from gptailor.dashboard.frames.view import View
 from gptailor.dashboard.text import plain
 from gptailor.dashboard.text import safe as text_safe
-from gptailor.store.connection import StoreError
+from gptailor.store.connection import StoreBusy, StoreError, StoreMissing
 
 __all__ = ["show_chart", "show_table", "text_safe"]  # what pages reach through here, besides what is defined here
 
@@ -248,11 +248,12 @@ def read(run: readers.Run) -> View:
     try:
         view = readers.read(run)
         about = _about(view)
-    except StoreError as error:
-        message = text_safe(error, 600)
-        if run.status == "queued":
-            message = "The run waits for its device; nothing has been written yet."
-        st.info(message, icon=":material/hourglass_empty:")
+    except (StoreMissing, StoreBusy) as error:
+        waiting = "The run waits for its device; nothing has been written yet."
+        empty(waiting if run.status == "queued" else text_safe(error, 600), ":material/hourglass_empty:")
+        st.stop()
+    except (StoreError, ValueError) as error:
+        st.error(f"This run cannot be shown: {text_safe(error, 600)}", icon=":material/error:")
         st.stop()
     st.caption(about)
     if view.tables.notice:
@@ -266,7 +267,7 @@ def _about(view: View) -> str:
     parts = [
         f"Base {text_safe(facts.base_model, 60)}",
         f"{facts.n_layers} → {facts.n_layers - facts.n_removed} layers",
-        text.plural(len(facts.candidates), "candidate"),
+        text.plural(len(facts.candidates), "candidate") if facts.candidates else "no candidates",
         text.plural(len(facts.objectives), "objective"),
         f"rungs of {rungs} examples",
         f"read at {clock(view.tables.as_of)}",

@@ -13,6 +13,7 @@ from gptailor.dashboard.text import plain
 Chart = alt.Chart | alt.LayerChart | alt.HConcatChart | alt.VConcatChart | alt.ConcatChart | alt.FacetChart
 """What a drawing step gives back, whichever of Altair's kinds it is."""
 PERCENT, NUMBER = ".1%", ".3f"
+LEGEND_COLUMNS = 6
 _AXIS, _LEGEND = 62, 58
 """Pixels below a plot for an axis with a title, and above it for a legend: Streamlit's height is the whole
 picture's."""
@@ -62,7 +63,7 @@ def source_legend(candidates: Sequence[str]) -> alt.Legend:
     )
     expression = words.replace("; ", " : ") + " : datum.label"
     return alt.Legend(
-        title=None, orient="top", labelExpr=expression, symbolType="square", symbolStrokeWidth=0, columns=8
+        title=None, orient="top", labelExpr=expression, symbolType="square", symbolStrokeWidth=0, columns=LEGEND_COLUMNS
     )
 
 

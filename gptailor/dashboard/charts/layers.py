@@ -10,6 +10,7 @@ import pandas as pd
 
 from gptailor.dashboard import theme
 from gptailor.dashboard.charts.common import (
+    LEGEND_COLUMNS,
     Chart,
     format_of,
     height,
@@ -25,6 +26,8 @@ from gptailor.plan import BASE
 
 ROW = 24
 """Pixels of a heatmap's row."""
+_GRADIENT = 84
+"""Pixels that a legend of graded colour takes above a plot."""
 _CELL = (
     ("plan", "Plan"),
     ("layer", "Layer of the base"),
@@ -64,14 +67,19 @@ def origins(grid: pd.DataFrame, facts: Facts) -> Chart:
     layers = alt.layer(
         cells.encode(color=colour), holes, kept.encode(text="code:N", color=ink), gone.encode(text="code:N")
     ).resolve_scale(color="independent")
-    return layers.properties(height=height(ROW * len(rows), legend=True))
+    return layers.properties(height=height(ROW * len(rows), legend=True) + _second_line(facts))
+
+
+def _second_line(facts: Facts) -> int:
+    """Pixels for the legend's further lines."""
+    return 20 * ((len(facts.candidates) + 3 - 1) // LEGEND_COLUMNS)
 
 
 def strip(one: pd.DataFrame, facts: Facts) -> Chart:
     """One plan as a single row. `one`: frames.layers.strip."""
     colours = theme.source_colours(facts.candidates)
     ink = one["source"].map({name: theme.ink_on(colour) for name, colour in colours.items()})
-    return origins(one.assign(plan="", ink=ink), facts).properties(height=height(34, legend=True))
+    return origins(one.assign(plan="", ink=ink), facts).properties(height=height(34, legend=True) + _second_line(facts))
 
 
 def lanes(frame: pd.DataFrame, facts: Facts) -> Chart:
@@ -148,7 +156,7 @@ def _by_layer(
     words = base.transform_calculate(label="round(100 * datum.drawn)").mark_text(fontSize=10)
     cells = base.mark_rect(cornerRadius=2).encode(color=colour)
     return alt.layer(cells, words.encode(text="label:N", color=ink)).properties(
-        height=height(ROW * len(rows), legend=True) + 16
+        height=height(ROW * len(rows)) + _GRADIENT
     )
 
 

@@ -63,7 +63,7 @@ def front(frame: pd.DataFrame, x: Axis, y: Axis, selected: int | None) -> Chart:
                 "mark:N", scale=alt.Scale(domain=["plan", "knee"], range=["circle", "diamond"]), legend=None
             ),
             color=alt.condition("datum.on_front", alt.value(theme.MAIN), alt.value(theme.MUTED)),
-            opacity=alt.condition("datum.on_front", alt.value(1), alt.value(0.4)),
+            opacity=alt.condition("datum.on_front", alt.value(1), alt.value(0.5)),
             tooltip=tooltips(
                 ("config_id", "Plan"),
                 ("x", x.label, _number(x)),
@@ -155,7 +155,7 @@ def parallel(frame: pd.DataFrame, ends: pd.DataFrame, title: str, percent: bool)
     lines = (
         base.transform_filter("!datum.selected")
         .mark_line(strokeWidth=1.6)
-        .encode(color=colour, opacity=alt.condition("datum.on_front", alt.value(0.9), alt.value(0.25)))
+        .encode(color=colour, opacity=alt.condition("datum.on_front", alt.value(0.95), alt.value(0.4)))
     )
     chosen = base.transform_filter("datum.selected").mark_line(
         strokeWidth=4, color=theme.ACCENT, point=alt.OverlayMarkDef(size=60, color=theme.ACCENT, filled=True)

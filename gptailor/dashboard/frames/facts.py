@@ -151,7 +151,8 @@ def dense_scores(tables: RunTables, objectives: tuple[Objective, ...]) -> pd.Dat
     found = tables.evaluations[tables.evaluations["subject"] == "dense"]
     found = found.assign(name=found["benchmark"].astype(str) + "/" + found["metric"].astype(str))
     spec = as_dict(tables.runs["spec"].iloc[0]) if len(tables.runs) else {}
-    splits = {f"{o.get('benchmark')}/{o.get('metric', 'acc')}": o.get("split") for o in spec.get("objectives", [])}
+    asked = [o for o in spec.get("objectives", []) if isinstance(o, Mapping)]
+    splits = {f"{o.get('benchmark')}/{o.get('metric', 'acc')}": o.get("split") for o in asked}
     on_split = [splits.get(name) in (None, split) for name, split in zip(found["name"], found["split"], strict=True)]
     usable = found[
         np.asarray(on_split, dtype=bool) & found["name"].isin([o.name for o in objectives]) & (found["score"] > 0)

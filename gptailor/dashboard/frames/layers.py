@@ -47,7 +47,7 @@ def _labels(operation: str, names: tuple[str, ...], codes: dict[str, str]) -> tu
     if len(names) == 1:
         return names[0], codes.get(names[0], "?"), names[0]
     together = "".join(codes.get(name, "?") for name in names)
-    return theme.MERGED, together if len(together) <= 3 else f"+{len(names)}", " + ".join(names)
+    return theme.MERGED, together if len(together) <= 3 else f"m{len(names)}", " + ".join(names)
 
 
 def origin_grid(labelled: pd.DataFrame, plans: pd.DataFrame, facts: Facts) -> pd.DataFrame:
