@@ -169,9 +169,10 @@ def _engine(folder: Any) -> int:
     from gptailor.search import search as run_search
     from gptailor.trial import RunStatus
 
-    handler = logging.FileHandler(folder.log)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger("gptailor").addHandler(handler)
+    if not (folder.log.exists() and os.path.samestat(os.fstat(sys.stderr.fileno()), folder.log.stat())):
+        handler = logging.FileHandler(folder.log)  # an engine that was launched writes there already
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger("gptailor").addHandler(handler)
     return OK if run_search(folder, Report()) is RunStatus.FINISHED else RUN_FAILED
 
 

@@ -34,6 +34,7 @@ from gptailor.space import PlanSpace, build_space, initial_design
 from gptailor.spec import RunSpec, load_spec
 from gptailor.stitch import merge_source_counts
 from gptailor.store import RunFolder, RunWriter, queries
+from gptailor.store.connection import StoreFull, StoreUnwritable
 from gptailor.store.folder import write_atomically
 from gptailor.suggest import Suggester, Suggestion, cost
 from gptailor.trial import Evaluation, Outcome, RunRecord, RunStatus, Score, Trial, TrialStatus
@@ -43,6 +44,7 @@ log = logging.getLogger("gptailor")
 
 EQUAL_FAILURES_BEFORE_GIVING_UP = 3
 HEARTBEAT_SECONDS = 5.0
+FULL_DISK_SECONDS = 5.0
 INITIAL_SHARE = 0.25
 """Share of the trials that the initial design may take."""
 PACKAGES = ("gptailor", "torch", "transformers", "smac", "ConfigSpace", "scikit-learn", "lm-eval", "duckdb", "mergekit")
@@ -95,6 +97,7 @@ class _Search:
     ) -> None:
         self.folder, self.spec, self.writer, self.progress = folder, spec, writer, progress
         self.signalled = signalled
+        writer.retry = self._wait_for_space
         self.stored = _stored_trials(folder)
         self.dense: dict[str, float] = {}
         self.failures: list[str] = []
@@ -176,16 +179,15 @@ class _Search:
 
     def _reference(self, bench: Workbench, subject: str, plan: StitchPlan) -> None:
         """Score a plan outside the search at every rung, for retention and as a control (one-shot pruning)."""
-        with self.writer.batch():
-            for budget in reversed(self.spec.budget.rungs):
-                result = bench.score(plan, budget, self._stop_asked)
+        for budget in self.spec.budget.rungs:
+            result = bench.score(plan, budget, self._stop_asked)
+            with self.writer.batch():
                 self._remember(plan, result)
                 for objective, score in zip(self.spec.objectives, result.scores, strict=True):
                     self.writer.record_evaluation(Evaluation(subject, None, objective.split, score, _now()))
-                if budget == self.spec.budget.max:
-                    self.progress.reference(subject, result.scores)
-                    if subject == "dense":
-                        self.dense = {score.name: score.score for score in result.scores}
+        self.progress.reference(subject, result.scores)
+        if subject == "dense":
+            self.dense = {score.name: score.score for score in result.scores}
 
     def _remember(self, plan: StitchPlan, result: PlanScores) -> None:
         for benchmark, first, items in result.fresh:
@@ -200,6 +202,14 @@ class _Search:
         plans = initial_design(space, bench.influence_orders())[: max(1, round(INITIAL_SHARE * self.spec.trials))]
         write_atomically(path, json.dumps([plan.to_json() for plan in plans]))
         return plans
+
+    def _wait_for_space(self, problem: StoreUnwritable) -> bool:
+        """A full disk is waited for: nothing that was scored is lost while somebody makes room."""
+        if not isinstance(problem, StoreFull) or self._stop_asked():
+            return False
+        self.progress.note(f"{problem}; waiting for space")
+        time.sleep(FULL_DISK_SECONDS)
+        return True
 
     def _stop_asked(self) -> bool:
         return self.signalled.is_set() or launch.asked(self.folder, "stop")
@@ -268,11 +278,20 @@ def _open_writer(folder: RunFolder, spec: RunSpec) -> RunWriter:
     if folder.exists():
         return RunWriter.open(folder)
     record = RunRecord(
-        folder.run_id, spec.name, spec.model_dump(mode="json"), spec.base_model, 0, 0, spec.seed, _now(), _versions()
+        folder.run_id,
+        spec.name,
+        spec.model_dump(mode="json"),
+        spec.base_model,
+        0,
+        0,
+        spec.seed,
+        _now(),
+        _versions(spec),
     )
     try:
         n_layers = preflight(spec).n_layers
-        record = replace(record, n_layers=n_layers, n_removed=spec.n_removed(n_layers))
+        versions = record.versions | {"device": str(pick_device(spec.device))}
+        record = replace(record, n_layers=n_layers, n_removed=spec.n_removed(n_layers), versions=versions)
     except UserError as problem:
         RunWriter.create(folder, record, spec.to_yaml()).set_status(RunStatus.FAILED, str(problem))
         raise
