@@ -286,7 +286,7 @@ def _open_writer(folder: RunFolder, spec: RunSpec) -> RunWriter:
         0,
         spec.seed,
         _now(),
-        _versions(spec),
+        _versions(),
     )
     try:
         n_layers = preflight(spec).n_layers
