@@ -2,6 +2,8 @@
 
 The linear layers of a model see one flat row without padding; only here tokens are grouped by example, because only
 here they look at each other. The pack travels to this function through the model's keyword arguments.
+
+A CPU does best with one call an example on slices of the row; an accelerator with few calls on padded buckets.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
-from gptailor.evaluate.packing import Bucket, Pack
+from gptailor.evaluate.packing import Pack
 
 NAME = "gptailor_pack"
 _UNKNOWN = ("s_aux", "sinks", "position_bias", "head_mask", "block_table")  # change the result in ways not done here
@@ -23,30 +25,40 @@ _UNKNOWN = ("s_aux", "sinks", "position_bias", "head_mask", "block_table")  # ch
 class PackMasks:
     """A pack on its way through the layers, with its masks: built once a forward, shared by all layers."""
 
-    def __init__(self, pack: Pack, dtype: torch.dtype):
+    def __init__(self, pack: Pack, dtype: torch.dtype, by_buckets: bool):
         self.pack = pack
         self.dtype = dtype
+        self.by_buckets = by_buckets
         self._masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
 
-    def mask(self, number: int, window: int | None) -> torch.Tensor | None:
-        """Additive mask [B, 1, Lq, Lk] of bucket `number`; None where plain causal attention says the same."""
+    def of_bucket(self, number: int, window: int | None) -> torch.Tensor | None:
+        """Additive mask [B, 1, Lq, Lk]; None where plain causal attention says the same."""
         bucket = self.pack.buckets[number]
-        if window is not None and window >= int(bucket.queries.shape[1]) and bucket.is_causal:
-            window = None
-        if window is None and bucket.is_causal:
+        if bucket.is_causal and (window is None or window >= bucket.queries.shape[1]):
             return None
         if (number, window) not in self._masks:
-            self._masks[number, window] = self._build(bucket, window)
+            mask = self._build(bucket.queries[:, :, None], bucket.keys[:, None, :], window)
+            self._masks[number, window] = mask[:, None]
         return self._masks[number, window]
 
-    def _build(self, bucket: Bucket, window: int | None) -> torch.Tensor:
-        queries, keys = bucket.queries[:, :, None], bucket.keys[:, None, :]
+    def of_block(self, number: int, window: int | None) -> torch.Tensor | None:
+        """Additive mask [Lq, Lk]; None where plain causal attention says the same."""
+        block = self.pack.blocks[number]
+        if block.is_path and (window is None or window >= block.n_keys):
+            return None
+        if (number, window) not in self._masks:
+            own = torch.arange(block.start, block.stop, device=self.pack.ends.device)
+            keys = own if block.prefix is None else torch.cat([block.prefix.to(own.device), own])
+            self._masks[number, window] = self._build(own[:, None], keys[None, :], window)
+        return self._masks[number, window]
+
+    def _build(self, queries: torch.Tensor, keys: torch.Tensor, window: int | None) -> torch.Tensor:
         real = keys.clamp(min=0)
         seen = (keys >= 0) & (keys <= queries) & (queries < self.pack.ends[real])
         if window is not None:
             seen &= self.pack.positions[queries] - self.pack.positions[real] < window
         mask = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device)
-        return mask.masked_fill_(~seen, float("-inf"))[:, None]
+        return mask.masked_fill_(~seen, float("-inf"))
 
 
 def pack_attention(
@@ -68,48 +80,84 @@ def pack_attention(
     """
     strange = [name for name in _UNKNOWN if kwargs.get(name) is not None]
     if gptailor_pack is None or attention_mask is not None or strange or kwargs.get("is_causal") is False:
-        raise NotImplementedError(
-            f"{type(module).__name__} asks for {', '.join(strange) or 'other than causal attention'}"
-        )
-    pack = gptailor_pack.pack
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, H, D]
+        asked = ", ".join(strange) or "other than causal attention"
+        raise NotImplementedError(f"{type(module).__name__} asks for {asked}")
+    attend = _by_buckets if gptailor_pack.by_buckets else _by_blocks
+    return attend(query, key, value, gptailor_pack, scaling, sliding_window, softcap), None
+
+
+def _by_blocks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    masks: PackMasks,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """One call an example, on slices of the row. Examples lie side by side, so their answers join to the row."""
     outputs = []
-    for number, bucket in enumerate(pack.buckets):
-        q = _gather(query, bucket.queries)
-        k = _gather(key, bucket.keys.clamp(min=0))
-        v = _gather(value, bucket.keys.clamp(min=0))
-        mask = gptailor_pack.mask(number, sliding_window)
-        if softcap is None:
-            out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-            )
-        else:
-            out = _softcapped(q, k, v, mask, scaling, softcap)
-        outputs.append(out.transpose(1, 2).reshape(-1, out.shape[1], out.shape[3]))
-    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return joined.index_select(0, pack.places)[None], None
+    for number, block in enumerate(masks.pack.blocks):
+        own = slice(block.start, block.stop)
+        k, v = key[:, :, own], value[:, :, own]
+        if block.prefix is not None:
+            k = torch.cat([key.index_select(2, block.prefix), k], dim=2)
+            v = torch.cat([value.index_select(2, block.prefix), v], dim=2)
+        out = _attend(query[:, :, own], k, v, masks.of_block(number, window), scaling, softcap)
+        outputs.append(out.transpose(1, 2))
+    return torch.cat(outputs, dim=1)
+
+
+def _by_buckets(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    masks: PackMasks,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """One call for all examples of similar size, gathered into padded rectangles and back."""
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, H, D]
+    outputs = []
+    for number, bucket in enumerate(masks.pack.buckets):
+        keys = bucket.keys.clamp(min=0)
+        mask = masks.of_bucket(number, window)
+        out = _attend(_gather(q, bucket.queries), _gather(k, keys), _gather(v, keys), mask, scaling, softcap)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, masks.pack.places)[None]
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """[B, H, Lq, D] x [B, Hkv, Lk, D] -> [B, H, Lq, D]; causal where there is no mask."""
+    if softcap is None:
+        grouped = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+        )
+    # Gemma 2: scores squeezed by cap * tanh(scores / cap) before the mask, as in transformers' eager attention.
+    repeats = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = torch.tanh(scores / softcap) * softcap
+    if mask is None:
+        future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+    else:
+        scores = scores + mask
+    return scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype) @ v
 
 
 def _gather(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """[T, H, D] by [B, L] -> [B, H, L, D]."""
     return states.index_select(0, index.flatten()).view(*index.shape, *states.shape[1:]).transpose(1, 2)
-
-
-def _softcapped(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scaling: float | None, cap: float
-) -> torch.Tensor:
-    """Gemma 2's attention: scores squeezed by cap * tanh(scores / cap) before the mask, as transformers' eager one."""
-    repeats = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-    scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = torch.tanh(scores / cap) * cap
-    if mask is None:
-        length = q.shape[2]
-        hidden = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(hidden, float("-inf"))
-    else:
-        scores = scores + mask
-    return scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype) @ v
 
 
 AttentionInterface.register(NAME, pack_attention)

@@ -13,15 +13,16 @@ from gptailor.evaluate.benchmarks import OpenBenchmark
 from gptailor.evaluate.examples import Encoder, Example, Prompt
 from gptailor.evaluate.forward import Scored, score_pack, score_rows
 from gptailor.evaluate.generation import batches_of, run_batches
+from gptailor.evaluate.lean import keep_freed_memory
 from gptailor.evaluate.packing import Pack, build_pack, pack_examples
-from gptailor.evaluate.scoring import NonFinite, item_of, score_of
+from gptailor.evaluate.scoring import NonFinite, item_of, needs_greedy, score_of
 from gptailor.trial import Score
 
 log = logging.getLogger(__name__)
 
-CPU_TOKENS = 4096  # tokens of a pack; more does not make a CPU's products faster
+CPU_TOKENS = 2048  # tokens of a pack; more does not make a CPU's products faster, and leaves its caches
 BYTES_PER_TOKEN = 2**20  # device memory put aside for one token of a pack, logits apart
-LOGITS = 2**27  # of one pack
+LOGITS = 2**26  # of one pack
 LOGIT_BYTES = 6  # a scored position's logit in half precision and, in chunks, in single
 
 
@@ -54,7 +55,9 @@ class Evaluator:
         self._max_tokens: int | None = None if batch_tokens == "auto" else int(batch_tokens)
         self._packs: dict[tuple[int, int, int], list[Pack]] = {}
         self._was_halved = False
-        self.path: str | None = None  # "tree" or "rows", once the first model has been looked at
+        self.path: str | None = None  # "lean", "tree" or "rows", once the first model has been looked at
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     def items(
         self,
@@ -131,8 +134,8 @@ class Evaluator:
     def _score(self, model: PreTrainedModel, benchmark: OpenBenchmark, pack: Pack) -> list[Scored]:
         if self.path is None:
             self.path = self._choose_path(model)
-        if self.path == "tree":
-            return score_pack(model, pack.to(self.device))
+        if self.path != "rows":
+            return score_pack(model, pack.to(self.device), self.path == "lean")
         windows = [window for member in pack.members for window in benchmark.examples[member].windows]
         return score_rows(model, windows, self._pack_limit(model))
 
@@ -156,7 +159,14 @@ class Evaluator:
         if key not in self._packs:
             limit = self._pack_limit(model)
             scored = max(256, LOGITS // model.config.get_text_config().vocab_size)
-            self._packs[key] = pack_examples(benchmark.examples, start, stop, max_tokens=limit, max_scored=scored)
+            self._packs[key] = pack_examples(
+                benchmark.examples,
+                start,
+                stop,
+                max_tokens=limit,
+                max_scored=scored,
+                needs_greedy=needs_greedy(benchmark),
+            )
         return self._packs[key]
 
     def _pack_limit(self, model: PreTrainedModel) -> int:
@@ -174,33 +184,36 @@ class Evaluator:
         reason = _cannot_drive(model)
         if reason is None:
             examples = self._probe()
-            pack = build_pack(examples, range(len(examples)))
+            pack = build_pack(examples, range(len(examples))).to(self.device)
             windows = [window for example in examples for window in example.windows]
             plain = score_rows(model, windows, self._pack_limit(model))
-            try:
-                tree = score_pack(model, pack.to(self.device))
-            except (NonFinite, torch.OutOfMemoryError):
-                raise
-            except Exception as error:  # whatever a model's code makes of our attention, the plain way still works
-                reason = f"{type(error).__name__}: {error}"
-            else:
-                n_tokens = sum(window.n_scored for window in windows)
-                apart = sum(abs(a.precise - b.precise) for a, b in zip(tree, plain, strict=True)) / n_tokens
-                tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
-                log.info("tree and rows differ by %.2g a token (%s)", apart, model.dtype)
-                if apart > tolerance:
-                    reason = f"log-probabilities differ by {apart:.3g} a token from plain rows"
-        if reason is not None:
-            log.warning("%s is scored as padded rows, the slower way: %s", type(model).__name__, reason)
-            return "rows"
-        log.info("%s is scored as packed trees", type(model).__name__)
-        return "tree"
+            for path in ("lean", "tree"):
+                reason = _difference(model, pack, plain, path == "lean")
+                if reason is None:
+                    log.info("%s is scored as packed trees (%s)", type(model).__name__, path)
+                    return path
+                log.info("%s cannot be scored as packed trees (%s): %s", type(model).__name__, path, reason)
+        log.warning("%s is scored as padded rows, the slower way: %s", type(model).__name__, reason)
+        return "rows"
 
     def _probe(self) -> list[Example]:
         """The longest example, for sliding windows, and three others."""
         examples = [example for benchmark in self.benchmarks for example in benchmark.examples if example.windows]
         longest = max(examples, key=lambda example: max(len(window.tokens) for window in example.windows))
         return [longest, *[example for example in examples[:4] if example is not longest][:3]]
+
+
+def _difference(model: PreTrainedModel, pack: Pack, plain: Sequence[Scored], is_lean: bool) -> str | None:
+    """What is wrong with the pack's log-likelihoods beside those of plain rows, or None. Raises NonFinite."""
+    try:
+        tree = score_pack(model, pack, is_lean)
+    except (NonFinite, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a model's code makes of our attention, the plain way still works
+        return f"{type(error).__name__}: {error}"
+    apart = sum(abs(a.precise - b.precise) for a, b in zip(tree, plain, strict=True)) / len(pack.targets)
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    return None if apart <= tolerance else f"log-probabilities differ by {apart:.3g} a token from plain rows"
 
 
 def _cannot_drive(model: PreTrainedModel) -> str | None:

@@ -1,13 +1,13 @@
 """Log-likelihoods of windows: one forward pass a pack, the output head only where something is predicted.
 
 Two ways to the same numbers. The *tree* path runs the model's own forward on a flat row with our attention; the *rows*
-path pads texts into a rectangle as lm-eval does, for models whose attention cannot be driven. A self-check on the
-first model decides.
+path pads texts into a rectangle as lm-eval does, for models whose attention cannot be driven.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +15,13 @@ from transformers import PreTrainedModel
 
 from gptailor.evaluate.attention import PackMasks, attending_by_pack
 from gptailor.evaluate.examples import Window
+from gptailor.evaluate.lean import lean
 from gptailor.evaluate.packing import Pack
 from gptailor.evaluate.scoring import NonFinite
 
-HEAD_ELEMENTS = 2**25  # float32 logits turned into log-probabilities at a time
+CHUNK_ELEMENTS = 2**19  # logits normalised at a time, in float32: they stay in a CPU's cache
+CHUNK_ELEMENTS_GPU = 2**27
+SAFE_SUMS = (1e-30, 1e37)  # of exponentials without a shift; beyond, the row is done again with one
 
 
 @dataclass(frozen=True)
@@ -35,20 +38,20 @@ class Scored:
 
 
 @torch.inference_mode()
-def score_pack(model: PreTrainedModel, pack: Pack) -> list[Scored]:
-    """Every window of the pack, in order. Raises NonFinite."""
-    dtype = model.dtype
-    with attending_by_pack(model):
+def score_pack(model: PreTrainedModel, pack: Pack, is_lean: bool = True) -> list[Scored]:
+    """Every window of the pack, in order. `is_lean`: leave out what the pack does not need. Raises NonFinite."""
+    by_buckets = pack.tokens.device.type != "cpu"
+    with attending_by_pack(model), lean(model, pack.scored) if is_lean else nullcontext():
         logits = model(
             input_ids=pack.tokens[None],
             position_ids=pack.positions[None],
             use_cache=False,
             logits_to_keep=pack.scored,
-            gptailor_pack=PackMasks(pack, dtype),
+            gptailor_pack=PackMasks(pack, model.dtype, by_buckets),
         ).logits[0]
     if logits.shape[0] != len(pack.scored):
         raise NotImplementedError(f"{type(model).__name__} does not take logits_to_keep")
-    return _summarise(logits, pack.rows, pack.targets, pack.owners, pack.n_windows)
+    return _summarise(logits, pack.rows, pack.targets, pack.owners, pack.n_windows, pack.needs_greedy)
 
 
 @torch.inference_mode()
@@ -73,30 +76,55 @@ def score_rows(model: PreTrainedModel, windows: Sequence[Window], max_tokens: in
             at += range(first, first + window.n_scored)
             targets += window.tokens[-window.n_scored :]
             owners += [owner] * window.n_scored
-        places, wanted, owned = (torch.tensor(values, device=logits.device) for values in (at, targets, owners))
-        answers.update(zip(here, _summarise(logits.flatten(0, 1), places, wanted, owned, len(here)), strict=True))
+        used, inverse = torch.tensor(at, device=logits.device).unique(return_inverse=True)
+        wanted, owned = (torch.tensor(values, device=logits.device) for values in (targets, owners))
+        scored = _summarise(logits.flatten(0, 1)[used], inverse, wanted, owned, len(here), True)
+        answers.update(zip(here, scored, strict=True))
     return [answers[number] for number in range(len(windows))]
 
 
 def _summarise(
-    logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, owners: torch.Tensor, n_windows: int
+    logits: torch.Tensor,
+    rows: torch.Tensor,
+    targets: torch.Tensor,
+    owners: torch.Tensor,
+    n_windows: int,
+    needs_greedy: bool,
 ) -> list[Scored]:
     """logits [S, V]; for every predicted token its row, its id and its window -> one Scored a window."""
-    used = rows.unique()  # padding and context positions of the rows path are never looked at
-    step = max(1, HEAD_ELEMENTS // logits.shape[1])
-    normalisers = torch.zeros(logits.shape[0], dtype=torch.float32, device=logits.device)
-    best = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
-    for some in used.split(step):
-        chunk = logits[some]
-        best[some] = chunk.argmax(dim=-1)
-        normalisers[some] = chunk.float().logsumexp(dim=-1)
-    log_probs = logits[rows, targets].float() - normalisers[rows]
-    rounded = log_probs.to(logits.dtype)
+    normalisers = _normalisers(logits)
+    picked = logits[rows, targets].float()
+    log_probs = picked - normalisers[rows]
     zeros = torch.zeros(n_windows, device=logits.device)
-    rounded_sum = zeros.index_add(0, owners, rounded.float()).to(logits.dtype)
-    precise_sum = zeros.double().index_add(0, owners, log_probs.double())
-    misses = zeros.index_add(0, owners, (best[rows] != targets).float())
-    if not bool(torch.isfinite(normalisers[used]).all() & torch.isfinite(precise_sum).all()):
+    rounded = zeros.index_add(0, owners, log_probs.to(logits.dtype).float()).to(logits.dtype)
+    precise = zeros.double().index_add(0, owners, log_probs.double())
+    if not bool(torch.isfinite(normalisers).all() & torch.isfinite(precise).all()):
         raise NonFinite("the model's logits are not finite")
-    columns = (rounded_sum.tolist(), precise_sum.tolist(), (misses == 0).tolist())
+    greedy = _are_greedy(logits, rows, targets, owners, n_windows) if needs_greedy else zeros.bool()
+    columns = (rounded.tolist(), precise.tolist(), greedy.tolist())
     return [Scored(*row) for row in zip(*columns, strict=True)]
+
+
+def _normalisers(logits: torch.Tensor) -> torch.Tensor:
+    """log(sum(exp(logits))) of [S, V] in float32, [S]. Not finite where a logit is NaN or plus infinity."""
+    limit = CHUNK_ELEMENTS if logits.device.type == "cpu" else CHUNK_ELEMENTS_GPU
+    chunks = logits.split(max(1, limit // logits.shape[1]))
+    sums = [chunk.to(torch.float32, copy=True).exp_().sum(dim=-1) for chunk in chunks]
+    total = torch.cat(sums)
+    beyond = ((total < SAFE_SUMS[0]) | ~(total < SAFE_SUMS[1])).nonzero()[:, 0]
+    normalisers = total.log_()
+    if len(beyond):
+        normalisers[beyond] = torch.cat([logits[row].float().logsumexp(dim=-1)[None] for row in beyond])
+    return normalisers
+
+
+def _are_greedy(
+    logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, owners: torch.Tensor, n_windows: int
+) -> torch.Tensor:
+    """Whether each window's tokens are all the first of the most likely ones at their positions, [n_windows] bool."""
+    best = logits.amax(dim=-1)
+    misses = torch.zeros(n_windows, device=logits.device)
+    hopeful = misses.index_add(0, owners, (logits[rows, targets] < best[rows]).float()) == 0
+    check = hopeful[owners].nonzero()[:, 0]  # argmax is slow and ties are rare: only where it can still matter
+    wrong = logits[rows[check]].argmax(dim=-1) != targets[check]
+    return hopeful & (misses.index_add(0, owners[check], wrong.float()) == 0)

@@ -22,17 +22,18 @@ MIN_SHARED = 32  # tokens two examples must share at their beginning to be worth
 BUCKET_WASTE = 1.25  # padding allowed within one attention call
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """One example's own tokens in the row, [start, stop), and the shared prefix they also see, as row indices."""
 
     start: int
     stop: int
-    prefix: tuple[int, ...]
+    prefix: torch.Tensor | None
+    is_path: bool  # one text without branches: plain causal attention
 
     @property
     def n_keys(self) -> int:
-        return len(self.prefix) + self.stop - self.start
+        return (0 if self.prefix is None else len(self.prefix)) + self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,11 @@ class Pack:
     targets: torch.Tensor
     owners: torch.Tensor
     n_windows: int
+    needs_greedy: bool  # whether anybody asks if greedy decoding would have written a window
 
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:
-        return tuple(_bucket(group, self.ends) for group in _similar(self.blocks))
+        return tuple(_bucket(group) for group in _similar(self.blocks))
 
     @cached_property
     def places(self) -> torch.Tensor:
@@ -91,13 +93,19 @@ class Pack:
         names = ("tokens", "positions", "ends", "scored", "rows", "targets", "owners")
         tensors: dict[str, Any] = {name: move(getattr(self, name)) for name in names}
         moved = replace(self, **tensors)
-        buckets = tuple(Bucket(move(b.queries), move(b.keys), b.is_causal, b.n_queries) for b in self.buckets)
+        buckets = tuple(replace(b, queries=move(b.queries), keys=move(b.keys)) for b in self.buckets)
         moved.__dict__.update(buckets=buckets, places=move(self.places))
         return moved
 
 
 def pack_examples(
-    examples: Sequence[Example], first: int, last: int, *, max_tokens: int, max_scored: int
+    examples: Sequence[Example],
+    first: int,
+    last: int,
+    *,
+    max_tokens: int,
+    max_scored: int,
+    needs_greedy: bool = True,
 ) -> list[Pack]:
     """The windows of examples [first, last) as packs of at most max_tokens tokens and max_scored predicted ones.
 
@@ -112,22 +120,22 @@ def pack_examples(
             size, scored = _n_nodes(examples[place].windows), sum(w.n_scored for w in examples[place].windows)
             shared = shared if members else 0
             if members and (n_tokens + size - shared > max_tokens or n_scored + scored > max_scored):
-                packs.append(build_pack(examples, members))
+                packs.append(build_pack(examples, members, needs_greedy))
                 members, n_tokens, n_scored, shared = [], 0, 0, 0
             members.append(place)
             n_tokens += size - shared
             n_scored += scored
     if members:
-        packs.append(build_pack(examples, members))
+        packs.append(build_pack(examples, members, needs_greedy))
     return packs
 
 
-def build_pack(examples: Sequence[Example], members: Sequence[int]) -> Pack:
+def build_pack(examples: Sequence[Example], members: Sequence[int], needs_greedy: bool = True) -> Pack:
     """Lay out the windows of the given examples as a forest, in this order."""
     tokens: list[int] = []
     positions: list[int] = []
     ends: list[int] = []
-    blocks: list[Block] = []
+    spans: list[tuple[int, int, tuple[int, ...]]] = []
     scored: dict[int, int] = {}
     rows: list[int] = []
     targets: list[int] = []
@@ -161,13 +169,17 @@ def build_pack(examples: Sequence[Example], members: Sequence[int]) -> Pack:
             owners += [n_windows] * window.n_scored
             n_windows += 1
         if len(tokens) > start:
-            blocks.append(Block(start, len(tokens), tuple(i for i in prefix if i < start)))
+            spans.append((start, len(tokens), prefix))
     for gone in path:
         ends[gone] = len(tokens)
     as_tensor = torch.tensor
+    blocks = [
+        Block(start, stop, as_tensor(prefix) if prefix else None, not prefix and min(ends[start:stop]) == stop)
+        for start, stop, prefix in spans
+    ]
     return Pack(
         tuple(members), as_tensor(tokens), as_tensor(positions), as_tensor(ends), tuple(blocks),
-        as_tensor(list(scored)), as_tensor(rows), as_tensor(targets), as_tensor(owners), n_windows,
+        as_tensor(list(scored)), as_tensor(rows), as_tensor(targets), as_tensor(owners), n_windows, needs_greedy,
     )  # fmt: skip
 
 
@@ -232,7 +244,7 @@ def _mover(device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     return move
 
 
-def _bucket(blocks: Sequence[Block], ends: torch.Tensor) -> Bucket:
+def _bucket(blocks: Sequence[Block]) -> Bucket:
     width = max(block.stop - block.start for block in blocks)
     n_keys = max(block.n_keys for block in blocks)
     queries = torch.empty(len(blocks), width, dtype=torch.long)
@@ -241,7 +253,7 @@ def _bucket(blocks: Sequence[Block], ends: torch.Tensor) -> Bucket:
         own = torch.arange(block.start, block.stop)
         queries[row, : len(own)] = own
         queries[row, len(own) :] = block.start
-        keys[row, : block.n_keys] = torch.cat([torch.tensor(block.prefix, dtype=torch.long), own])
+        keys[row, : block.n_keys] = own if block.prefix is None else torch.cat([block.prefix, own])
         keys[row, block.n_keys :] = -1
-    is_causal = all(not b.prefix and bool((ends[b.start : b.stop] == b.stop).all()) for b in blocks)
-    return Bucket(queries, keys, is_causal, tuple(block.stop - block.start for block in blocks))
+    n_queries = tuple(block.stop - block.start for block in blocks)
+    return Bucket(queries, keys, all(block.is_path for block in blocks), n_queries)

@@ -31,6 +31,16 @@ class NonFinite(FloatingPointError):
     """The model answered with infinities or NaN; such a trial has no score."""
 
 
+def needs_greedy(benchmark: OpenBenchmark) -> bool:
+    """Whether the metric asks if greedy decoding would have written an answer; finding out costs time."""
+    return not all(
+        task.OUTPUT_TYPE in ("multiple_choice", "loglikelihood_rolling")
+        and not callable(task.get_config("process_results"))
+        and benchmark.metric != "exact_match"
+        for task in benchmark.tasks
+    )
+
+
 def item_of(benchmark: OpenBenchmark, example: Example, answers: Sequence[Any], precise: Sequence[float]) -> Any:
     """One example's item. `answers` in lm-eval's format, one per request; `precise`: log-likelihoods in float64."""
     if any(not math.isfinite(value) for value in precise):
