@@ -31,8 +31,8 @@ from gptailor.family import preflight
 from gptailor.family.residence import pick_device
 from gptailor.plan import StitchPlan
 from gptailor.space import PlanSpace, build_space, initial_design
-from gptailor.spec import RunSpec, load_spec
-from gptailor.stitch import merge_source_counts
+from gptailor.spec import RunSpec, SpaceOperation, load_spec
+from gptailor.stitch import merge_method_problem, merge_source_counts
 from gptailor.store import RunFolder, RunWriter, queries
 from gptailor.store.connection import StoreFull, StoreUnwritable
 from gptailor.store.folder import write_atomically
@@ -290,12 +290,20 @@ def _open_writer(folder: RunFolder, spec: RunSpec) -> RunWriter:
     )
     try:
         n_layers = preflight(spec).n_layers
+        if SpaceOperation.MERGE in spec.operations:
+            _refuse_merge(spec)
         versions = record.versions | {"device": str(pick_device(spec.device))}
         record = replace(record, n_layers=n_layers, n_removed=spec.n_removed(n_layers), versions=versions)
     except UserError as problem:
         RunWriter.create(folder, record, spec.to_yaml()).set_status(RunStatus.FAILED, str(problem))
         raise
     return RunWriter.create(folder, record, spec.to_yaml())
+
+
+def _refuse_merge(spec: RunSpec) -> None:
+    """Raise UserError for a merge method that does not exist or does not fit the run."""
+    if problem := merge_method_problem(spec.merge.method, spec.merge.parameters, len(spec.candidates)):
+        raise UserError(problem)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Everything that scores plans (the search, held-out evaluation, baselines) does i
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,15 @@ from typing import Any
 import torch
 
 from gptailor.baselines.block_influence import block_influence, removal_order
+from gptailor.errors import UserError
 from gptailor.evaluate import Evaluator, OpenBenchmark, calibration_batches, open_benchmarks
 from gptailor.family import Family, open_family
 from gptailor.plan import BASE, StitchPlan
 from gptailor.spec import Benchmark, RunSpec
 from gptailor.stitch import Stitcher
 from gptailor.trial import Score
+
+log = logging.getLogger(__name__)
 
 CALIBRATION_TEXTS = 64
 """Texts that Block Influence looks at: prompts with their right answers, from the objectives' own examples."""
@@ -108,13 +112,21 @@ class Workbench:
         return PlanScores(tuple(scores), stitch_seconds, time.monotonic() - started - stitch_seconds, tuple(fresh))
 
     def influence_orders(self, benchmarks: Sequence[OpenBenchmark] | None = None) -> list[tuple[str, list[int]]]:
-        """Layers by rising Block Influence (the order in which to remove them), of the base and of each candidate."""
+        """Layers by rising Block Influence (the order in which to remove them), of the base and of each candidate.
+
+        A candidate that yields no numbers has none. Raises UserError where the base yields none.
+        """
         texts = calibration_batches(self.benchmarks if benchmarks is None else benchmarks, CALIBRATION_TEXTS)
         batches = _padded(texts, self.family.device)
         orders = []
         for name in (BASE, *self.family.names):
             model = self.stitcher.stitch(StitchPlan.dense(self.family.n_layers, name))
-            orders.append((name, removal_order(block_influence(model, batches))))
+            try:
+                orders.append((name, removal_order(block_influence(model, batches))))
+            except UserError as problem:
+                if name == BASE:
+                    raise
+                log.warning("%s: %s; the search starts without its order", name, problem)
         return orders
 
     @staticmethod

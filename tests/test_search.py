@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from gptailor.plan import StitchPlan
+from gptailor.schedule import schedule
+from gptailor.spec import Budget
 from gptailor.store import RunFolder, queries
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,7 +144,8 @@ def test_low_rungs_are_the_beginning_of_high_rungs(finished: RunFolder) -> None:
 def test_show_tells_the_story(finished: RunFolder) -> None:
     story = json.loads(gptailor("show", finished.run_id, "--runs", finished.root, "--json").stdout)
     assert story["status"] == "finished"
-    assert story["trials"]["by_rung"] == {"6": 12, "18": 7, "54": 5}
+    planned = {str(rung.budget): rung.trials for rung in schedule(Budget(min=6, max=54), 24)}
+    assert story["trials"]["by_rung"] == planned
     assert story["front"] and all(set(plan["scores"]) == set(story["objectives"]) for plan in story["front"])
     text = gptailor("show", finished.run_id, "--runs", finished.root).stdout
     assert "removed" in text and "dense" in text and "block_influence" in text
@@ -200,7 +203,7 @@ def test_ablations_use_their_operations_alone(run_file: Path, tmp_path: Path) ->
 
 def test_a_single_objective(run_file: Path, tmp_path: Path) -> None:
     one = "objectives=[{benchmark: first_words, metric: acc}]"
-    done = gptailor("search", run_file, "--runs", tmp_path, "--set", one, "--set", "trials=9")
+    done = gptailor("search", run_file, "--runs", tmp_path, "--set", one, "--set", "trials=13")
     assert done.returncode == 0, done.stderr
     story = json.loads(gptailor("show", only_run(tmp_path).run_id, "--runs", tmp_path, "--json").stdout)
     assert len({plan["scores"]["first_words/acc"]["score"] for plan in story["front"]}) == 1
