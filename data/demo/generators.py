@@ -10,7 +10,7 @@ Standard library only; the same seed gives the same rows on every machine.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 N_CHOICES = 4
@@ -18,27 +18,44 @@ N_CHOICES = 4
 
 @dataclass(frozen=True)
 class Question:
-    """A multiple-choice question. The scored text is `query + " " + choice`; `gold` indexes the right choice."""
+    """A multiple-choice question. The scored text is `query + " " + choice`; `gold` indexes the right choice.
+
+    lesson: further (question, answer) pairs on the same scene, for training texts alone.
+    """
 
     query: str
     choices: tuple[str, ...]
     gold: int
+    lesson: tuple[tuple[str, str], ...] = ()
 
     @property
     def answer(self) -> str:
         return self.choices[self.gold]
 
     @property
-    def text(self) -> str:
-        return f"{self.query} {self.answer}"
+    def pieces(self) -> Iterator[tuple[str, bool]]:
+        """The training text in pieces, each with whether it is an answer."""
+        yield self.query, False
+        yield f" {self.answer}", True
+        for ask, answer in self.lesson:
+            yield f" ; {ask}", False
+            yield f" {answer}", True
 
 
-def question(rng: random.Random, query: str, answer: str, others: list[str]) -> Question:
+def question(
+    rng: random.Random, query: str, answer: str, others: Iterable[str], lesson: Iterable[tuple[str, str]] = ()
+) -> Question:
     """A question with three different wrong choices out of `others`, the right one at a uniform place."""
-    wrong = rng.sample(sorted(set(others) - {answer}), N_CHOICES - 1)
+    choices = rng.sample(sorted(set(others) - {answer}), N_CHOICES - 1)
     gold = rng.randrange(N_CHOICES)
-    wrong.insert(gold, answer)
-    return Question(query, tuple(wrong), gold)
+    choices.insert(gold, answer)
+    return Question(query, tuple(choices), gold, tuple(lesson))
+
+
+def _ask_one(rng: random.Random, scene: str, pairs: list[tuple[str, str]], others: Iterable[str]) -> Question:
+    """Ask one of `pairs` about the scene; the rest becomes the lesson."""
+    (ask, answer), *rest = rng.sample(pairs, len(pairs))
+    return question(rng, f"{scene} {ask}".strip(), answer, others, rest)
 
 
 # --- sums: keep a tally -------------------------------------------------------------------------------------------
@@ -79,9 +96,8 @@ def _expression(rng: random.Random) -> Question:
 
 def _extreme(rng: random.Random) -> Question:
     numbers = rng.sample(range(HIGHEST + 1), rng.randint(4, 6))
-    word, pick = rng.choice([("largest", max), ("smallest", min)])
-    listed = " ".join(map(str, numbers))
-    return question(rng, f"The {word} of {listed} is", str(pick(numbers)), [str(n) for n in numbers])
+    pairs = [("the largest is", str(max(numbers))), ("the smallest is", str(min(numbers)))]
+    return _ask_one(rng, f"Of {' '.join(map(str, numbers))}", pairs, map(str, numbers))
 
 
 # --- code: follow values ------------------------------------------------------------------------------------------
@@ -101,22 +117,16 @@ def _variables(rng: random.Random) -> Question:
         target, origin = rng.sample(names, 2)
         values[target] = values[origin]
         lines.append(f"{target} = {origin}")
-    asked = rng.choice(names) if len(lines) == 4 else lines[-1][0]
-    return question(rng, f"{' ; '.join(lines)} ; print {asked} :", str(values[asked]), [str(n) for n in numbers])
+    pairs = [(f"print {name} :", str(values[name])) for name in names]
+    return _ask_one(rng, f"{' ; '.join(lines)} ;", pairs, map(str, numbers))
 
 
 def _lists(rng: random.Random) -> Question:
     letters = rng.sample(LETTERS, rng.randint(4, 5))
-    index = rng.randrange(1, len(letters))
-    call, answer = rng.choice(
-        [
-            (f"x [ {index} ]", letters[index]),
-            (f"x [ - {index + 1} ]", letters[-index - 1]),
-            ("max x", max(letters)),
-            (f"next {letters[index - 1]}", letters[index]),
-        ]
-    )
-    return question(rng, f"x = [ {' '.join(letters)} ] ; {call} :", answer, letters)
+    pairs = [("first x :", letters[0]), ("last x :", letters[-1]), ("max x :", max(letters)), ("min x :", min(letters))]
+    pairs += [(f"x [ {i} ] :", letters[i]) for i in rng.sample(range(len(letters)), 2)]
+    pairs += [(f"next {letters[i - 1]} :", letters[i]) for i in rng.sample(range(1, len(letters)), 2)]
+    return _ask_one(rng, f"x = [ {' '.join(letters)} ] ;", rng.sample(pairs, 4), letters)
 
 
 def _brackets(rng: random.Random) -> Question:
@@ -183,9 +193,11 @@ KNOWN = {"trade": TRADES, "pet": PETS, "town": TOWNS, "land": LANDS}
 
 
 def _fact(rng: random.Random) -> Question:
-    person, kind = rng.choice(PEOPLE), rng.choice(list(ASKED))
+    person = rng.choice(PEOPLE)
+    kind, *rest = rng.sample(list(ASKED), len(ASKED))
+    lesson = [(f"{person.name} {other}", getattr(person, other)) for other in rest]  # told in words never asked
     query = rng.choice(ASKED[kind]).format(person.name)
-    return question(rng, query, getattr(person, kind), KNOWN[kind])
+    return question(rng, query, getattr(person, kind), KNOWN[kind], lesson)
 
 
 def _story(rng: random.Random) -> Question:
@@ -199,8 +211,8 @@ def _story(rng: random.Random) -> Question:
         name = rng.choice(people)
         where[name] = rng.choice([place for place in places if place != where[name]])
         told.append(f"{name} goes to the {where[name]}.")
-    asked, answer = rng.choice([(f"The {thing}", where[keeper]), *((name, where[name]) for name in people)])
-    return question(rng, f"{' '.join(told)} {asked} is in the", answer, places)
+    pairs = [(f"The {thing} is in the", where[keeper]), *((f"{name} is in the", where[name]) for name in people)]
+    return _ask_one(rng, " ".join(told), pairs, places)
 
 
 # --- series: find the rule, go on ---------------------------------------------------------------------------------
