@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import streamlit as st
 
 from gptailor.dashboard import export
-from gptailor.dashboard.charts.common import Chart
 from gptailor.dashboard.text import plain
 from gptailor.dashboard.text import safe as text_safe
+
+if TYPE_CHECKING:  # brings altair, which a page without charts opens sooner without
+    from gptailor.dashboard.charts.common import Chart
 
 
 def show_chart(
