@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test dashboard bench clean
+.PHONY: demo test browser-test dashboard bench
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m gptailor search data/presets/demo.yaml
@@ -18,7 +18,13 @@ dashboard: $(VENV)/.ready
 test: $(VENV)/.ready-tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not browser"
+
+browser-test: $(VENV)/.ready-tests
+	$(BIN)/python -m pytest -m browser
+
+bench: $(VENV)/.ready
+	PYTHONPATH=. $(BIN)/python tests/bench/engine.py
 
 $(VENV)/.ready: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
