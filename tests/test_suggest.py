@@ -40,7 +40,8 @@ def costs_of(plan: StitchPlan, n_objectives: int) -> list[float]:
 
 def search(spec: RunSpec, folder: Path, crash_every: int = 0) -> list[Suggestion]:
     space = build_space(spec, N_LAYERS)
-    suggester = Suggester(spec, space, initial_design(space, [("base", list(range(N_LAYERS)))]), folder)
+    initial = initial_design(space, [("base", list(range(N_LAYERS)))])[: spec.trials // 4]
+    suggester = Suggester(spec, space, initial, folder)
     asked = []
     for index in range(spec.trials):
         suggestion = suggester.ask()
