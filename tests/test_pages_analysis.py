@@ -216,6 +216,14 @@ def test_another_run_forgets_the_plan() -> None:
     assert app.selectbox(key="select.config").value == next(iter(readers_plans("finished")))
 
 
+def test_a_plan_remembered_from_another_run_is_not_taken_for_this_ones() -> None:
+    app = visit("Trade-offs", run="finished", config=str(readers_plans("finished")[2]))
+    app.query_params.clear()
+    app.query_params["run"] = "three"
+    app.switch_page(PAGES["Layers"]).run()
+    assert app.selectbox(key="select.config").value == readers_plans("three")[0]
+
+
 def readers_plans(run_id: str) -> list[int]:
     run = next(run for run in readers.runs() if run.run_id == run_id)
     return readers.read(run).plans["config_id"].astype(int).tolist()
@@ -333,6 +341,12 @@ def test_compare_runs_that_share_nothing() -> None:
 def test_compare_with_a_run_without_plans() -> None:
     assert "Only one of these runs has scored a plan" in words(visit("Compare", runs="finished,failures"))
     assert "None of these runs" in words(visit("Compare", runs="queued,failures"))
+
+
+def test_compare_begins_with_runs_that_share_an_objective() -> None:
+    assert visit("Compare", run="three").multiselect[0].value[0] == "three"
+    picked = visit("Compare", run="finished").multiselect[0].value
+    assert picked[0] == "finished" and picked[1] in {"single", "failures", "running", "lost", "queued"}
 
 
 def test_compare_needs_two_runs() -> None:

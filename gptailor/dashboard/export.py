@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from gptailor.dashboard import theme
-from gptailor.dashboard.charts.common import Chart
 from gptailor.dashboard.text import csv_safe, plain
+
+if TYPE_CHECKING:  # brings altair, which a page without charts opens sooner without
+    from gptailor.dashboard.charts.common import Chart
 
 PICTURE_WIDTH = 900
 """Pixels of a downloaded picture's plot; PNG is drawn at twice that."""
@@ -16,7 +18,7 @@ PICTURE_WIDTH = 900
 
 def inert(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with no cell and no heading that a spreadsheet takes for a formula."""
-    table = frame.rename(columns=csv_safe)
+    table = frame.rename(columns=lambda name: csv_safe(str(name)))
     for name in table.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]]:
         table[name] = table[name].map(csv_safe)
     return table

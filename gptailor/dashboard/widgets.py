@@ -134,7 +134,7 @@ def choose(name: str, value: str | int | None) -> None:
 def _adopt(name: str, key: str) -> None:
     choose(name, st.session_state[key])
     if name == "run":
-        choose("config", None)  # another run's plans have nothing to do with this one's
+        choose("config", None)
 
 
 def select(
@@ -170,6 +170,9 @@ def pick_run() -> readers.Run:
         run = by_id[select("run", "Run", list(by_id), lambda run_id: _run_label(by_id[run_id]), newest)]
     with right:
         status_badge(run.status)
+    if st.session_state.get("config.run") != run.run_id and "config" not in st.query_params:
+        choose("config", None)  # a plan remembered from another run has nothing to do with this one's
+    st.session_state["config.run"] = run.run_id
     if asked and asked not in by_id:
         st.warning(f"The link asks for the run {text_safe(asked)}, which is not saved here. This is another one.")
     return run
@@ -188,11 +191,9 @@ def pick_runs() -> list[readers.Run]:
             ":material/balance:",
         )
         st.stop()
-    asked = [run_id for run_id in (chosen("runs") or "").split(",") if run_id in by_id]
-    if not asked:
-        asked = list(dict.fromkeys([*([run] if (run := chosen("run")) in by_id else []), *by_id]))[:2]
+    asked = list(dict.fromkeys(run_id for run_id in (chosen("runs") or "").split(",") if run_id in by_id))
     key = "select.runs"
-    st.session_state[key] = list(dict.fromkeys(asked))[:MOST_RUNS]
+    st.session_state[key] = asked[:MOST_RUNS] or _comparable(by_id)
 
     def adopt() -> None:
         choose("runs", ",".join(st.session_state[key]))
@@ -210,6 +211,15 @@ def pick_runs() -> list[readers.Run]:
         empty("Pick at least two runs.", ":material/balance:")
         st.stop()
     return [by_id[run_id] for run_id in picked]
+
+
+def _comparable(by_id: Mapping[str, readers.Run]) -> list[str]:
+    """The run looked at last, else the newest, and the newest other one (sharing an objective, if one does)."""
+    first = by_id.get(chosen("run") or "", next(iter(by_id.values())))
+    others = [run for run in by_id.values() if run.run_id != first.run_id]
+    mine = set(first.summary.objectives)
+    second = next((run for run in others if mine & set(run.summary.objectives)), others[0])
+    return [first.run_id, second.run_id]
 
 
 def read_quietly(run: readers.Run) -> View:
@@ -243,8 +253,7 @@ def by_trials_or_hours() -> str:
 
 
 def read(run: readers.Run) -> View:
-    """The run's tables, with a line on what it is; stops the page, saying why, where they cannot be read or hold
-    nothing."""
+    """The run's tables, with a line on what it is; stops the page, saying why, where they cannot be read."""
     try:
         view = readers.read(run)
         about = _about(view)

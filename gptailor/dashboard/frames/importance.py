@@ -58,7 +58,7 @@ def importance(labelled: pd.DataFrame, table: pd.DataFrame, facts: Facts) -> Imp
     configs = draw.permutation(fine["config_id"].unique())
     unseen = fine["config_id"].isin(configs[: int(UNSEEN * len(configs))]).to_numpy()
     forest = ExtraTreesRegressor(TREES, min_samples_leaf=2, max_features=0.5, random_state=0)
-    forest.fit(features[~unseen], targets[~unseen])
+    forest.fit(features[~unseen], targets[~unseen] if len(names) > 1 else targets[~unseen].ravel())
     x, y = features[unseen], targets[unseen]
     explained = _r2(y, forest.predict(x).reshape(y.shape))
     drops = explained - _shuffled_r2(forest, x, y, facts.n_layers, draw)  # repeats x layers x objectives
