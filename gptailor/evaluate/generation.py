@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from gptailor.evaluate.examples import Encoder, Prompt
+from gptailor.evaluate.scoring import NonFinite
 
 Batch = tuple[int, ...]
 
@@ -52,12 +53,22 @@ def continue_prompts(model: PreTrainedModel, prompts: Sequence[Prompt], encoder:
         do_sample=False,
         max_length=width + settings.max_new_tokens,
         stopping_criteria=stop_sequences_criteria(tokenizer, list(settings.until), width, len(rows)),
+        logits_processor=LogitsProcessorList([_OnlyFinite()]),
         pad_token_id=padding,
         use_cache=True,
         **dict(settings.settings),
     )
     texts = [tokenizer.decode(row, skip_special_tokens=True) for row in written[:, width:].tolist()]
     return [postprocess_generated_text(text, list(settings.until), None) for text in texts]
+
+
+class _OnlyFinite(LogitsProcessor):
+    """Passes scores on. Raises NonFinite: greedy decoding would make a text of NaN, too."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if not bool((scores < torch.inf).all()):  # minus infinity is how settings forbid a token
+            raise NonFinite("the model's logits are not finite")
+        return scores
 
 
 def padding_token(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -53,8 +53,9 @@ def lean(model: PreTrainedModel, rows: torch.Tensor) -> Iterator[None]:
             patch(module, partial(_at_rows, module.forward, rows))
         if rows.device.type == "cpu":
             for module in model.modules():
-                if type(module).__name__.endswith("RMSNorm") and _is_plain_norm(module):
-                    patch(module, partial(_rms_norm, module.weight, _epsilon(module)))
+                norm = _plain_norm(module)
+                if norm is not None:
+                    patch(module, norm)
         yield
     finally:
         for module in patched:
@@ -73,24 +74,21 @@ def _row_wise(model: PreTrainedModel) -> list[nn.Module]:
     return [module for name, module in last.named_modules() if name in ROW_WISE]
 
 
-def _is_plain_norm(module: nn.Module) -> bool:
-    """Whether the module computes weight * x / rms(x), tried on a few numbers once for its class."""
+def _plain_norm(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The cheap way of a module that computes weight * x / rms(x), tried on a few numbers once for its class."""
     kind = type(module)
+    weight = getattr(module, "weight", None)
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not kind.__name__.endswith("RMSNorm") or not isinstance(weight, torch.Tensor) or epsilon is None:
+        return None
+    cheap = partial(_rms_norm, weight, epsilon)
     if kind not in _PLAIN:
-        weight = getattr(module, "weight", None)
-        plain = isinstance(weight, torch.Tensor) and weight.ndim == 1 and _epsilon(module) is not None
-        if plain:
-            trial = torch.linspace(-3.0, 4.0, 3 * weight.shape[0]).view(1, 3, -1).to(weight.dtype)
-            plain = torch.allclose(module(trial), _rms_norm(weight, _epsilon(module), trial), rtol=2e-2, atol=1e-6)
-        _PLAIN[kind] = plain
-    return _PLAIN[kind]
+        trial = torch.linspace(-3.0, 4.0, 3 * weight.shape[0]).view(1, 3, -1).to(weight.dtype)
+        _PLAIN[kind] = torch.allclose(module(trial), cheap(trial), rtol=2e-2, atol=1e-6)
+    return cheap if _PLAIN[kind] else None
 
 
 _PLAIN: dict[type, bool] = {}
-
-
-def _epsilon(module: nn.Module) -> float | None:
-    return getattr(module, "variance_epsilon", getattr(module, "eps", None))
 
 
 def _rms_norm(weight: torch.Tensor, epsilon: float, states: torch.Tensor) -> torch.Tensor:

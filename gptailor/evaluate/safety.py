@@ -42,12 +42,12 @@ def check_task_file(path: Path, trusted: Path) -> None:
 
 
 def _reason_to_refuse(file: Path) -> str | None:
+    content = _plain(file)
     for event in yaml.parse(file.read_text(encoding="utf-8")):
         tag = getattr(event, "tag", None)
         if tag is not None and (not tag.startswith("tag:yaml.org,2002:") or "python" in tag):
             line = event.start_mark.line + 1 if event.start_mark else "?"
             return f"it names `{tag}` on line {line}, which runs Python code"
-    content = _plain(file)
     if content.get("dataset_path") in _PICKLED:
         return f"its dataset_path `{content['dataset_path']}` reads pickled files, which can run code"
     metrics = content.get("metric_list")
@@ -78,7 +78,8 @@ def _plain(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Plain)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"benchmark file {path}: cannot be read: {error}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"benchmark file {path}: cannot be read: {reason}") from error
     return content if isinstance(content, dict) else {}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,17 +32,17 @@ def find_tasks(names: Iterable[str], include_path: Sequence[str]) -> TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     use_sandboxed_templates()
-    folders = tuple(str(_folder(path)) for path in include_path)
+    folders = [_folder(path) for path in include_path]
+    trusted = Path(lm_eval.tasks.__file__).parent
     wanted = set(names)
-    manager = _manager(folders, False)
-    if not _closure(manager, wanted)[1]:
-        found = manager
-    else:
-        found = _manager(folders, True)
+    own = found = _index(folders, include_defaults=False)
+    missing = _closure(own, wanted)[1]
+    if missing:
+        _explain_unread(missing, own, folders, trusted)
+        found = _index(folders, include_defaults=True)
         missing = _closure(found, wanted)[1] & wanted
         if missing:
-            raise UserError("\n".join(_unknown(name, found, manager, folders) for name in sorted(missing)))
-    trusted = Path(lm_eval.tasks.__file__).parent
+            raise UserError("\n".join(_unknown(name, found, own) for name in sorted(missing)))
     for name in sorted(_closure(found, wanted)[0]):
         path = found.task_index[name].yaml_path
         if path is not None:
@@ -110,11 +109,10 @@ def _choose_shots(task: Task, spec: Benchmark) -> None:
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
 
 
-@lru_cache(maxsize=4)
-def _manager(folders: tuple[str, ...], include_defaults: bool) -> TaskManager:
+def _index(folders: Sequence[Path], include_defaults: bool) -> TaskManager:
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=list(folders), include_defaults=include_defaults)
+    return TaskManager(include_path=[str(folder) for folder in folders], include_defaults=include_defaults)
 
 
 def _folder(path: str) -> Path:
@@ -157,15 +155,24 @@ def _members(config: dict[str, Any]) -> list[str]:
     return names
 
 
-def _unknown(name: str, found: TaskManager, own: TaskManager, folders: tuple[str, ...]) -> str:
+def _explain_unread(names: set[str], own: TaskManager, folders: Sequence[Path], trusted: Path) -> None:
+    """lm-eval passes over files that it cannot read; say so where such a file bears a wanted name. Raises UserError."""
+    read = {Path(entry.yaml_path) for entry in own.task_index.values() if entry.yaml_path}
+    for folder in folders:
+        for file in sorted(folder.glob("**/*.yaml")):
+            if file.stem in names and file not in read:
+                check_task_file(file, trusted)
+                raise UserError(f"benchmark {file.stem}: {file} defines no task of this name (`task: {file.stem}`)")
+
+
+def _unknown(name: str, found: TaskManager, own: TaskManager) -> str:
     close = difflib.get_close_matches(name, found.all_tasks, n=5, cutoff=0.5)
     if not close and own.all_tasks:
         close = own.all_tasks[:8]
     message = f"benchmark {name}: neither lm-eval nor include_path has a task or group of this name"
     if close:
         message += f"; did you mean {', '.join(close)}?"
-    broken = [file for folder in folders for file in Path(folder).glob("**/*.yaml") if name in file.stem]
-    return message + "".join(f"\n  {file} is there but lm-eval cannot read it as a task" for file in broken[:3])
+    return message
 
 
 def _first_line(error: BaseException) -> str:
