@@ -6,8 +6,8 @@ merges included:
     pipeline   mergekit writes the plan's model to disk, lm-eval's command line scores it
     resident   the stitched model in memory, lm-eval's evaluate() with HFLM at the best batch size
     engine     this project, first trial (cold) and the median of the rest (warm)
-    floor      multiply-adds of the distinct tokens through the kept layers and of the head at the scored positions, over
-               the rate that one large matrix product of the same shapes and type reaches in the same run
+    floor      multiply-adds of the distinct tokens through the kept layers and of the head at the scored positions
+               over the rate that one large matrix product of the same shapes and type reaches in the same run
     search     a whole search against its own trials scored one by one by the resident peer
     suggest    SMAC's time, at 30 layers x 3 candidates and 40 x 4
     memory     peak memory of the engine against the bytes of the family's distinct tensors
