@@ -25,7 +25,8 @@ def moving() -> None:
     facts, trials = view.facts, view.trials
     if facts.error:
         st.error(text.safe(facts.error, 2000), icon=":material/error:")
-    now = frames.numbers(trials, facts, view.tables.as_of)
+    until = view.tables.as_of if run.is_active else facts.ended_at or facts.last_activity or view.tables.as_of
+    now = frames.numbers(trials, facts, until)
     show_numbers(now, view)
     if trials.empty:
         widgets.empty(

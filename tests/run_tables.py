@@ -79,6 +79,7 @@ def run_tables(
         "n_removed": n_removed,
         "started_at": START,
         "ended_at": None if status == "running" else START + timedelta(seconds=60 * len(rows)),
+        "heartbeat_at": START + timedelta(seconds=60 * len(rows)),
         "error": None,
     }
     return RunTables(

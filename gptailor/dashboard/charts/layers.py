@@ -26,7 +26,7 @@ from gptailor.plan import BASE
 
 ROW = 24
 """Pixels of a heatmap's row."""
-_GRADIENT = 84
+_GRADIENT = 100
 """Pixels that a legend of graded colour takes above a plot."""
 _CELL = (
     ("plan", "Plan"),

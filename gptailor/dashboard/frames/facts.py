@@ -65,6 +65,7 @@ class Facts:
     walltime: float | None
     started_at: datetime | None
     ended_at: datetime | None
+    last_activity: datetime | None
     error: str | None
     average: Average
     dense: Mapping[str, float]
@@ -117,6 +118,7 @@ def facts(tables: RunTables) -> Facts:
         walltime=parse_duration(walltime) if walltime else None,
         started_at=_moment(row.get("started_at")),
         ended_at=_moment(row.get("ended_at")),
+        last_activity=_moment(row.get("heartbeat_at")),
         error=row["error"] if isinstance(row.get("error"), str) else None,
         average=Average.RETENTION if measured else Average.SCORE,
         dense=dense,

@@ -35,7 +35,8 @@ class Numbers:
 
 
 def numbers(table: pd.DataFrame, facts: Facts, now: datetime) -> Numbers:
-    """`budget`, `config_id` and `trial_id` are of the trial that is running, else of the last one."""
+    """`budget`, `config_id` and `trial_id` are of the trial that is running, else of the last one. now: up to when
+    `elapsed` counts. A time limit is on what the trials took, so that a resumed run goes on where it stopped."""
     ended = table[table["status"] != "running"]
     running = table[table["status"] == "running"]
     current = running if len(running) else table
@@ -44,10 +45,9 @@ def numbers(table: pd.DataFrame, facts: Facts, now: datetime) -> Numbers:
     left = None
     if rate:
         left = max(facts.trials_asked - len(ended), 0) / rate * 3600
-    stop = facts.ended_at or now
-    elapsed = (stop - facts.started_at).total_seconds() if facts.started_at else None
-    if facts.walltime and elapsed is not None:
-        rest = max(facts.walltime - elapsed, 0.0)
+    elapsed = (now - facts.started_at).total_seconds() if facts.started_at else None
+    if facts.walltime:
+        rest = max(facts.walltime - _seconds(ended).sum(), 0.0)
         left = rest if left is None else min(left, rest)
     return Numbers(
         done=len(ended),
@@ -64,9 +64,12 @@ def numbers(table: pd.DataFrame, facts: Facts, now: datetime) -> Numbers:
 
 def _rate(ended: pd.DataFrame) -> float | None:
     """Trials an hour over the last trials, by the time they took (pauses and restarts do not count)."""
-    recent = ended.tail(RECENT)
-    took = recent["seconds"].fillna(0) + recent["suggest_seconds"].fillna(0)
-    return None if not len(recent) or took.sum() <= 0 else float(3600 * len(recent) / took.sum())
+    took = float(_seconds(ended.tail(RECENT)).sum())
+    return 3600 * min(len(ended), RECENT) / took if took > 0 else None
+
+
+def _seconds(trials: pd.DataFrame) -> pd.Series:
+    return trials["seconds"].fillna(0) + trials["suggest_seconds"].fillna(0)
 
 
 def best_so_far(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
