@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -371,6 +372,13 @@ def test_readers_share_one_answer_for_each_version(root: Path, tmp_path: Path) -
     assert readers.read(readers._run(RunFolder.of(tmp_path, "other"))) is not first
     folder.database.touch()  # a new version of a run that is not active is read at once
     assert readers.read(run) is not first
+
+
+def test_a_run_that_was_deleted_meanwhile(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "gone", n_trials=3, run_id="gone")
+    assert readers.status(folder) == "finished"
+    shutil.rmtree(folder.path)
+    assert readers.status(folder) == "deleted"
 
 
 def test_a_busy_file_shows_the_last_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,8 +65,13 @@ def runs_root() -> Path:
 
 def runs() -> list[Run]:
     """Every saved run, newest first, and the shipped demo last."""
-    folders = [*reversed(run_folders(runs_root())), *run_folders(DEMO)]
-    return [_run(folder) for folder in folders]
+    found = []
+    for folder in (*reversed(run_folders(runs_root())), *run_folders(DEMO)):
+        try:
+            found.append(_run(folder))
+        except FileNotFoundError:  # deleted while we looked
+            continue
+    return found
 
 
 def _run(folder: RunFolder) -> Run:
@@ -76,8 +81,11 @@ def _run(folder: RunFolder) -> Run:
 
 
 def status(folder: RunFolder) -> str:
-    """A run's state now: queued, running, paused, finished, stopped, failed or lost."""
-    return _run(folder).status
+    """A run's state now: queued, running, paused, finished, stopped, failed, lost, or deleted."""
+    try:
+        return _run(folder).status
+    except FileNotFoundError:
+        return "deleted"
 
 
 def _summary_version(folder: RunFolder) -> tuple[int, ...]:
