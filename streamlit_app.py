@@ -1,6 +1,6 @@
 """Home: which runs are there? The dashboard's entry: `streamlit run streamlit_app.py`."""
 
-from gptailor.dashboard import home, readers, widgets
+from gptailor.dashboard import home, readers, run_table, widgets
 
 widgets.open_page("Home")
 runs = readers.runs()
@@ -8,7 +8,7 @@ notes = home.saved_notes(runs)
 home.welcome(runs)
 shown = home.find(runs, notes)
 if shown:
-    ticked = home.table(shown, notes)
+    ticked = run_table.table(shown, notes)
     home.actions(ticked)
 elif runs:
     widgets.empty("No run matches these filters.", ":material/filter_alt_off:")

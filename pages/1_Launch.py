@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from gptailor.dashboard import launching, widgets
+from gptailor.dashboard import launching, starting, widgets
 
 widgets.open_page("Launch")
 left, right = st.columns([3, 2], gap="large")
@@ -16,7 +16,7 @@ with right:
     if draft.spec is None:
         widgets.empty("Some fields need a change before this can be judged: see the red lines.", ":material/edit:")
     else:
-        ready = launching.outlook(draft.spec)
-    launching.start_button(draft.spec, ready)
+        ready = starting.outlook(draft.spec)
+    starting.start_button(draft.spec, ready)
     if draft.spec is not None:
-        launching.in_other_words(draft.spec, preset)
+        starting.in_other_words(draft.spec, preset)

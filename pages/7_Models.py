@@ -22,8 +22,8 @@ widgets.show_chart(
     alt=f"Source of each layer of plan {plan}",
     key="models.strip",
 )
-models.show_results(view, plan)
+models.show_results(view, run, plan)
 st.divider()
-models.export(run, view.facts, plan)
+models.export(run, plan)
 st.divider()
 models.try_it(run, view.facts, plan)

@@ -13,7 +13,7 @@ from make_runs import make_run
 from streamlit.testing.v1 import AppTest
 
 from gptailor import launch
-from gptailor.dashboard import home, readers
+from gptailor.dashboard import home, readers, run_table
 from gptailor.store import RunFolder
 from gptailor.store.imports import import_run
 from gptailor.store.notes import MAX_NAME, Notes, read_notes, write_notes
@@ -39,7 +39,7 @@ def open_home() -> AppTest:
 
 def tick(app: AppTest, rows: Sequence[int]) -> AppTest:
     runs = readers.runs()
-    app.session_state[home.table_key(runs)] = {"selection": {"rows": list(rows), "columns": [], "cells": []}}
+    app.session_state[run_table.table_key(runs)] = {"selection": {"rows": list(rows), "columns": [], "cells": []}}
     app.run()
     assert not app.exception
     return app
@@ -206,7 +206,7 @@ def test_a_zip_that_is_no_run_is_refused_in_words(store: Path) -> None:
 
 def test_rows_on_values(store: Path) -> None:
     folder = make_run(store, "values", n_trials=40, failures=0.2, seed=3)
-    frame = home.listing(readers.runs(), {folder.run_id: Notes("", "a\nnote", ("x",))})
+    frame = run_table.listing(readers.runs(), {folder.run_id: Notes("", "a\nnote", ("x",))})
     row, summary = frame.iloc[0], readers.runs()[0].summary
     assert row["progress"] == 100 and row["trials"] == "40 of 40" and row["failed"] == summary.n_failed > 0
     assert row["retention"] == pytest.approx(100 * summary.retention)  # type: ignore[operator]
@@ -219,7 +219,7 @@ def test_time_left_is_at_the_pace_so_far(store: Path) -> None:
     make_run(store, status=RunStatus.RUNNING, n_trials=30)
     run = readers.runs()[0]
     spent = (run.summary.last_activity - run.summary.started_at).total_seconds()  # type: ignore[operator]
-    assert home.seconds_left(run) == pytest.approx(spent / 19 * 11)
+    assert run_table.seconds_left(run) == pytest.approx(spent / 19 * 11)
 
 
 def test_import_names_what_is_wrong(store: Path, tmp_path: Path) -> None:

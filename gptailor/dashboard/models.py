@@ -1,15 +1,11 @@
-"""The Models page's parts: a plan's facts and results, its export, and its answers beside the dense base's.
-
-Model work runs in processes of its own (`gptailor.launch.jobs`): they outlive the page, and whoever opens it again
-finds them. What is written goes beside the runs folder; the browser never names a path.
-"""
+"""The Models page's parts: a plan's facts and results, its export, and its answers beside the dense base's."""
 
 from __future__ import annotations
 
 import json
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +13,19 @@ import pandas as pd
 import streamlit as st
 
 from gptailor import launch
-from gptailor.dashboard import readers, text, widgets
+from gptailor.dashboard import jobs, text, widgets
 from gptailor.dashboard.frames import tradeoffs
 from gptailor.dashboard.frames.facts import Facts
 from gptailor.dashboard.frames.view import View
 from gptailor.dashboard.readers import Run
-from gptailor.errors import UserError
-from gptailor.launch import Job, JobState, JobStatus
+from gptailor.launch import JobState, JobStatus
 from gptailor.launch.process import PROJECT
 
-POLL_SECONDS = 1.0
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 MAX_PROMPT = 2000
 KEPT_ANSWERS = 20
-"""Prompts whose folders are kept; the oldest go first."""
 
 # --- facts ------------------------------------------------------------------------------------------------------------
-
-
-def exports_root() -> Path:
-    """Where exported models are written: beside the runs folder."""
-    return readers.runs_root().resolve().parent / "exports"
 
 
 def facts(view: View, run: Run, config_id: int) -> None:
@@ -45,7 +33,7 @@ def facts(view: View, run: Run, config_id: int) -> None:
     whole = view.facts
     row = view.plans[view.plans["config_id"] == config_id].iloc[0]
     place = tradeoffs.place_of(view.trials, view.plans, config_id)
-    out = _folder(run, config_id)
+    out = jobs.export_folder(run, config_id)
     layers, parameters, size, kept = st.columns(4)
     layers.metric("Layers", f"{row['kept_layers']:.0f} of {whole.n_layers}", border=True)
     parameters.metric("Parameters", text.size(row["parameters"]), border=True)
@@ -111,7 +99,7 @@ def _columns(rows: pd.DataFrame, objective: bool) -> pd.DataFrame:
     return kept.assign(higher=rows["higher_is_better"].astype(bool), objective=objective)
 
 
-def show_results(view: View, config_id: int) -> None:
+def show_results(view: View, run: Run, config_id: int) -> None:
     """The plan's scores beside the dense base's, and what of the held-out benchmarks is known."""
     frame = results(view, config_id)
     asked = len(view.facts.spec.get("held_out") or ())
@@ -121,6 +109,33 @@ def show_results(view: View, config_id: int) -> None:
         _held_out_words(known, asked) + " ± is one standard error; retention is the share of the dense base's score."
     )
     widgets.show_table(frame, alt=f"Scores of plan {config_id} and of the dense base", height=560)
+    judge(run, config_id, max(asked - known, 0))
+
+
+def judge(run: Run, config_id: int, missing: int) -> None:
+    """Score the plan and the dense base on the held-out benchmarks, where that was not done yet."""
+    work = jobs.job(run, f"judge-{config_id}")
+    state = jobs.state(work)
+    if jobs.is_running(state):
+        jobs.follow(work, _judge_steps)
+        return
+    if missing and state is not None and state.status is not JobStatus.DONE:
+        jobs.say_failure(state, "Scoring")
+    if missing and not run.is_active and not run.is_demo:
+        subjects = f"dense,config:{config_id}"
+        st.button(
+            "Score it on the held-out benchmarks",
+            icon=":material/quiz:",
+            on_click=jobs.begin,
+            args=(run, work, ["evaluate", run.run_id, "--subjects", subjects]),
+            help="All of their examples, for this plan and the dense base: this may take a while.",
+        )
+
+
+def _judge_steps(state: JobState) -> None:
+    lines = [line for line in state.output.splitlines() if re.match(r"\d+  (dense|config:\d+)  ", line)]
+    last = text.safe(lines[-1].partition("  ")[2], 200) if lines else "opening the models and the benchmarks …"
+    st.info(f"Scoring on the held-out benchmarks: {last}", icon=":material/hourglass_empty:")
 
 
 def _held_out_words(known: int, asked: int) -> str:
@@ -137,20 +152,19 @@ def _held_out_words(known: int, asked: int) -> str:
 # --- export -----------------------------------------------------------------------------------------------------------
 
 
-def export(run: Run, facts: Facts, config_id: int) -> None:
+def export(run: Run, config_id: int) -> None:
     """Export the plan as a Hugging Face folder, and say where it is."""
     st.markdown("#### Export")
-    out, place = _folder(run, config_id), _place(run)
-    job = Job(place / "jobs" / f"export-{config_id}")
-    state = _state(job)
+    out, work = jobs.export_folder(run, config_id), jobs.job(run, f"export-{config_id}")
+    state = jobs.state(work)
     shown = str(out.relative_to(PROJECT) if out.is_relative_to(PROJECT) else out)
     if out.is_dir():
         _exported(out, shown)
-    elif state is not None and state.status is JobStatus.RUNNING:
-        _follow(job, _export_steps)
+    elif jobs.is_running(state):
+        jobs.follow(work, _export_steps)
     else:
         if state is not None:
-            _say_failure(state, "The export")
+            jobs.say_failure(state, "The export")
         st.caption(
             "A plain Hugging Face folder that needs nothing of gptailor: weights, tokenizer and a model card. It is "
             f"reloaded and its logits are compared before it counts as done. It goes to {text.safe(shown, 300)}."
@@ -159,16 +173,10 @@ def export(run: Run, facts: Facts, config_id: int) -> None:
             "Export as a Hugging Face folder",
             icon=":material/download:",
             type="primary",
-            on_click=_try,
-            args=(
-                lambda: launch.start_job(
-                    place,
-                    ["export", run.run_id, str(config_id), str(out), "--runs", str(run.folder.root.resolve())],
-                    job.name,
-                ),
-            ),
+            on_click=jobs.begin,
+            args=(run, work, ["export", run.run_id, str(config_id), str(out)]),
         )
-    _show_problem()
+    jobs.show_problem()
 
 
 def _exported(out: Path, shown: str) -> None:
@@ -198,11 +206,9 @@ def try_it(run: Run, facts: Facts, config_id: int) -> None:
     """A prompt, and what the plan's model and the dense base make of it, side by side."""
     st.markdown("#### Try it")
     st.caption("Both models continue your text, greedily, in a process of their own. A short base model is no chatbot.")
-    place = _place(run)
     mine = st.session_state.setdefault("models.try", secrets.token_hex(6))
-    job = Job(place / "jobs" / f"generate-{config_id}-{mine}")
-    state = _state(job)
-    running = state is not None and state.status is JobStatus.RUNNING
+    work = jobs.job(run, f"generate-{config_id}-{mine}")
+    state = jobs.state(work)
     with st.form("models.prompt", border=False):
         prompt = st.text_area(
             "Your text", key="models.text", height=100, max_chars=MAX_PROMPT, placeholder="Once upon a time"
@@ -220,24 +226,21 @@ def try_it(run: Run, facts: Facts, config_id: int) -> None:
             key="models.device",
         )
         templated = chat.toggle("Chat template", value=True, key="models.chat", help="Where the tokenizer has one.")
-        sent = st.form_submit_button("Generate", icon=":material/play_arrow:", disabled=running)
+        sent = st.form_submit_button("Generate", icon=":material/play_arrow:", disabled=jobs.is_running(state))
     if sent and prompt.strip():
         wanted = "".join(c for c in prompt if c in "\n\t" or c.isprintable())
         arguments = ["generate", run.run_id, str(config_id), f"--prompt={wanted}", f"--tokens={count}"]
-        arguments += [f"--device={where}", "--runs", str(run.folder.root.resolve())] + (
-            [] if templated else ["--plain"]
-        )
-        _prune(place)
-        _try(lambda: launch.start_job(place, arguments, job.name))
-        state = _state(job)
-        running = state is not None and state.status is JobStatus.RUNNING
+        arguments += [f"--device={where}"] + ([] if templated else ["--plain"])
+        jobs.forget_old(run, "generate-", KEPT_ANSWERS)
+        jobs.begin(run, work, arguments)
+        state = jobs.state(work)
     elif sent:
         st.warning("Type something to continue.")
-    _show_problem()
-    if running:
-        _follow(job, _answer_steps)
+    jobs.show_problem()
+    if jobs.is_running(state):
+        jobs.follow(work, _answer_steps)
     elif state is not None and state.status is not JobStatus.DONE:
-        _say_failure(state, "Generating")
+        jobs.say_failure(state, "Generating")
     elif state is not None:
         _answers(_events(state))
 
@@ -282,73 +285,7 @@ def _events(state: JobState) -> list[dict[str, Any]]:
     return events
 
 
-# --- jobs -------------------------------------------------------------------------------------------------------------
-
-
-def _folder(run: Run, config_id: int) -> Path:
-    return exports_root() / f"{run.run_id}-{config_id}"
-
-
-def _place(run: Run) -> Path:
-    """Where the run's jobs are kept: not in its own folder, which may be somebody else's or read-only."""
-    return exports_root() / ".work" / run.run_id
-
-
-def _state(job: Job) -> JobState | None:
-    try:
-        return launch.job_state(job)
-    except UserError:  # there was no such job yet
-        return None
-
-
-def _follow(job: Job, show: Callable[[JobState], None]) -> None:
-    """Show how a job goes on, until it has ended."""
-
-    @st.fragment(run_every=POLL_SECONDS)
-    def look() -> None:
-        state = _state(job)
-        if state is None or state.status is not JobStatus.RUNNING:
-            st.rerun()
-            return
-        show(state)
-        if st.button("Cancel", key=f"models.cancel.{job.name}"):
-            launch.stop_job(job)
-            st.rerun()
-
-    look()
-
-
-def _say_failure(state: JobState, what: str) -> None:
-    """Why a job ended: the user's mistake in full, else the last line of the log."""
-    if state.status is JobStatus.LOST:
-        st.warning(f"{what} was cancelled or killed.", icon=":material/cancel:")
-        return
-    _, found, message = state.output.strip().rpartition("gptailor: ")
-    lines = message.splitlines() if found else message.splitlines()[-1:]
-    st.error("  \n".join([f"{what} failed.", *(text.safe(line, 600) for line in lines[:20])]), icon=":material/error:")
-
-
-def _try(action: Callable[[], object]) -> None:
-    try:
-        action()
-    except UserError as error:
-        st.session_state["models.problem"] = str(error)
-
-
-def _show_problem() -> None:
-    if problem := st.session_state.pop("models.problem", None):
-        st.error(text.safe(problem, 600), icon=":material/error:")
-
-
-def _prune(place: Path) -> None:
-    """Forget the oldest answers, so that a curious visitor does not fill the disk."""
-    import shutil
-
-    jobs = [job for job in launch.list_jobs(place) if job.name.startswith("generate-")]
-    for job in sorted(jobs, key=lambda job: job.asked.stat().st_mtime)[:-KEPT_ANSWERS]:
-        state = _state(job)
-        if state is not None and state.status is not JobStatus.RUNNING:
-            shutil.rmtree(job.path, ignore_errors=True)
+# --- sizes ------------------------------------------------------------------------------------------------------------
 
 
 def _folder_size(folder: Path) -> int:

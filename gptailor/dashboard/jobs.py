@@ -1,0 +1,99 @@
+"""Model work that a page asks for, in processes of its own: they outlive the page, and whoever opens it finds them.
+
+What is written goes beside the runs folder; the browser never names a path.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import streamlit as st
+
+from gptailor import launch
+from gptailor.dashboard import readers, text
+from gptailor.dashboard.readers import Run
+from gptailor.errors import UserError
+from gptailor.launch import Job, JobState, JobStatus
+
+POLL_SECONDS = 1.0
+
+
+def exports_root() -> Path:
+    """Where exported models are written: beside the runs folder."""
+    return readers.runs_root().resolve().parent / "exports"
+
+
+def export_folder(run: Run, config_id: int) -> Path:
+    return exports_root() / f"{run.run_id}-{config_id}"
+
+
+def job(run: Run, name: str) -> Job:
+    """The run's job of that name, whether it was ever started or not. Jobs are not kept in the run's own folder, which
+    may be somebody else's or read-only."""
+    return Job(_place(run) / "jobs" / name)
+
+
+def state(work: Job) -> JobState | None:
+    """None where it was never started."""
+    try:
+        return launch.job_state(work)
+    except UserError:
+        return None
+
+
+def is_running(found: JobState | None) -> bool:
+    return found is not None and found.status is JobStatus.RUNNING
+
+
+def begin(run: Run, work: Job, arguments: Sequence[str]) -> None:
+    """Start `python -m gptailor ARGUMENTS` on the run's folder; what hinders it is shown by show_problem."""
+    try:
+        launch.start_job(_place(run), [*arguments, "--runs", str(run.folder.root.resolve())], work.name)
+    except UserError as error:
+        st.session_state["jobs.problem"] = str(error)
+
+
+def show_problem() -> None:
+    if problem := st.session_state.pop("jobs.problem", None):
+        st.error(text.safe(problem, 600), icon=":material/error:")
+
+
+def follow(work: Job, show: Callable[[JobState], None]) -> None:
+    """Show how a job goes on, until it has ended."""
+
+    @st.fragment(run_every=POLL_SECONDS)
+    def look() -> None:
+        found = state(work)
+        if found is None or not is_running(found):
+            st.rerun()
+            return
+        show(found)
+        if st.button("Cancel", key=f"jobs.cancel.{work.name}"):
+            launch.stop_job(work)
+            st.rerun()
+
+    look()
+
+
+def say_failure(found: JobState, what: str) -> None:
+    """Why a job ended: the user's mistake in full, else the last line of the log."""
+    if found.status is JobStatus.LOST:
+        st.warning(f"{what} was cancelled or killed.", icon=":material/cancel:")
+        return
+    _, ours, message = found.output.strip().rpartition("gptailor: ")
+    lines = message.splitlines() if ours else message.splitlines()[-1:]
+    st.error("  \n".join([f"{what} failed.", *(text.safe(line, 600) for line in lines[:20])]), icon=":material/error:")
+
+
+def forget_old(run: Run, prefix: str, kept: int) -> None:
+    """Remove the oldest ended jobs of a kind, so that a curious visitor does not fill the disk."""
+    ours = [work for work in launch.list_jobs(_place(run)) if work.name.startswith(prefix)]
+    for work in sorted(ours, key=lambda work: work.asked.stat().st_mtime)[:-kept]:
+        if not is_running(state(work)):
+            shutil.rmtree(work.path, ignore_errors=True)
+
+
+def _place(run: Run) -> Path:
+    return exports_root() / ".work" / run.run_id
