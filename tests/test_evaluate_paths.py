@@ -128,7 +128,7 @@ def test_a_wrong_tree_is_found_out(
 
     from gptailor.evaluate import attention
 
-    monkeypatch.setattr(attention.PackMasks, "of_block", lambda self, number, window: None)
+    monkeypatch.setattr(attention.PackMasks, "of_block", lambda self, number, keys, window: None)
     engine = evaluator([benchmark], tokenizer)
     with caplog.at_level(logging.WARNING):
         engine.items(build("llama", tiny_config), benchmark, 0, 5)
