@@ -93,14 +93,15 @@ def _summarise(
 ) -> list[Scored]:
     """logits [S, V]; for every predicted token its row, its id and its window -> one Scored a window."""
     normalisers = _normalisers(logits)
-    picked = logits[rows, targets].float()
-    log_probs = picked - normalisers[rows]
-    zeros = torch.zeros(n_windows, device=logits.device)
-    rounded = zeros.index_add(0, owners, log_probs.to(logits.dtype).float()).to(logits.dtype)
-    precise = zeros.double().index_add(0, owners, log_probs.double())
-    if not bool(torch.isfinite(normalisers).all() & torch.isfinite(precise).all()):
+    log_probs = (logits[rows, targets].float() - normalisers[rows]).cpu()
+    if not bool(torch.isfinite(normalisers).all()) or not bool(torch.isfinite(log_probs).all()):
         raise NonFinite("the model's logits are not finite")
-    greedy = _are_greedy(logits, rows, targets, owners, n_windows) if needs_greedy else zeros.bool()
+    greedy = torch.zeros(n_windows, dtype=torch.bool)
+    if needs_greedy:
+        greedy = _are_greedy(logits, rows, targets, owners, n_windows).cpu()
+    owners = owners.cpu()
+    rounded = torch.zeros(n_windows).index_add(0, owners, log_probs.to(logits.dtype).float()).to(logits.dtype)
+    precise = torch.zeros(n_windows, dtype=torch.float64).index_add(0, owners, log_probs.double())
     columns = (rounded.tolist(), precise.tolist(), greedy.tolist())
     return [Scored(*row) for row in zip(*columns, strict=True)]
 

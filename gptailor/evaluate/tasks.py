@@ -52,6 +52,8 @@ def find_tasks(names: Iterable[str], include_path: Sequence[str]) -> TaskManager
 
 def load_tasks(manager: TaskManager, spec: Benchmark) -> tuple[list[Task], Group | None]:
     """The benchmark's tasks on the asked split with the asked number of shots, and its group if it is one."""
+    from lm_eval.api.task import ConfigurableTask
+
     name = spec.benchmark
     kind = manager.task_index[name].kind.name
     if kind == "TAG":
@@ -66,6 +68,8 @@ def load_tasks(manager: TaskManager, spec: Benchmark) -> tuple[list[Task], Group
         raise UserError(f"benchmark {name}: lm-eval cannot load it: {_first_line(error)}") from error
     tasks = list(loaded["tasks"].values())
     for task in tasks:
+        if not isinstance(task, ConfigurableTask):
+            raise UserError(f"benchmark {name}: task {task.task_name} is not built on lm-eval's ConfigurableTask")
         if getattr(task, "UNSAFE_CODE", False) and not code_is_allowed():
             raise UserError(f"benchmark {name}: task {task.task_name} runs code that the model wrote; it is refused")
         if getattr(task, "MULTIMODAL", False):
