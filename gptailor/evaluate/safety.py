@@ -94,5 +94,5 @@ def use_sandboxed_templates() -> None:
         return
     sandbox = SandboxedEnvironment(loader=utils.env.loader, undefined=utils.env.undefined, keep_trailing_newline=True)
     sandbox.filters.update(utils.env.filters)
-    sandbox.from_string = lru_cache(maxsize=1024)(sandbox.from_string)  # type: ignore[method-assign]
+    sandbox.from_string = lru_cache(maxsize=1024)(sandbox.from_string)  # type: ignore[method-assign,assignment]
     utils.env = sandbox
