@@ -34,6 +34,8 @@ def mergekit_yaml(
     missing = [name for name in (BASE, *plan.candidates) if name not in models]
     if missing:
         raise UserError(f"mergekit YAML: no path is known for {', '.join(missing)}")
+    if plan.folded:
+        raise UserError("mergekit YAML: folded layers cannot be written; export the model instead")
     method = _method(plan)
     writers = {"linear": _linear_slice, "slerp": _slerp_slice}
     write = writers.get(method, _base_slice)

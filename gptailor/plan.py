@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -39,7 +40,9 @@ class LayerChoice:
     layer: its index in the base, from 0. sources: candidate names in the family's order; none means the base's own
     layer, one means that candidate's, several mean a merge. method and factor: of the merge, else empty and None
     (factor is task arithmetic's scaling coefficient). parameters: further scalar parameters of the merge method.
-    output_scale: multiplies the layer's two output projections (attention's and the MLP's).
+    output_scale: multiplies the layer's two output projections (attention's and the MLP's). folds: (removed layer,
+    factor) pairs, ascending: the weight matrices become W + sum of factor * (W of that layer - W), each from this
+    layer's own sources; norms and biases stay.
     """
 
     layer: int
@@ -48,6 +51,7 @@ class LayerChoice:
     factor: float | None = None
     parameters: tuple[tuple[str, float], ...] = ()
     output_scale: float = 1.0
+    folds: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.layer < 0:
@@ -60,6 +64,11 @@ class LayerChoice:
             raise UserError(f"layer {self.layer}: a merge of {list(self.sources)} needs a method and a factor")
         if not self.is_merged and (self.factor is not None or self.method or self.parameters):
             raise UserError(f"layer {self.layer}: method and factor belong to merges of two or more candidates")
+        folded = [layer for layer, _ in self.folds]
+        if folded != sorted(set(folded)) or self.layer in folded or min(folded, default=0) < 0:
+            raise UserError(f"layer {self.layer}: folds {folded} must be other layers, ascending, each once")
+        if not all(math.isfinite(factor) for _, factor in self.folds):
+            raise UserError(f"layer {self.layer}: the factors of folds must be finite numbers")
 
     @property
     def is_merged(self) -> bool:
@@ -74,7 +83,7 @@ class LayerChoice:
     @property
     def weights_key(self) -> tuple[Any, ...]:
         """Equal keys mean equal weights: what a cache of layers is keyed by (the scale is applied by itself)."""
-        return (self.layer, self.sources, self.method, self.factor, self.parameters)
+        return (self.layer, self.sources, self.method, self.factor, self.parameters, self.folds)
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,9 @@ class StitchPlan:
             raise UserError("a plan must keep at least one layer")
         if indices[-1] >= self.n_layers:
             raise UserError(f"layer {indices[-1]} does not exist: the base has layers 0 to {self.n_layers - 1}")
+        folded = [layer for choice in self.kept for layer, _ in choice.folds]
+        if len(set(folded)) != len(folded) or set(folded) - set(self.removed):
+            raise UserError(f"folded layers must be removed ones, each folded once, got {sorted(folded)}")
 
     @classmethod
     def dense(cls, n_layers: int, source: str = BASE) -> StitchPlan:
@@ -115,6 +127,11 @@ class StitchPlan:
         """Names of all candidates that lend a layer, sorted."""
         return tuple(sorted({name for choice in self.kept for name in choice.sources}))
 
+    @property
+    def folded(self) -> dict[int, tuple[int, float]]:
+        """Removed layer -> the kept layer it is folded into, and the factor."""
+        return {layer: (choice.layer, factor) for choice in self.kept for layer, factor in choice.folds}
+
     @cached_property
     def hash(self) -> str:
         """A stable identity: equal plans, and only they, have equal hashes, in every process and version."""
@@ -133,6 +150,8 @@ class StitchPlan:
                 entry["parameters"] = dict(choice.parameters)
             if choice.output_scale != 1.0:
                 entry["output_scale"] = choice.output_scale
+            if choice.folds:
+                entry["folds"] = [[layer, factor] for layer, factor in choice.folds]
             layers.append(entry)
         return {"format": FORMAT, "n_layers": self.n_layers, "kept": layers}
 
@@ -152,6 +171,7 @@ class StitchPlan:
                     factor=None if entry.get("factor") is None else float(entry["factor"]),
                     parameters=tuple(sorted((entry.get("parameters") or {}).items())),
                     output_scale=float(entry.get("output_scale", 1.0)),
+                    folds=tuple((int(layer), float(factor)) for layer, factor in entry.get("folds", ())),
                 )
                 for entry in data["kept"]
             )
@@ -175,6 +195,7 @@ class StitchPlan:
                 this += f" x{choice.factor:.2f}"
             if choice.output_scale != 1.0:
                 this += f" scale {choice.output_scale:.2f}"
+            this += "".join(f" +{layer} x{factor:.2f}" for layer, factor in choice.folds)
             if this != label or previous is None or choice.layer != previous + 1:
                 close()
                 start, label = choice.layer, this

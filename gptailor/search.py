@@ -184,7 +184,7 @@ class _Search:
             with self.writer.batch():
                 self._remember(plan, result)
                 for objective, score in zip(self.spec.objectives, result.scores, strict=True):
-                    self.writer.record_evaluation(Evaluation(subject, None, objective.split, score, _now()))
+                    self.writer.record_evaluation(Evaluation(subject, None, objective.split, score, _now(), plan.hash))
         self.progress.reference(subject, result.scores)
         if subject == "dense":
             self.dense = {score.name: score.score for score in result.scores}

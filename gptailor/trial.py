@@ -80,13 +80,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A subject's score outside the search: `dense`, `candidate:NAME`, `baseline:NAME` or `config:ID`."""
+    """A subject's score outside the search: `dense`, `candidate:NAME`, `baseline:NAME` or `config:ID`.
+
+    plan_hash: of the model that was scored; its examples are stored under it.
+    """
 
     subject: str
     config_id: int | None
     split: str
     score: Score
     evaluated_at: datetime
+    plan_hash: str | None = None
 
 
 @dataclass(frozen=True)

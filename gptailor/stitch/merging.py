@@ -9,7 +9,7 @@ differences would save a third of that, and cost twice the bytes of every merge 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -96,6 +96,25 @@ def merge(choice: LayerChoice, base: State, candidates: Mapping[str, State]) -> 
             for name, tensor in changed.items()
         }
     return _by_mergekit(choice, {BASE: base, **candidates}, tuple(changed))
+
+
+@torch.no_grad()
+def fold(home: State, donors: Sequence[tuple[State, float]]) -> dict[str, torch.Tensor]:
+    """The weight matrices of a layer with other layers folded in: W + sum of factor * (W_other - W), in float32.
+
+    LaCo's merge (Yang et al., arXiv 2402.11187, equation 1) with a factor for each layer; norms and biases stay, as in
+    its published notebooks. donors: states of equal shapes, with their factors.
+    """
+    folded = {}
+    for name, tensor in home.items():
+        if tensor.ndim < 2 or not tensor.is_floating_point():
+            continue
+        origin = tensor.float()
+        total = origin.clone()
+        for state, factor in donors:
+            total.add_(state[name].float() - origin, alpha=factor)
+        folded[name] = total.to(tensor.dtype)
+    return folded
 
 
 def _task_arithmetic(base: torch.Tensor, candidates: list[torch.Tensor], factor: float) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 
 import psutil
 import torch
@@ -19,7 +20,7 @@ from gptailor.family import Family
 from gptailor.family.residence import n_bytes, tensors_of
 from gptailor.family.structure import scaled, set_layer_index, with_tensors
 from gptailor.plan import BASE, LayerChoice, StitchPlan
-from gptailor.stitch.merging import choice_problem, merge
+from gptailor.stitch.merging import choice_problem, fold, merge
 
 CACHE_SHARE = 0.1
 """The cache's default bound, as a share of the family's bytes (about a dozen layers of a 30-layer model)."""
@@ -91,6 +92,8 @@ class Stitcher:
         return self.cache.get((choice.weights_key, choice.output_scale), lambda: self._scale(choice))
 
     def _unscaled(self, choice: LayerChoice) -> nn.Module:
+        if choice.folds:
+            return self.cache.get(choice.weights_key, lambda: self._fold(choice))
         if choice.is_merged:
             return self.cache.get(choice.weights_key, lambda: self._merge(choice))
         return self.family.layer(choice.layer, choice.sources[0] if choice.sources else BASE)
@@ -100,6 +103,20 @@ class Stitcher:
         candidates = {name: self.family.layer(choice.layer, name).state_dict() for name in choice.sources}
         tensors = merge(choice, base.state_dict(), candidates)
         return with_tensors(base, tensors), n_bytes(tensors.values())
+
+    def _fold(self, choice: LayerChoice) -> tuple[nn.Module, int]:
+        """Folded layers come from the sources of the layer that they are folded into."""
+        home, *others = (
+            self._unscaled(replace(choice, layer=layer, folds=(), output_scale=1.0))
+            for layer in (choice.layer, *(layer for layer, _ in choice.folds))
+        )
+        own = home.state_dict()
+        states = [other.state_dict() for other in others]
+        for (layer, _), state in zip(choice.folds, states, strict=True):
+            if any(key not in state or state[key].shape != tensor.shape for key, tensor in own.items()):
+                raise UserError(f"layer {layer} cannot be folded into layer {choice.layer}: their tensors differ")
+        tensors = fold(own, [(state, factor) for state, (_, factor) in zip(states, choice.folds, strict=True)])
+        return with_tensors(home, tensors), n_bytes(tensors.values())
 
     def _scale(self, choice: LayerChoice) -> tuple[nn.Module, int]:
         plain = self._unscaled(choice)

@@ -180,8 +180,11 @@ def _plan_rows(event: Event) -> Iterator[tuple[str, Row]]:
                 "method": choice.method or None,
                 "factor": choice.factor,
                 "output_scale": choice.output_scale,
+                "folded_into": None,
             },
         )
     gone: Row = {"position": None, "operation": Operation.REMOVED.value, "sources": []}
     for layer in plan.removed:
-        yield "layers", config | gone | {"layer": layer, "method": None, "factor": None, "output_scale": None}
+        into, factor = plan.folded.get(layer, (None, None))
+        folded = {"method": None if into is None else "fold", "factor": factor, "folded_into": into}
+        yield "layers", config | gone | folded | {"layer": layer, "output_scale": None}
