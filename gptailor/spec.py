@@ -45,6 +45,23 @@ class SpaceOperation(StrEnum):
     MERGE = "merge"
 
 
+class Baseline(StrEnum):
+    """Published ways to leave layers out, to compare a search with (gptailor/baselines/)."""
+
+    RANDOM = "random"
+    LAST = "last"
+    BLOCK_INFLUENCE = "block_influence"
+    MAGNITUDE = "magnitude"
+    ANGULAR = "angular"
+    SLEB = "sleb"
+    SHORTENED_PERPLEXITY = "shortened_perplexity"
+    SHORTENED_TAYLOR = "shortened_taylor"
+    LACO = "laco"
+    LACO_NOTEBOOK = "laco_notebook"
+    GREEDY = "greedy"
+    EVOLUTION = "evolution"
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -106,7 +123,10 @@ class Budget(_Record):
 
 
 class RunSpec(_Record):
-    """One run, as asked. Paths are relative to the folder the command is run in."""
+    """One run, as asked. Paths are relative to the folder the command is run in.
+
+    baselines: where any are listed, the run scores their plans instead of searching (gptailor/controls.py).
+    """
 
     name: Annotated[str, Field(min_length=1, max_length=80)]
     base_model: Annotated[str, Field(min_length=1, max_length=1000)]
@@ -120,6 +140,7 @@ class RunSpec(_Record):
     include_path: tuple[str, ...] = ()
     budget: Budget = Budget()
     trials: Annotated[int, Field(ge=1, le=100_000)] = 500
+    baselines: tuple[Baseline, ...] = ()
     walltime: str | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
@@ -186,6 +207,10 @@ class RunSpec(_Record):
             raise ValueError(f"remove: is {self.remove}, but operations does not list remove; set remove: 0 or add it")
         if SpaceOperation.REMOVE in self.operations and not self.remove:
             raise ValueError("remove: is 0, but operations lists remove; give a number of layers or drop it")
+        if self.baselines and not self.remove:
+            raise ValueError("baselines: they leave layers out; set remove to how many")
+        if len(set(self.baselines)) != len(self.baselines):
+            raise ValueError("baselines: the same one is listed twice")
         names = [objective.name for objective in self.objectives]
         if len(set(names)) != len(names):
             raise ValueError("objectives: the same benchmark and metric is listed twice")

@@ -32,6 +32,7 @@ class Origin(StrEnum):
     INITIAL = "initial"  # the initial design
     RANDOM = "random"  # drawn at random
     MODEL = "model"  # SMAC's surrogate model
+    BASELINE = "baseline"  # a published pruning method, see its run file's baselines
     REPLAY = "replay"  # stored trial told to SMAC again on resume
 
 

@@ -3,61 +3,39 @@
 BI_i = 1 - mean over tokens of cos(h_i, h_{i+1}), with h_i the residual stream that enters layer i. The published code
 takes the last state from transformers' hidden_states, which is past the final norm and distorts the last layer's
 score; here every layer is watched by hooks of its own.
+
+Published order of removal, 7B: 27 26 25 28 24 29 23 21 22. Cost: one forward pass over the calibration texts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
+from gptailor.baselines.case import Batch, Case, watch_layers
 from gptailor.errors import UserError
 from gptailor.family.structure import layer_list
 from gptailor.plan import BASE, StitchPlan
 
-Batch = torch.Tensor | Mapping[str, torch.Tensor]
 
-
-@torch.inference_mode()
-def block_influence(model: PreTrainedModel, token_batches: Iterable[Batch]) -> list[float]:
+def block_influence(model: PreTrainedModel, token_batches: Iterable[torch.Tensor | Batch]) -> list[float]:
     """The BI of each of the model's layers, from one pass over the batches. Raises UserError where it has none.
 
     token_batches: token ids [batch, tokens], or mappings with input_ids and attention_mask; padding does not count.
     """
-    layers = layer_list(model)
-    totals = [0.0] * len(layers)
+    totals = [0.0] * len(layer_list(model))
     n_tokens = 0
-    entering: list[torch.Tensor | None] = [None] * len(layers)
-    mask = torch.ones(0)
 
-    def before(index: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        entering[index] = args[0] if args else kwargs["hidden_states"]
-
-    def after(index: int, output: Any) -> None:
-        h, entering[index] = entering[index], None
-        assert h is not None
-        cosine = torch.cosine_similarity(h.float(), _states(output).float(), dim=-1)  # [batch, tokens]
+    def see(index: int, h: torch.Tensor, h_next: torch.Tensor, mask: torch.Tensor) -> None:
+        nonlocal n_tokens
+        cosine = torch.cosine_similarity(h.float(), h_next.float(), dim=-1)  # [batch, tokens]
         totals[index] += float(cosine[mask].double().sum())
+        n_tokens += int(mask.sum()) if index == 0 else 0
 
-    hooks = []
-    for index, layer in enumerate(layers):
-        hooks += [
-            layer.register_forward_pre_hook(lambda _, args, kw, i=index: before(i, args, kw), with_kwargs=True),
-            layer.register_forward_hook(lambda _, args, output, i=index: after(i, output)),
-        ]
-    try:
-        for batch in token_batches:
-            ids, attention = (batch, None) if isinstance(batch, torch.Tensor) else _fields(batch)
-            mask = (torch.ones_like(ids) if attention is None else attention).bool().to(model.device)
-            n_tokens += int(mask.sum())
-            attention = None if attention is None else attention.to(model.device)
-            model(input_ids=ids.to(model.device), attention_mask=attention, use_cache=False, logits_to_keep=1)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watch_layers(model, (_masked(batch, model.device) for batch in token_batches), see)
     if not n_tokens:
         raise UserError("Block Influence needs text: the batches hold no tokens")
     scores = [1.0 - total / n_tokens for total in totals]
@@ -65,6 +43,12 @@ def block_influence(model: PreTrainedModel, token_batches: Iterable[Batch]) -> l
     if broken:
         raise UserError(f"Block Influence: layer {broken[0]} gives hidden states that are not finite")
     return scores
+
+
+def cut(case: Case) -> StitchPlan:
+    """The model less its least influential layers."""
+    case.passes += 1
+    return plan(case.n_layers, block_influence(case.model(), case.batches), case.n_removed, case.source)
 
 
 def removal_order(scores: Sequence[float]) -> list[int]:
@@ -81,10 +65,8 @@ def plan(n_layers: int, scores: Sequence[float], n_removed: int, source: str = B
     return StitchPlan.without(removal_order(scores)[:n_removed], n_layers, source)
 
 
-def _fields(batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return batch["input_ids"], batch.get("attention_mask")
-
-
-def _states(output: Any) -> torch.Tensor:
-    """The residual stream that a layer gives, whether it comes alone or first in a tuple."""
-    return output if isinstance(output, torch.Tensor) else output[0]
+def _masked(batch: torch.Tensor | Batch, device: torch.device) -> dict[str, torch.Tensor]:
+    ids = batch if isinstance(batch, torch.Tensor) else batch["input_ids"]
+    mask = None if isinstance(batch, torch.Tensor) else batch.get("attention_mask")
+    mask = torch.ones_like(ids) if mask is None else mask
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
