@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 from gptailor.errors import UserError
 from gptailor.plan import BASE
+from gptailor.runfile import apply_change, explain, kind, load_yaml
 
 MAX_RUN_FILE_BYTES = 256 * 1024
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+Flag = Annotated[bool, Strict()]
+"""Not what merely looks like one: '60' is text, true is no number, 1 is no flag."""
 
 
 def parse_duration(text: str) -> float:
@@ -27,7 +32,10 @@ def parse_duration(text: str) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
     if not parts or "".join(n + u for n, u in parts) != text.replace(" ", ""):
         raise ValueError("must be a duration such as 90s, 45m, 2h or 1h30m")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if not seconds:
+        raise ValueError("must be longer than nothing, such as 90s, 45m, 2h or 1h30m")
+    return seconds
 
 
 def _interval(value: tuple[float, float], *, lowest: float, highest: float) -> tuple[float, float]:
@@ -72,7 +80,7 @@ class Benchmark(_Record):
     benchmark: Annotated[str, Field(min_length=1, max_length=200)]
     metric: Annotated[str, Field(min_length=1, max_length=100)] = "acc"
     split: Literal["train", "validation", "test"] = "validation"
-    num_fewshot: Annotated[int, Field(ge=0, le=64)] | None = None
+    num_fewshot: Annotated[Whole, Field(ge=0, le=64)] | None = None
 
     @property
     def name(self) -> str:
@@ -92,9 +100,24 @@ class Merge(_Record):
     slerp's `t`, or the weight of each candidate (linear, with the rest on the base).
     """
 
-    method: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")] = "task_arithmetic"
-    factor: tuple[float, float] = (0.0, 1.0)
+    method: str = "task_arithmetic"
+    factor: tuple[Number, Number] = (0.0, 1.0)
     parameters: dict[str, float | int | bool] = {}
+
+    @field_validator("method")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z0-9_]{1,40}", value):
+            raise ValueError("must be the name of one of mergekit's methods, such as task_arithmetic, ties or slerp")
+        return value
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _scalars(cls, value: Any) -> Any:
+        for name, scalar in value.items() if isinstance(value, dict) else ():
+            if not isinstance(scalar, (bool, int, float)) or not math.isfinite(scalar):
+                raise ValueError(f"{name} must be a finite number, true or false")
+        return value
 
     @field_validator("factor")
     @classmethod
@@ -105,9 +128,9 @@ class Merge(_Record):
 class Budget(_Record):
     """Examples per benchmark: the lowest and highest rung, and Hyperband's ratio between rungs."""
 
-    min: Annotated[int, Field(ge=1)] = 100
-    max: Annotated[int, Field(ge=1)] = 1000
-    eta: Annotated[int, Field(ge=2, le=10)] = 3
+    min: Annotated[Whole, Field(ge=1)] = 100
+    max: Annotated[Whole, Field(ge=1)] = 1000
+    eta: Annotated[Whole, Field(ge=2, le=10)] = 3
 
     @model_validator(mode="after")
     def _min_below_max(self) -> Budget:
@@ -134,20 +157,20 @@ class RunSpec(_Record):
     remove: int | float
     operations: tuple[SpaceOperation, ...] = tuple(SpaceOperation)
     merge: Merge = Merge()
-    output_scale: tuple[float, float] | None = None
+    output_scale: tuple[Number, Number] | None = None
     objectives: Annotated[tuple[Benchmark, ...], Field(min_length=1, max_length=32)]
     held_out: Annotated[tuple[HeldOut, ...], Field(max_length=64)] = ()
     include_path: tuple[str, ...] = ()
     budget: Budget = Budget()
-    trials: Annotated[int, Field(ge=1, le=100_000)] = 500
+    trials: Annotated[Whole, Field(ge=1, le=100_000)] = 500
     baselines: tuple[Baseline, ...] = ()
     walltime: str | None = None
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    seed: Annotated[Whole, Field(ge=0, le=2**31 - 1)] = 0
+    device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
-    chat_template: bool = False
-    trust_remote_code: bool = False
+    batch_size: Literal["auto"] | int = "auto"
+    chat_template: Flag = False
+    trust_remote_code: Flag = False
 
     @field_validator("name")
     @classmethod
@@ -175,6 +198,8 @@ class RunSpec(_Record):
             raise ValueError("must be a number of layers such as 8, or a fraction of them such as 0.25")
         if value < 0 or not math.isfinite(value) or (isinstance(value, float) and value >= 1 and value != int(value)):
             raise ValueError("must be a whole number of layers such as 8, or a fraction between 0 and 1 such as 0.25")
+        if isinstance(value, float) and value == 1:
+            raise ValueError("could mean one layer or all of them; write 1 for one layer, or a fraction below 1")
         return int(value) if value >= 1 else value
 
     @field_validator("operations")
@@ -196,6 +221,20 @@ class RunSpec(_Record):
             parse_duration(value)
         return value
 
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
+            raise ValueError("must be auto, cpu, mps, cuda or a certain GPU such as cuda:1")
+        return value
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _rows(cls, value: Any) -> Any:
+        if value != "auto" and (type(value) is not int or not 1 <= value <= 4096):
+            raise ValueError("must be auto, or a number of rows from 1 to 4096")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> RunSpec:
         lends = {SpaceOperation.SELECT, SpaceOperation.MERGE} & set(self.operations)
@@ -215,6 +254,9 @@ class RunSpec(_Record):
         if len(set(names)) != len(names):
             raise ValueError("objectives: the same benchmark and metric is listed twice")
         seen = {(o.benchmark, o.split) for o in self.objectives}
+        judges = [(judge.name, judge.split) for judge in self.held_out]
+        if len(set(judges)) != len(judges):
+            raise ValueError("held_out: the same benchmark, metric and split is listed twice")
         for index, judge in enumerate(self.held_out):
             if (judge.benchmark, judge.split) in seen:
                 raise ValueError(
@@ -247,7 +289,7 @@ def load_spec(path: str | Path, changes: list[str] | None = None) -> RunSpec:
     """Read a run file and apply `key=value` changes (dotted keys, YAML values). Raises UserError."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"run file {path}: no such file")
+        raise UserError(f"run file {path}: {'is a folder; name a YAML file' if path.is_dir() else 'no such file'}")
     if path.stat().st_size > MAX_RUN_FILE_BYTES:
         raise UserError(f"run file {path}: larger than {MAX_RUN_FILE_BYTES // 1024} KiB; is it a run file?")
     try:
@@ -259,11 +301,11 @@ def load_spec(path: str | Path, changes: list[str] | None = None) -> RunSpec:
 
 def parse_spec(text: str, changes: list[str] | None = None, where: str = "run file") -> RunSpec:
     """Like load_spec, from text."""
-    data = _parse_yaml(text, where)
+    data = load_yaml(text, where)
     if not isinstance(data, dict):
-        raise UserError(f"{where}: expected keys such as 'name' and 'base_model', got {_kind(data)}")
+        raise UserError(f"{where}: expected keys such as 'name' and 'base_model', got {kind(data)}")
     for change in changes or []:
-        _apply(data, change)
+        apply_change(data, change)
     return build_spec(data, where)
 
 
@@ -272,87 +314,15 @@ def build_spec(data: dict[str, Any], where: str = "run file") -> RunSpec:
     try:
         return RunSpec.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(dict(problem)) for problem in error.errors(include_url=False)]
+        lines = [explain(dict(problem), _KEYS) for problem in error.errors(include_url=False)]
         raise UserError("\n".join([f"{where}: {len(lines)} problem{'s' * (len(lines) > 1)}", *lines])) from error
 
 
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{where}: not valid YAML{at}: {getattr(error, 'problem', error)}") from error
-
-
-def _apply(data: dict[str, Any], change: str) -> None:
-    key, separator, value = change.partition("=")
-    if not separator or not key:
-        raise UserError(f"--set {change}: expected key=value, such as --set trials=60 or --set budget.max=243")
-    *parents, last = key.split(".")
-    here: Any = data
-    for part in parents:
-        here = _child(here, part, change)
-    parsed = _parse_yaml(value, f"--set {key}")
-    if isinstance(here, list):
-        here[_index(here, last, change)] = parsed
-    elif isinstance(here, dict):
-        here[last] = parsed
-    else:
-        raise UserError(f"--set {change}: {'.'.join(parents)} is a single value, it has no {last!r}")
-
-
-def _child(here: Any, part: str, change: str) -> Any:
-    if isinstance(here, list):
-        return here[_index(here, part, change)]
-    if not isinstance(here, dict):
-        raise UserError(f"--set {change}: nothing is found under {part!r}")
-    if here.get(part) is None:
-        here[part] = {}
-    return here[part]
-
-
-def _index(here: list[Any], part: str, change: str) -> int:
-    if not part.isdigit() or int(part) >= len(here):
-        raise UserError(f"--set {change}: {part!r} must be a list index from 0 to {len(here) - 1}")
-    return int(part)
-
-
-def _explain(problem: dict[str, Any]) -> str:
-    """One validation problem as `path: what is wrong, got VALUE`."""
-    path = ".".join(str(part) for part in problem["loc"] if not _is_union_tag(part)) or "(whole file)"
-    message, value = problem["msg"].removeprefix("Value error, "), problem["input"]
-    if problem["type"] == "extra_forbidden":
-        return f"  {path}: unknown key{_did_you_mean(problem['loc'])}"
-    if problem["type"] == "missing":
-        return f"  {path}: is required but missing"
-    if path == "(whole file)":
-        return f"  {message}"
-    return f"  {path}: {message[0].lower() + message[1:]}, got {_short(value)}"
-
-
-def _did_you_mean(location: tuple[Any, ...]) -> str:
-    import difflib
-
-    models: dict[str, type[BaseModel]] = {
-        "merge": Merge,
-        "budget": Budget,
-        "objectives": Benchmark,
-        "held_out": HeldOut,
-    }
-    model = models.get(str(location[0]), RunSpec) if len(location) > 1 else RunSpec
-    close = difflib.get_close_matches(str(location[-1]), list(model.model_fields), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; accepted here: {', '.join(model.model_fields)}"
-
-
-def _is_union_tag(part: Any) -> bool:
-    return isinstance(part, str) and bool(re.match(r"^(int|float|str|literal\[|constrained-|function-)", part))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _kind(value: Any) -> str:
-    return "an empty file" if value is None else f"a {type(value).__name__}"
+_MODELS: dict[str, type[BaseModel]] = {
+    "": RunSpec,
+    "merge": Merge,
+    "budget": Budget,
+    "objectives": Benchmark,
+    "held_out": HeldOut,
+}
+_KEYS = {key: tuple(model.model_fields) for key, model in _MODELS.items()}
