@@ -48,6 +48,23 @@ def search(arguments: argparse.Namespace) -> int:
     return status
 
 
+def baseline(arguments: argparse.Namespace) -> int:
+    """Score what published pruning methods give for a run file, on the base and on each candidate."""
+    from gptailor import launch
+    from gptailor.spec import Baseline, build_spec, load_spec
+
+    names = [str(name) for name in Baseline] if arguments.name == "all" else arguments.name.split(",")
+    spec = load_spec(arguments.run_file, arguments.set)
+    title = f"{spec.name[:50]}, {'baselines' if len(names) > 1 else names[0]}"
+    changed = spec.model_dump(mode="json") | {"baselines": names, "name": title}
+    folder = launch.prepare(arguments.runs, build_spec(changed, "baseline"))
+    print(f"run {folder.run_id}", flush=True)
+    status = _engine(folder)
+    if status == OK:
+        print(f"look at it:  python -m gptailor show {folder.run_id}", flush=True)
+    return status
+
+
 def engine(arguments: argparse.Namespace) -> int:
     """Run, or go on with, a run that is prepared (what the dashboard starts)."""
     return _engine(_folder(arguments))
@@ -199,9 +216,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gptailor {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(function: Callable[[argparse.Namespace], int], *, run_id: bool = False, run_file: bool = False) -> Any:
+    def add(
+        function: Callable[[argparse.Namespace], int], *, name: str = "", run_id: bool = False, run_file: bool = False
+    ) -> Any:
         text = (function.__doc__ or "").splitlines()[0]
         command = commands.add_parser(function.__name__.replace("_", "-"), help=text, description=text)
+        if name:
+            command.add_argument("name", metavar=name)
         if run_file:
             command.add_argument("run_file", metavar="RUN.yaml")
             command.add_argument(
@@ -214,6 +235,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     add(search, run_file=True)
+    add(baseline, name="NAME|all", run_file=True)
     add(check, run_file=True).add_argument("--json", action="store_true", help="machine-readable, problems included")
     add(engine, run_id=True)
     add(runs).add_argument("--json", action="store_true", help="machine-readable")

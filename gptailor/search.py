@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 from gptailor import __version__, launch
 from gptailor.errors import UserError
@@ -37,7 +37,7 @@ from gptailor.store import RunFolder, RunWriter, queries
 from gptailor.store.connection import StoreFull, StoreUnwritable
 from gptailor.store.folder import write_atomically
 from gptailor.suggest import Suggester, Suggestion, cost
-from gptailor.trial import Evaluation, Outcome, RunRecord, RunStatus, Score, Trial, TrialStatus
+from gptailor.trial import Evaluation, Origin, Outcome, RunRecord, RunStatus, Score, Trial, TrialStatus
 from gptailor.workbench import PlanScores, Workbench
 
 log = logging.getLogger("gptailor")
@@ -75,7 +75,7 @@ def search(folder: RunFolder, progress: Progress) -> RunStatus:
             try:
                 with launch.DeviceQueue(folder, str(pick_device(spec.device))):
                     writer.set_status(RunStatus.RUNNING)
-                    status, error = _Search(folder, spec, writer, progress, signalled).run()
+                    status, error = _work_of(spec)(folder, spec, writer, progress, signalled).run()
             except (Stopped, launch.StopAsked):
                 status = RunStatus.STOPPED
             except UserError as problem:
@@ -89,7 +89,32 @@ def search(folder: RunFolder, progress: Progress) -> RunStatus:
     return status
 
 
-class _Search:
+def _work_of(spec: RunSpec) -> type[Search]:
+    if not spec.baselines:
+        return Search
+    from gptailor.controls import Controls  # which builds on this module
+
+    return Controls
+
+
+class Asked(Protocol):
+    """What a trial is to try."""
+
+    @property
+    def config_id(self) -> int: ...
+    @property
+    def plan(self) -> StitchPlan: ...
+    @property
+    def budget(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def origin(self) -> Origin: ...
+    @property
+    def configuration(self) -> dict[str, Any]: ...
+
+
+class Search:
     """One search in progress: the parts, and what was learnt so far."""
 
     def __init__(
@@ -114,7 +139,8 @@ class _Search:
         initial = self._start(bench, space)
         self._reference(bench, "dense", StitchPlan.dense(space.n_layers))
         if space.n_removed:
-            self._reference(bench, BLOCK_INFLUENCE, initial[0])  # the initial design begins with it
+            one_shot = StitchPlan.without(set(initial[0].removed), space.n_layers)  # the initial design begins with it
+            self._reference(bench, BLOCK_INFLUENCE, one_shot)
         suggester = Suggester(spec, space, initial, self.folder.smac)
         status, error = self._loop(bench, space, suggester)
         suggester.save()
@@ -147,30 +173,28 @@ class _Search:
                 return RunStatus.STOPPED, None
             costs = [cost(score, self.dense[score.name]) for score in outcome.scores] or None
             suggester.tell(suggestion, costs, outcome.evaluate_seconds)
-            trial = _trial_record(trial_id, suggestion, suggest_seconds)
+            trial = trial_record(trial_id, suggestion, suggest_seconds)
             retention = 1.0 - sum(costs) / len(costs) if costs else None
             self.progress.trial(trial, outcome, retention, replayed=known is not None)
             if problem := self._same_failure_again(outcome):
                 return RunStatus.FAILED, problem
         return RunStatus.FINISHED, None
 
-    def _trial(self, bench: Workbench, trial_id: int, suggestion: Suggestion, suggest_seconds: float) -> Outcome:
+    def _trial(self, bench: Workbench, trial_id: int, suggestion: Asked, suggest_seconds: float) -> Outcome:
         """Run one trial and record it. Whatever goes wrong inside is its status and cause, never a score."""
-        trial = _trial_record(trial_id, suggestion, suggest_seconds)
+        trial = trial_record(trial_id, suggestion, suggest_seconds)
         with self.writer.batch():
             self.writer.record_plan(suggestion.config_id, suggestion.plan, bench.stitcher.n_parameters(suggestion.plan))
             self.writer.start_trial(trial)
         try:
             result = bench.score(suggestion.plan, suggestion.budget, self._stop_asked)
-            outcome = Outcome(
-                TrialStatus.SUCCESS, _now(), result.scores, result.stitch_seconds, result.evaluate_seconds
-            )
+            outcome = Outcome(TrialStatus.SUCCESS, now(), result.scores, result.stitch_seconds, result.evaluate_seconds)
         except Stopped:
-            result, outcome = None, Outcome(TrialStatus.CANCELLED, _now(), error="stopped while it ran")
+            result, outcome = None, Outcome(TrialStatus.CANCELLED, now(), error="stopped while it ran")
         except NonFinite as problem:
-            result, outcome = None, Outcome(TrialStatus.CRASHED, _now(), error=f"NonFinite: {problem}")
+            result, outcome = None, Outcome(TrialStatus.CRASHED, now(), error=f"NonFinite: {problem}")
         except Exception:  # a trial may fail in any way (memory, a driver, a merge); the search goes on without it
-            result, outcome = None, Outcome(TrialStatus.CRASHED, _now(), error=traceback.format_exc())
+            result, outcome = None, Outcome(TrialStatus.CRASHED, now(), error=traceback.format_exc())
         with self.writer.batch():
             if result is not None:
                 self._remember(suggestion.plan, result)
@@ -184,7 +208,7 @@ class _Search:
             with self.writer.batch():
                 self._remember(plan, result)
                 for objective, score in zip(self.spec.objectives, result.scores, strict=True):
-                    self.writer.record_evaluation(Evaluation(subject, None, objective.split, score, _now(), plan.hash))
+                    self.writer.record_evaluation(Evaluation(subject, None, objective.split, score, now(), plan.hash))
         self.progress.reference(subject, result.scores)
         if subject == "dense":
             self.dense = {score.name: score.score for score in result.scores}
@@ -285,7 +309,7 @@ def _open_writer(folder: RunFolder, spec: RunSpec) -> RunWriter:
         0,
         0,
         spec.seed,
-        _now(),
+        now(),
         _versions(),
     )
     try:
@@ -342,7 +366,7 @@ def _heartbeat(writer: RunWriter) -> Iterator[None]:
         thread.join()
 
 
-def _trial_record(trial_id: int, suggestion: Suggestion, suggest_seconds: float) -> Trial:
+def trial_record(trial_id: int, suggestion: Asked, suggest_seconds: float) -> Trial:
     return Trial(
         trial_id,
         suggestion.config_id,
@@ -350,7 +374,7 @@ def _trial_record(trial_id: int, suggestion: Suggestion, suggest_seconds: float)
         suggestion.seed,
         suggestion.origin,
         suggestion.configuration,
-        _now(),
+        now(),
         suggest_seconds,
     )
 
@@ -374,5 +398,5 @@ def _last_line(error: str | None) -> str:
     return (error or "unknown").strip().splitlines()[-1]
 
 
-def _now() -> datetime:
+def now() -> datetime:
     return datetime.now(UTC)

@@ -111,13 +111,17 @@ class Workbench:
             scores.append(self.evaluator.score(benchmark, known[:last]))
         return PlanScores(tuple(scores), stitch_seconds, time.monotonic() - started - stitch_seconds, tuple(fresh))
 
+    def calibration(self, benchmarks: Sequence[OpenBenchmark] | None = None) -> list[dict[str, torch.Tensor]]:
+        """The texts that pruning methods look at, in padded batches: of the run's benchmarks, or of others."""
+        texts = calibration_batches(self.benchmarks if benchmarks is None else benchmarks, CALIBRATION_TEXTS)
+        return _padded(texts, self.family.device)
+
     def influence_orders(self, benchmarks: Sequence[OpenBenchmark] | None = None) -> list[tuple[str, list[int]]]:
         """Layers by rising Block Influence (the order in which to remove them), of the base and of each candidate.
 
         A candidate that yields no numbers has none. Raises UserError where the base yields none.
         """
-        texts = calibration_batches(self.benchmarks if benchmarks is None else benchmarks, CALIBRATION_TEXTS)
-        batches = _padded(texts, self.family.device)
+        batches = self.calibration(benchmarks)
         orders = []
         for name in (BASE, *self.family.names):
             model = self.stitcher.stitch(StitchPlan.dense(self.family.n_layers, name))

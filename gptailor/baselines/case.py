@@ -27,7 +27,8 @@ class Case:
 
     merit: mean retention of a plan over the objectives on the first n examples of each (more is better). rungs: the
     run's budgets. allowed: examples per benchmark that the run's search may score. passes: over the calibration texts
-    so far, forward or the like; examples: scored so far, per benchmark.
+    so far, forward or the like; examples: scored so far, per benchmark. between: called before each model is looked at;
+    it may raise, to stop.
     """
 
     stitcher: Stitcher
@@ -38,6 +39,7 @@ class Case:
     rungs: tuple[int, ...] = (1,)
     allowed: int = 0
     seed: int = 0
+    between: Callable[[], None] = lambda: None
     passes: float = 0.0
     examples: int = 0
     _scored: dict[str, dict[int, float]] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class Case:
 
     def model(self, removed: Iterable[int] = ()) -> PreTrainedModel:
         """The same, live: the family's own model, until the next one is asked for."""
+        self.between()
         return self.stitcher.stitch(self.plan(removed))
 
     def loss(self, removed: Iterable[int] = ()) -> float:

@@ -82,6 +82,7 @@ def _plan(case: Case, layers: Layers) -> StitchPlan:
 
 def _last_states(case: Case, plan: StitchPlan) -> torch.Tensor:
     """What leaves the last layer, at every token of the first calibration texts: [tokens, hidden]."""
+    case.between()
     case.passes += 1 / len(case.batches)
     found: list[torch.Tensor] = []
 

@@ -1,0 +1,154 @@
+"""A run of baselines: the plans of published pruning methods, scored and stored as a search's plans are.
+
+It is a run like any other (a run file whose `baselines` is not empty), because then everything that reads runs reads it
+as it is: the front, the layers, the comparison with a search, the export, held-out evaluation, stop and resume. Each
+method on each source (the base, then each candidate) is one configuration with one trial at the highest budget, and
+one subject `baseline:NAME[@SOURCE]` among the evaluations, which gives it its name. What the method cost is in the
+trial's configuration: forward passes over the calibration texts, and examples that it scored on its way.
+
+Calibration texts, objectives, budgets and the allowance of examples are those that the run file gives a search.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gptailor.baselines import METHODS
+from gptailor.baselines.case import Case
+from gptailor.errors import UserError
+from gptailor.evaluate import Stopped
+from gptailor.plan import BASE, StitchPlan
+from gptailor.schedule import schedule
+from gptailor.search import Search, now, trial_record
+from gptailor.spec import Baseline, RunSpec
+from gptailor.store import queries
+from gptailor.store.summary import retention
+from gptailor.trial import Evaluation, Origin, Outcome, RunStatus, TrialStatus
+from gptailor.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One method on one source. subject: its name among the evaluations."""
+
+    baseline: Baseline
+    source: str
+    seed: int
+    subject: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """A cut's plan as a trial asks for it."""
+
+    config_id: int
+    plan: StitchPlan
+    budget: int
+    seed: int
+    configuration: dict[str, Any]
+    origin: Origin = Origin.BASELINE
+
+
+def cuts(spec: RunSpec) -> Iterator[Cut]:
+    """What a run of baselines makes, in its order."""
+    for name in spec.baselines:
+        for source in (BASE, *spec.candidates):
+            seeds = METHODS[name].seeds
+            for number in range(seeds):
+                label = f"{name}-{number + 1}" if seeds > 1 else str(name)
+                place = "" if source == BASE else f"@{source}"
+                yield Cut(name, source, spec.seed + number, f"baseline:{label}{place}")
+
+
+class Controls(Search):
+    """The run in progress."""
+
+    def run(self) -> tuple[RunStatus, str | None]:
+        spec = self.spec
+        asked = list(cuts(spec))
+        began = time.monotonic()
+        bench = Workbench.open(spec, spec.objectives, max_examples=spec.budget.max)
+        bench.known = queries.load_examples(self.folder)
+        self.progress.started(spec.model_copy(update={"trials": len(asked)}), len(self.stored))
+        n_layers = bench.family.n_layers
+        self._reference(bench, "dense", StitchPlan.dense(n_layers))
+        batches = bench.calibration()
+        for trial_id, cut in enumerate(asked):
+            if trial_id in self.stored:
+                continue
+            self._wait_while_paused()
+            if self._stop_asked():
+                return RunStatus.STOPPED, None
+            if spec.walltime_seconds is not None and time.monotonic() - began > spec.walltime_seconds:
+                self.progress.note(f"the time of {spec.walltime} is used up")
+                break
+            case = Case(
+                bench.stitcher,
+                cut.source,
+                spec.n_removed(n_layers),
+                batches,
+                merit=lambda plan, n: self._merit(bench, plan, n),
+                rungs=spec.budget.rungs,
+                allowed=sum(rung.examples for rung in schedule(spec.budget, spec.trials)),
+                seed=cut.seed,
+                between=self._stop_if_asked,
+            )
+            outcome = self._cut(bench, trial_id, cut, case)
+            if outcome.status is TrialStatus.CANCELLED:
+                return RunStatus.STOPPED, None
+            if problem := self._same_failure_again(outcome):
+                return RunStatus.FAILED, problem
+        return RunStatus.FINISHED, None
+
+    def _cut(self, bench: Workbench, trial_id: int, cut: Cut, case: Case) -> Outcome:
+        """Make one cut, score it, record both."""
+        self.progress.note(f"{cut.subject}: {METHODS[cut.baseline].title}")
+        before = time.monotonic()
+        try:
+            plan, problem = METHODS[cut.baseline].load()(case), None
+        except Stopped:
+            return Outcome(TrialStatus.CANCELLED, now())
+        except UserError as error:
+            plan, problem = case.plan(), str(error)
+        except Exception:  # a method may fail in any way on somebody's model; the others go on without it
+            plan, problem = case.plan(), traceback.format_exc()
+        seconds = time.monotonic() - before
+        facts = {"baseline": str(cut.baseline), "source": cut.source, "subject": cut.subject}
+        spent = {"passes": round(case.passes, 2), "examples": case.examples}
+        made = Made(trial_id, plan, self.spec.budget.max, cut.seed, facts | spent)
+        if problem is None:
+            outcome = self._trial(bench, trial_id, made, seconds)
+        else:
+            outcome = Outcome(TrialStatus.CRASHED, now(), error=problem)
+            with self.writer.batch():
+                self.writer.record_plan(trial_id, plan, bench.stitcher.n_parameters(plan))
+                self.writer.start_trial(trial_record(trial_id, made, seconds))
+                self.writer.finish_trial(trial_id, outcome)
+        with self.writer.batch():
+            for objective, score in zip(self.spec.objectives, outcome.scores, strict=False):
+                self.writer.record_evaluation(
+                    Evaluation(cut.subject, trial_id, objective.split, score, now(), plan.hash)
+                )
+        kept = self._merit(bench, plan, self.spec.budget.max) if outcome.scores else None
+        self.progress.trial(trial_record(trial_id, made, seconds), outcome, kept, replayed=False)
+        return outcome
+
+    def _merit(self, bench: Workbench, plan: StitchPlan, n: int) -> float:
+        """Mean retention over the objectives on the first n examples of each; what has none (dense is 0) counts 0."""
+        dense = bench.score(StitchPlan.dense(plan.n_layers), n, self._stop_asked)
+        result = bench.score(plan, n, self._stop_asked)
+        with self.writer.batch():
+            self._remember(plan, result)
+        kept = [
+            retention(score.score, whole.score, score.higher_is_better) or 0.0
+            for score, whole in zip(result.scores, dense.scores, strict=True)
+        ]
+        return sum(kept) / len(kept)
+
+    def _stop_if_asked(self) -> None:
+        if self._stop_asked():
+            raise Stopped

@@ -1,0 +1,112 @@
+"""Runs of baselines from the command line: every method on every source, in a run like any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from planted import IDENTITIES, planted_family
+from test_search import gptailor, only_run, write_benchmark
+
+from gptailor.baselines import METHODS
+from gptailor.controls import cuts
+from gptailor.plan import StitchPlan
+from gptailor.spec import Baseline, load_spec
+from gptailor.store import RunFolder, queries
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("controls")
+    family = planted_family(folder / "family")
+    write_benchmark(folder, "first_words", 24, 0)
+    spec = {
+        "name": "planted",
+        "base_model": str(family / "base"),
+        "candidates": {"math": str(family / "math")},
+        "operations": ["remove", "select"],
+        "remove": 2,
+        "objectives": [{"benchmark": "first_words", "metric": "choice_prob"}],
+        "held_out": [{"benchmark": "first_words", "metric": "acc"}],
+        "include_path": [str(folder)],
+        "budget": {"min": 6, "max": 18},
+        "trials": 12,
+        "device": "cpu",
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(run_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    runs = tmp_path_factory.mktemp("runs")
+    done = gptailor("baseline", "all", run_file, "--runs", runs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return only_run(runs)
+
+
+def test_every_method_on_every_source_is_a_trial(finished: RunFolder) -> None:
+    tables = queries.read_run(finished)
+    asked = list(cuts(load_spec(finished.spec)))
+    assert len(asked) == 2 * (len(Baseline) - 1 + METHODS[Baseline.RANDOM].seeds)
+    assert list(tables.trials.trial_id) == list(range(len(asked)))
+    assert set(tables.trials.status) == {"success"} and set(tables.trials.origin) == {"baseline"}
+    assert set(tables.trials.budget) == {18} and set(tables.scores.n_samples) == {18}
+    removed = tables.layers[tables.layers.operation == "removed"].groupby("config_id").size()
+    assert set(removed) == {2}
+    named = tables.evaluations[tables.evaluations.subject != "dense"]
+    assert dict(zip(named.config_id, named.subject, strict=True)) == {i: cut.subject for i, cut in enumerate(asked)}
+    assert {"baseline:sleb", "baseline:sleb@math", "baseline:random-3@math"} <= set(named.subject)
+
+
+def test_layers_that_do_nothing_go_and_the_dense_score_stays(finished: RunFolder) -> None:
+    tables = queries.read_run(finished)
+    plans = {int(row.config_id): StitchPlan.from_json(json.loads(row.plan)) for row in tables.plans.itertuples()}
+    found = tables.evaluations.set_index("subject")
+    for source, layers in IDENTITIES.items():
+        subject = "baseline:block_influence" + ("" if source == "base" else f"@{source}")
+        plan = plans[int(found.loc[subject].config_id)]
+        assert plan == StitchPlan.without(layers, 6, source)
+        assert plan.hash == found.loc[subject].plan_hash
+    dense = found.loc["dense"].set_index("n_samples").score[18]
+    assert found.loc["baseline:block_influence"].score == pytest.approx(dense, abs=1e-6)
+
+
+def test_what_a_method_cost_is_stored(finished: RunFolder) -> None:
+    trials = queries.read_run(finished).trials
+    spent = {facts["subject"]: facts for facts in map(json.loads, trials.configuration)}
+    assert spent["baseline:block_influence"]["passes"] == 1
+    assert spent["baseline:sleb@math"]["passes"] == 4 + 3
+    assert spent["baseline:greedy"]["examples"] > 0 == spent["baseline:last"]["examples"]
+
+
+def test_show_and_held_out_evaluation_take_it_as_a_run(finished: RunFolder) -> None:
+    story = json.loads(gptailor("show", finished.run_id, "--runs", finished.root, "--json").stdout)
+    assert story["status"] == "finished" and story["front"]
+    best = story["front"][0]["config_id"]
+    done = gptailor("evaluate", finished.run_id, "--runs", finished.root, "--subjects", f"dense,config:{best}")
+    assert done.returncode == 0, done.stderr
+    judged = queries.read_run(finished).evaluations
+    assert {"dense", f"config:{best}"} <= set(judged[judged.split == "test"].subject)
+
+
+def test_it_goes_on_where_it_stopped(finished: RunFolder, run_file: Path, tmp_path: Path) -> None:
+    done = gptailor("baseline", "last,sleb", run_file, "--runs", tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = only_run(tmp_path)
+    before = queries.read_run(folder).trials
+    again = gptailor("engine", folder.run_id, "--runs", tmp_path)
+    assert again.returncode == 0 and "4 trials are stored" in again.stdout, again.stdout + again.stderr
+    assert queries.read_run(folder).trials.started_at.tolist() == before.started_at.tolist()
+
+
+def test_mistakes(run_file: Path, tmp_path: Path) -> None:
+    done = gptailor("baseline", "magic", run_file, "--runs", tmp_path)
+    assert done.returncode == 2 and "baselines.0" in done.stderr and "block_influence" in done.stderr
+    done = gptailor(
+        "baseline", "last", run_file, "--runs", tmp_path, "--set", "remove=0", "--set", "operations=[select]"
+    )
+    assert done.returncode == 2 and "they leave layers out" in done.stderr
