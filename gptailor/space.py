@@ -6,8 +6,8 @@ that every point of the space is a legal plan:
 - `removal_i` in [0, 1]: the layers with the highest values are removed, exactly as many as asked. A fixed-size subset
   thus needs no constraint, and moving one value past another swaps two layers.
 - `source_i`: which set of candidates lends the layer (none: the base; one: selection; several: a merge).
-- `factor_i`: the factor of the merge, decoded to two decimals: finer differences are far below the noise of a
-  benchmark and would only defeat the cache of merged layers.
+- `factor_i`: the factor of the merge, decoded to two decimals within its range: finer differences are far below the
+  noise of a benchmark and would only defeat the cache of merged layers.
 - `scale_i`: the output scale, likewise, when the run file asks for one.
 
 Several points describe one plan (a removed layer's source does not matter, say); what is compared, stored and scored
@@ -112,12 +112,11 @@ class PlanSpace:
 
     def choice(self, layer: int, sources: SourceSet, factor: float | None, scale: float = 1.0) -> LayerChoice:
         """One kept layer of this space, its factor and scale at the space's resolution."""
+        scale = _rounded(scale, self.scale_range or (1.0, 1.0))
         if len(sources) < 2:
-            return LayerChoice(layer, sources, output_scale=round(float(scale), DECIMALS))
-        assert factor is not None, "a merge needs a factor"
-        return LayerChoice(
-            layer, sources, self.method, round(float(factor), DECIMALS), self.parameters, round(float(scale), DECIMALS)
-        )
+            return LayerChoice(layer, sources, output_scale=scale)
+        assert factor is not None and self.factor_range is not None, "a merge needs a factor"
+        return LayerChoice(layer, sources, self.method, _rounded(factor, self.factor_range), self.parameters, scale)
 
     def features(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
         """What the surrogate sees of configurations (n x d, ConfigSpace's unit-scaled vectors): the decoded plans.
@@ -216,7 +215,7 @@ def initial_design(space: PlanSpace, influence_orders: Sequence[tuple[str, Seque
     for sources in space.source_sets:
         if len(sources) < 2:
             plans += [_uniform_plan(space, removed, sources, None) for removed in orders]
-    return list(_distinct(plan for plan in plans if plan is not None))
+    return list(_distinct(plans))
 
 
 def set_name(sources: SourceSet) -> str:
@@ -233,7 +232,7 @@ def _merge_sets(names: tuple[str, ...]) -> list[SourceSet]:
     return [*combinations(names, 2), names]
 
 
-def _one_shot_plans(space: PlanSpace, orders: Sequence[tuple[str, Sequence[int]]]) -> list[StitchPlan | None]:
+def _one_shot_plans(space: PlanSpace, orders: Sequence[tuple[str, Sequence[int]]]) -> list[StitchPlan]:
     """Block Influence's picks on the base and on each candidate, each with its own layers."""
     plans = []
     for name, order in orders:
@@ -243,12 +242,8 @@ def _one_shot_plans(space: PlanSpace, orders: Sequence[tuple[str, Sequence[int]]
     return plans
 
 
-def _uniform_plan(
-    space: PlanSpace, removed: Iterable[int], sources: SourceSet, factor: float | None
-) -> StitchPlan | None:
-    """Every kept layer from the same sources; None where the space's scale range does not hold 1."""
-    if space.scale_range is not None and not space.scale_range[0] <= 1.0 <= space.scale_range[1]:
-        return None
+def _uniform_plan(space: PlanSpace, removed: Iterable[int], sources: SourceSet, factor: float | None) -> StitchPlan:
+    """Every kept layer from the same sources, unscaled, or scaled as little as the space allows."""
     gone = set(removed)
     return StitchPlan(
         space.n_layers, tuple(space.choice(i, sources, factor) for i in range(space.n_layers) if i not in gone)
@@ -272,6 +267,11 @@ def _factors(interval: tuple[float, float] | None) -> list[float]:
     low, high = interval
     inside = [factor for factor in (0.5, 0.7, 0.3, 0.9, 0.1) if low <= factor <= high]
     return inside or [round((low + high) / 2, DECIMALS)]
+
+
+def _rounded(value: float, interval: tuple[float, float]) -> float:
+    """To the space's resolution, and not out of the range: its ends may be finer."""
+    return min(max(round(float(value), DECIMALS), interval[0]), interval[1])
 
 
 def _distinct(plans: Iterable[StitchPlan]) -> Iterator[StitchPlan]:

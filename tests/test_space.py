@@ -53,6 +53,32 @@ def test_every_point_is_a_legal_plan_and_round_trips(space: PlanSpace, seed: int
     assert np.flatnonzero(space.removed_mask(vectors)[0]).tolist() == list(plan.removed)
 
 
+@st.composite
+def any_space(draw: st.DrawFn) -> PlanSpace:
+    """Any number of layers and candidates, any operations, ranges of any fineness that need not hold 1."""
+    n_layers, n_candidates = draw(st.integers(2, 24)), draw(st.integers(0, 8))
+    lends = ["select", "merge"][: min(n_candidates, 2)]
+    operations = draw(st.lists(st.sampled_from(["remove", *lends]), min_size=1, unique=True))
+    removed = draw(st.integers(1, n_layers - 1)) if "remove" in operations else 0
+    ends = st.tuples(st.floats(0, 3), st.floats(0, 3)).map(sorted)
+    changes = {"operations": operations, "remove": removed, "merge": {"factor": draw(ends)}}
+    return build_space(make_spec(n_candidates, output_scale=draw(st.none() | ends), **changes), n_layers)
+
+
+@settings(max_examples=60, deadline=None)
+@given(space=any_space(), seed=st.integers(0, 2**31 - 1))
+def test_any_space_gives_legal_plans_that_round_trip(space: PlanSpace, seed: int) -> None:
+    space.configspace.seed(seed)
+    drawn = [space.decode(space.configspace.sample_configuration()) for _ in range(3)]
+    for plan in [*drawn, *initial_design(space, [("base", list(range(space.n_layers)))])[:5]]:
+        assert len(plan.removed) == space.n_removed
+        for choice in plan.kept:
+            assert choice.sources in space.source_sets
+            for value, ends in ((choice.factor, space.factor_range), (choice.output_scale, space.scale_range)):
+                assert value is None or ends is None or ends[0] <= value <= ends[1]
+        assert space.decode(space.encode(plan)) == plan
+
+
 def test_every_combination_of_candidates_can_be_drawn() -> None:
     names = ["+".join(sources) for sources in SPACES["all operations"].source_sets]
     assert names == ["", "c0", "c1", "c2", "c0+c1", "c0+c2", "c1+c2", "c0+c1+c2"]
@@ -90,6 +116,12 @@ def test_initial_design_starts_with_the_one_shot_picks(space: PlanSpace) -> None
     assert all(space.decode(space.encode(plan)) == plan for plan in plans)
     if any(len(sources) > 1 for sources in space.source_sets):
         assert any(choice.is_merged for plan in plans for choice in plan.kept)
+
+
+def test_scales_that_leave_out_one_begin_as_near_as_they_may() -> None:
+    space = build_space(make_spec(2, output_scale=[0.7, 0.9]), 8)
+    plans = initial_design(space, [("base", list(range(8)))])
+    assert plans[0].removed == (0, 1, 2) and {choice.output_scale for choice in plans[0].kept} == {0.9}
 
 
 def test_small_models_have_an_initial_design_too() -> None:
