@@ -37,6 +37,8 @@ def evaluate(
     Raises UserError: no such subject or benchmark, or the run's engine is at work (a run has one writer at a time).
     """
     spec = load_spec(folder.spec)
+    if examples is not None and examples < 1:
+        raise UserError(f"--examples {examples}: give 1 or more, or leave it out for all")
     chosen = _chosen(spec, benchmarks)
     asked = _subjects(folder, subjects)
     with launch.EngineLock(folder):
@@ -53,7 +55,9 @@ def evaluate(
                         writer.record_examples(plan.hash, of.benchmark, of.metric, of.split, first, items)
                     score = result.scores[0]
                     writer.record_evaluation(
-                        Evaluation(name, config_id, benchmark.spec.split, score, datetime.now(UTC))
+                        Evaluation(
+                            name, config_id, benchmark.spec.split, score, datetime.now(UTC), plan.hash, benchmark.chance
+                        )
                     )
                 error = f" ±{score.stderr:.4f}" if score.stderr is not None else ""
                 say(
@@ -62,13 +66,15 @@ def evaluate(
 
 
 def _chosen(spec: RunSpec, names: Sequence[str]) -> list[HeldOut]:
-    known = {judge.benchmark: judge for judge in spec.held_out}
+    known = {judge.benchmark for judge in spec.held_out}
     if not known:
         raise UserError("held_out: the run file names no benchmark to judge by; add some under held_out")
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f"--benchmarks {', '.join(unknown)}: not held out in this run; it has {', '.join(known)}")
-    return [judge for name, judge in known.items() if not names or name in names]
+        raise UserError(
+            f"--benchmarks {', '.join(unknown)}: not held out in this run; it has {', '.join(sorted(known))}"
+        )
+    return [judge for judge in spec.held_out if not names or judge.benchmark in names]
 
 
 def _subjects(folder: RunFolder, names: Sequence[str]) -> list[tuple[str, int | None, StitchPlan | None]]:

@@ -83,7 +83,7 @@ class Outcome:
 class Evaluation:
     """A subject's score outside the search: `dense`, `candidate:NAME`, `baseline:NAME` or `config:ID`.
 
-    plan_hash: of the model that was scored; its examples are stored under it.
+    plan_hash: of the model that was scored; its examples are stored under it. chance: the score of guessing.
     """
 
     subject: str
@@ -92,6 +92,7 @@ class Evaluation:
     score: Score
     evaluated_at: datetime
     plan_hash: str | None = None
+    chance: float | None = None
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,11 @@ def _evaluation_frame(evaluations: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         subject = e["subject"]
         config = int(subject.split(":")[1]) if subject.startswith("config:") else None
         split, error = e.get("split", "validation"), e.get("stderr", 0.01)
-        rows.append((subject, config, benchmark, metric, split, e["score"], error, e["n_samples"], metric != "ppl"))
-    columns = "subject config_id benchmark metric split score stderr n_samples higher_is_better".split()
-    return pd.DataFrame(rows, columns=columns).astype({"score": float, "stderr": float})
+        known = (e.get("plan_hash"), e.get("chance"))
+        rows.append(
+            (subject, config, benchmark, metric, split, e["score"], error, e["n_samples"], metric != "ppl", *known)
+        )
+    columns = (
+        "subject config_id benchmark metric split score stderr n_samples higher_is_better plan_hash chance".split()
+    )
+    return pd.DataFrame(rows, columns=columns).astype({"score": float, "stderr": float, "chance": float})

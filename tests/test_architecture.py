@@ -38,6 +38,7 @@ FLOORS: list[tuple[str, float, set[str]]] = [
     ("gptailor.schedule", 1, {"torch", "smac", "duckdb", "streamlit"}),
     ("gptailor.extend", 3.2, {"torch", "smac", "duckdb", "streamlit"}),
     ("gptailor.held_out", 3.2, {"smac", "duckdb", "streamlit"}),
+    ("gptailor.judgement", 2.5, {"torch", "smac", "duckdb", "streamlit", "altair"}),
     ("gptailor.show", 3, {"torch", "smac", "duckdb", "streamlit"}),
     ("gptailor.check", 3.2, {"smac", "duckdb", "streamlit"}),
     ("gptailor.take_home", 3.2, {"smac", "duckdb", "streamlit"}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,7 +79,12 @@ def load_examples(folder: RunFolder) -> dict[ExampleKey, list[Any]]:
 
 def stored_items(folder: RunFolder, plan_hash: str) -> dict[ExampleKey, list[Any]]:
     """Like load_examples, for one plan."""
-    return dict(_examples(folder, plan_hash))
+    return dict(_examples(folder, [plan_hash]))
+
+
+def items_of(folder: RunFolder, plan_hashes: Iterable[str]) -> dict[ExampleKey, list[Any]]:
+    """Like load_examples, for some plans."""
+    return dict(_examples(folder, sorted(set(plan_hashes))))
 
 
 def run_summary(folder: RunFolder, patience: float = READER_PATIENCE) -> RunSummary:
@@ -123,12 +128,13 @@ def _frame(con: duckdb.DuckDBPyConnection, table: str, order: str) -> pd.DataFra
     return frame
 
 
-def _examples(folder: RunFolder, plan_hash: str | None) -> Iterator[tuple[ExampleKey, list[Any]]]:
+def _examples(folder: RunFolder, plan_hashes: list[str] | None) -> Iterator[tuple[ExampleKey, list[Any]]]:
     with open_reader(folder, patience=30.0) as con:
         rows = con.execute(
             "SELECT plan_hash, benchmark, metric, split, first, items FROM examples "
-            "WHERE coalesce(plan_hash = ?, true) ORDER BY plan_hash, benchmark, metric, split, first",
-            [plan_hash],
+            "WHERE coalesce(list_contains(?::VARCHAR[], plan_hash), true) "
+            "ORDER BY plan_hash, benchmark, metric, split, first",
+            [plan_hashes],
         ).fetchall()
     items: dict[ExampleKey, list[Any]] = {}
     for *key, first, text in rows:

@@ -1,0 +1,237 @@
+"""What the held-out results say: how much of the dense model is kept, and which differences are more than noise.
+
+Frames in, frames out. Averages weigh every benchmark alike. `average*` leaves out the benchmarks that the search was
+calibrated on, whatever the split: a plan may have learnt their form. Retention above chance counts from the score of
+guessing, because a coin's half is no capability. Tests are paired: two subjects answered the very same examples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from gptailor.plan import StitchPlan
+from gptailor.store.queries import RunTables
+from gptailor.store.summary import gain, retention
+
+Items = Mapping[tuple[str, str, str, str], Sequence[Any]]
+"""(plan hash, benchmark, metric, split) -> what each example gave."""
+
+BENCHMARK = ["benchmark", "metric", "split"]
+DRAWS = 4000
+KINDS = ("dense", "candidate", "baseline", "config")
+
+
+def judged(tables: RunTables, asked: str = "held_out") -> pd.DataFrame:
+    """A row a subject and benchmark of the run file's `asked` list, each at the most examples it was scored on.
+
+    Columns: subject, config_id, plan_hash, benchmark, metric, split, n, score, stderr, higher, chance, calibrated (the
+    search looked at this benchmark), dense (its score on as many examples), retention, above_chance (retention counted
+    from the score of guessing; NaN where the dense model does not beat it by two standard errors).
+    """
+    spec = _spec(tables)
+    wanted = {(o["benchmark"], o["metric"], o["split"]) for o in spec.get(asked) or ()}
+    found = tables.evaluations
+    found = found[[key in wanted for key in zip(*(found[column] for column in BENCHMARK), strict=True)]]
+    found = found.sort_values("n_samples").drop_duplicates(["subject", *BENCHMARK], keep="last")
+    calibrated = {o["benchmark"] for o in spec.get("objectives") or ()}
+    frame = pd.DataFrame(
+        {
+            "subject": found["subject"].astype(str),
+            "config_id": found["config_id"],
+            "plan_hash": [_hash(row, tables) for row in found.itertuples()],
+            **{column: found[column].astype(str) for column in BENCHMARK},
+            "n": found["n_samples"].astype(int),
+            "score": found["score"].astype(float),
+            "stderr": found["stderr"].astype(float),
+            "higher": found["higher_is_better"].astype(bool),
+            "chance": found["chance"].astype(float),
+            "calibrated": found["benchmark"].isin(calibrated),
+        }
+    )
+    dense, error = _dense(tables), _dense(tables, "stderr")
+    keys = [tuple(key) for key in frame[[*BENCHMARK, "n"]].itertuples(index=False)]
+    frame["dense"] = pd.Series([dense.get(key) for key in keys], index=frame.index, dtype=float)
+    noise = pd.Series([error.get(key) for key in keys], index=frame.index, dtype=float).fillna(0.0)
+    kept = [retention(s, d, h) for s, d, h in zip(frame["score"], frame["dense"], frame["higher"], strict=True)]
+    frame["retention"] = pd.Series(kept, index=frame.index, dtype=float)
+    beats = frame["dense"] - frame["chance"] > 2 * noise
+    above = (frame["score"] - frame["chance"]) / (frame["dense"] - frame["chance"])
+    frame["above_chance"] = above.where(beats & frame["higher"])
+    kind = frame["subject"].str.partition(":")[0].map({name: place for place, name in enumerate(KINDS)})
+    return (
+        frame.assign(kind=kind).sort_values(["kind", "subject", *BENCHMARK]).drop(columns="kind").reset_index(drop=True)
+    )
+
+
+def averages(frame: pd.DataFrame, calibration: Mapping[str, float] | None = None) -> pd.DataFrame:
+    """A row a subject that was scored on every benchmark of `frame` (see `judged`), in its order.
+
+    Columns: subject, config_id, plan_hash, benchmarks, average (of scores; 1 / score where lower is better), stderr,
+    without_calibration (the same without benchmarks that the search looked at; NaN if none is left), retention,
+    above_chance, gap (calibration retention less held-out retention: what the search's own scores promise too much).
+    calibration: subject -> mean retention over the objectives at the full budget.
+    """
+    columns = ["subject", "config_id", "plan_hash", "benchmarks", "average", "stderr", "without_calibration"]
+    columns += ["retention", "above_chance", "gap"]
+    n_benchmarks = len(frame[BENCHMARK].drop_duplicates())
+    rows = []
+    for subject, own in frame.groupby("subject", sort=False):
+        if len(own) < n_benchmarks:
+            continue
+        points = pd.Series(
+            [gain(s, h) for s, h in zip(own["score"], own["higher"], strict=True)], index=own.index, dtype=float
+        )
+        errors = own["stderr"].where(own["higher"], own["stderr"] / own["score"] ** 2)
+        kept = own["retention"].mean() if own["retention"].notna().all() else np.nan
+        rows.append(
+            (
+                subject,
+                own["config_id"].iloc[0],
+                own["plan_hash"].iloc[0],
+                n_benchmarks,
+                points.mean(),
+                float(np.sqrt((errors**2).sum(skipna=False)) / len(own)),
+                points[~own["calibrated"]].mean(),
+                kept,
+                own["above_chance"].mean(),
+                (calibration or {}).get(str(subject), np.nan) - kept,
+            )
+        )
+    return pd.DataFrame(rows, columns=columns)
+
+
+def calibration(tables: RunTables) -> dict[str, float]:
+    """Subject -> mean retention over the objectives at the full budget: what the search believed. Configurations from
+    their trials, others from the reference scores."""
+    spec = _spec(tables)
+    objectives = [(o["benchmark"], o["metric"], o["split"]) for o in spec.get("objectives") or ()]
+    dense = _dense(tables)
+    budget = (spec.get("budget") or {}).get("max", 0)
+    splits = {(benchmark, metric): split for benchmark, metric, split in objectives}
+    kept: dict[str, dict[tuple[str, ...], float]] = {}
+
+    def add(subject: str, key: tuple[str, str, str], n: int, score: float, higher: bool) -> None:
+        whole = dense.get((*key, n))
+        share = None if whole is None else retention(score, whole, higher)
+        if share is not None:
+            kept.setdefault(subject, {})[key] = share
+
+    full = tables.trials[(tables.trials["status"] == "success") & (tables.trials["budget"] == budget)]
+    for row in tables.scores.merge(full[["trial_id", "config_id"]], on="trial_id").itertuples():
+        if (split := splits.get((row.benchmark, row.metric))) is not None:
+            key = (row.benchmark, row.metric, split)
+            add(f"config:{row.config_id}", key, row.n_samples, row.score, bool(row.higher_is_better))
+    for row in tables.evaluations.sort_values("n_samples").itertuples():
+        if (row.benchmark, row.metric, row.split) in objectives:
+            key = (row.benchmark, row.metric, row.split)
+            add(row.subject, key, row.n_samples, row.score, bool(row.higher_is_better))
+    return {subject: sum(own.values()) / len(own) for subject, own in kept.items() if len(own) == len(objectives)}
+
+
+def paired(frame: pd.DataFrame, items: Items, one: str, other: str) -> pd.DataFrame:
+    """Does `one` answer better than `other` on the same examples? A row a benchmark, and one (benchmark "average").
+
+    Columns: benchmark, metric, split, n, difference (in the metric, more is better), low, high (95 % interval), p (two
+    sided), test. Right-or-wrong answers: McNemar's exact test, and an interval by bootstrap; other numbers and the
+    average: paired bootstrap, which draws examples with replacement within each benchmark. Benchmarks whose examples
+    are no plain numbers (perplexities, say) are left out, and then the average is of those that are left.
+    """
+    rng = np.random.default_rng(0)
+    rows, draws, differences = [], [], []
+    for key, pair in frame[frame["subject"].isin([one, other])].groupby(BENCHMARK, sort=False):
+        sides = {row.subject: _numbers(items.get((row.plan_hash, *key))) for row in pair.itertuples()}
+        first, second = sides.get(one), sides.get(other)
+        if first is None or second is None or not min(len(first), len(second)):
+            continue
+        n = min(len(first), len(second), int(pair["n"].min()))
+        sign = 1.0 if bool(pair["higher"].iloc[0]) else -1.0
+        apart = sign * (first[:n] - second[:n])
+        drawn = _bootstrap(apart, rng)
+        if set(np.unique(first[:n])) | set(np.unique(second[:n])) <= {0.0, 1.0}:
+            p, test = _mcnemar(apart), "McNemar"
+        else:
+            p, test = _p(drawn), "bootstrap"
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        rows.append((*key, n, apart.mean(), low, high, p, test))
+        draws.append(drawn)
+        differences.append(apart.mean())
+    if len(rows) > 1:
+        drawn = np.mean(draws, axis=0)
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        rows.append(
+            (
+                "average",
+                "",
+                "",
+                sum(row[3] for row in rows),
+                float(np.mean(differences)),
+                low,
+                high,
+                _p(drawn),
+                "bootstrap",
+            )
+        )
+    return pd.DataFrame(rows, columns=[*BENCHMARK, "n", "difference", "low", "high", "p", "test"])
+
+
+def strongest(table: pd.DataFrame, kind: str) -> str | None:
+    """The subject of a kind (baseline, candidate, config) with the highest average in `averages`."""
+    own = table[table["subject"].str.startswith(f"{kind}:")]
+    return None if own.empty else str(own.sort_values("average")["subject"].iloc[-1])
+
+
+def _mcnemar(apart: np.ndarray) -> float:
+    """Exact McNemar test: of the examples that only one of the two got right, is the share of either a half?"""
+    wins, losses = int((apart > 0).sum()), int((apart < 0).sum())
+    return 1.0 if wins + losses == 0 else float(stats.binomtest(wins, wins + losses).pvalue)
+
+
+def _bootstrap(apart: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means of DRAWS resamples. Differences take few values (right or wrong), so counts are drawn, not examples."""
+    values, counts = np.unique(apart, return_counts=True)
+    if len(values) <= 64:
+        return rng.multinomial(len(apart), counts / len(apart), size=DRAWS) @ values / len(apart)
+    return np.array([apart[rng.integers(len(apart), size=len(apart))].mean() for _ in range(DRAWS)])
+
+
+def _p(drawn: np.ndarray) -> float:
+    """Two-sided: how often the resampled mean is on the other side of no difference, or on it."""
+    smaller = min((drawn <= 0).mean(), (drawn >= 0).mean())
+    return float(min(1.0, max(2 * smaller, 1 / DRAWS)))
+
+
+def _numbers(items: Sequence[Any] | None) -> np.ndarray | None:
+    if items is None or not all(isinstance(item, (int, float, bool)) for item in items):
+        return None
+    return np.asarray(items, dtype=float)
+
+
+def _hash(row: Any, tables: RunTables) -> str | None:
+    """The plan behind an evaluation; rows that older versions wrote do not name it."""
+    if isinstance(row.plan_hash, str):
+        return row.plan_hash
+    n_layers = int(tables.runs["n_layers"].iloc[0])
+    kind, _, name = row.subject.partition(":")
+    if kind == "config":
+        found = tables.plans.loc[tables.plans["config_id"].astype(str) == name, "plan_hash"]
+        return None if found.empty else str(found.iloc[0])
+    if kind in ("dense", "candidate"):
+        return StitchPlan.dense(n_layers, name or "base").hash
+    return None
+
+
+def _dense(tables: RunTables, column: str = "score") -> dict[tuple[Any, ...], float]:
+    """(benchmark, metric, split, examples) -> the dense model's score, or its standard error."""
+    own = tables.evaluations[tables.evaluations["subject"] == "dense"]
+    return dict(zip(zip(*(own[c] for c in (*BENCHMARK, "n_samples")), strict=True), own[column], strict=True))
+
+
+def _spec(tables: RunTables) -> dict[str, Any]:
+    spec = tables.runs["spec"].iloc[0] if len(tables.runs) else "{}"
+    return json.loads(spec) if isinstance(spec, str) else dict(spec or {})
