@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +16,23 @@ from gptailor import __version__
 from gptailor.errors import UserError
 
 OK, USER_ERROR, RUN_FAILED, INTERRUPTED = 0, 2, 1, 130
+RUNS = "data/runs"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command. 0: done; 1: the run failed or was stopped; 2: something asked is wrong; 130: interrupted."""
+    """Run a command. 0: done; 1: the run failed; 2: something asked is wrong; 130: interrupted or stopped."""
     arguments = _parser().parse_args(argv)
     _fix_hash_seed(arguments.command)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     try:
-        return arguments.function(arguments)
+        status = arguments.function(arguments)
+        sys.stdout.flush()  # a reader that has gone is noticed here, not while Python exits
+        return status
     except UserError as problem:
         print(f"gptailor: {problem}", file=sys.stderr)
+        return USER_ERROR
+    except (PermissionError, NotADirectoryError, IsADirectoryError) as problem:  # a path that is not what it should be
+        print(f"gptailor: {problem.filename}: {(problem.strerror or str(problem)).lower()}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("gptailor: interrupted", file=sys.stderr)
@@ -41,11 +48,7 @@ def search(arguments: argparse.Namespace) -> int:
     from gptailor.spec import load_spec
 
     folder = launch.prepare(arguments.runs, load_spec(arguments.run_file, arguments.set))
-    print(f"run {folder.run_id}", flush=True)
-    status = _engine(folder)
-    if status == OK:
-        print(f"look at it:  python -m gptailor show {folder.run_id}", flush=True)
-    return status
+    return _run_here(folder, arguments)
 
 
 def baseline(arguments: argparse.Namespace) -> int:
@@ -58,11 +61,7 @@ def baseline(arguments: argparse.Namespace) -> int:
     title = f"{spec.name[:50]}, {'baselines' if len(names) > 1 else names[0]}"
     changed = spec.model_dump(mode="json") | {"baselines": names, "name": title}
     folder = launch.prepare(arguments.runs, build_spec(changed, "baseline"))
-    print(f"run {folder.run_id}", flush=True)
-    status = _engine(folder)
-    if status == OK:
-        print(f"look at it:  python -m gptailor show {folder.run_id}", flush=True)
-    return status
+    return _run_here(folder, arguments)
 
 
 def engine(arguments: argparse.Namespace) -> int:
@@ -181,6 +180,17 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _run_here(folder: Any, arguments: argparse.Namespace) -> int:
+    print(f"run {folder.run_id}", flush=True)
+    status = _engine(folder)
+    hints = {OK: ("look at it", "show"), INTERRUPTED: ("go on with it", "resume")}
+    if status in hints:
+        text, command = hints[status]
+        runs = "" if arguments.runs == RUNS else f" --runs {shlex.quote(arguments.runs)}"
+        print(f"{text}:  python -m gptailor {command} {folder.run_id}{runs}", flush=True)
+    return status
+
+
 def _engine(folder: Any) -> int:
     from gptailor.progress import Report
     from gptailor.search import search as run_search
@@ -190,7 +200,8 @@ def _engine(folder: Any) -> int:
         handler = logging.FileHandler(folder.log)  # an engine that was launched writes there already
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("gptailor").addHandler(handler)
-    return OK if run_search(folder, Report()) is RunStatus.FINISHED else RUN_FAILED
+    ended = run_search(folder, Report())
+    return {RunStatus.FINISHED: OK, RunStatus.STOPPED: INTERRUPTED}.get(ended, RUN_FAILED)
 
 
 def _folder(arguments: argparse.Namespace) -> Any:
@@ -230,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         if run_id:
             command.add_argument("run_id", metavar="RUN_ID")
-        command.add_argument("--runs", default="data/runs", metavar="DIR", help="folder of runs (default: data/runs)")
+        command.add_argument("--runs", default=RUNS, metavar="DIR", help=f"folder of runs (default: {RUNS})")
         command.set_defaults(function=function)
         return command
 

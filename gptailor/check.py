@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,21 @@ def check(spec: RunSpec, runs: str | Path = DEFAULT_ROOT) -> Check:
     return dataclasses.replace(
         planned,
         problems=tuple(problems),
-        notes=found.notes,
+        notes=(*found.notes, *_rung_notes(spec, planned)),
         family=family,
         memory=memory,
         estimate=_estimate(spec, planned, found, memory.device, family.kept, Path(runs)),
+    )
+
+
+def _rung_notes(spec: RunSpec, planned: Check) -> Iterator[str]:
+    """A search that ends before its first trial at the full budget has no front."""
+    if planned.rungs[-1].trials:
+        return
+    enough = next(n for n in count(spec.trials + 1) if schedule(spec.budget, n)[-1].trials)
+    yield (
+        f"trials: {spec.trials} end before one reaches {spec.budget.max} examples, so that there will be no front; "
+        f"the first does with {enough}"
     )
 
 
@@ -130,8 +142,8 @@ def check_text(spec: RunSpec, runs: str | Path = DEFAULT_ROOT) -> str:
     """The check for a terminal. Raises UserError with all problems where the run could not begin."""
     found = check(spec, runs)
     if found.problems or found.family is None:
-        count = len(found.problems)
-        raise UserError("\n".join([f"{spec.name} cannot run: {count} problem{'s' * (count > 1)}", *found.problems]))
+        n = len(found.problems)
+        raise UserError("\n".join([f"{spec.name} cannot run: {n} problem{'s' * (n > 1)}", *found.problems]))
     family = found.family
     lines = [
         f"{spec.name}: the models fit together",

@@ -21,6 +21,7 @@ import yaml
 
 from gptailor.errors import UserError
 from gptailor.family import Family
+from gptailor.family.models import without_progress_bars
 from gptailor.plan import BASE, StitchPlan
 from gptailor.stitch import Stitcher
 from gptailor.trial import Score
@@ -53,30 +54,31 @@ def export_hf(
     title: str = "Stitched model",
     scores: Sequence[Score] = (),
     facts: Mapping[str, str] | None = None,
-    overwrite: bool = False,
     progress: Progress = lambda step, share: None,
 ) -> Export:
     """Write the plan's model as a plain Hugging Face folder, reload it and compare logits; the family's model is the
     plan's afterwards.
 
-    scores and facts go into the model card. The folder appears when it is complete and proven, never before.
-    overwrite: replace a folder that an earlier export wrote; any other folder with something in it is left alone.
-    progress: called with what is done now and the share of the work that is done. Raises UserError.
+    scores and facts go into the model card. The folder appears when it is complete and proven, never before; one with
+    something in it is left alone. progress: called with what is done now and the share of the work that is done.
+    Raises UserError.
     """
     out = Path(out_dir).expanduser()
     stitcher = stitcher or Stitcher(family)
-    _refuse_folder(out, overwrite)
+    refuse_folder(out)
     if family.spec.trust_remote_code and type(family.model).__module__.startswith("transformers_modules"):
         raise UserError("export: the base runs code of its own (trust_remote_code), which is not written anywhere")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _refuse_small_disk(out.parent, stitcher.n_bytes(plan))
+    partial = None
     progress("stitching", 0.0)
     model = stitcher.stitch(plan)
     expected = _logits(model, family)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_small_disk(out.parent, stitcher.n_bytes(plan))
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
         progress("writing weights", 0.1)
-        model.save_pretrained(partial, max_shard_size=MAX_SHARD)
+        with without_progress_bars():
+            model.save_pretrained(partial, max_shard_size=MAX_SHARD)
         family.tokenizer.save_pretrained(partial)
         (partial / PLAN_FILE).write_text(json.dumps(plan.to_json(), indent=2) + "\n", encoding="utf-8")
         card = model_card(family, plan, stitcher.n_parameters(plan), title=title, scores=scores, facts=facts or {})
@@ -84,41 +86,29 @@ def export_hf(
         progress("loading it again", 0.6)
         difference = _prove(partial, family, expected)
         partial.chmod(0o755)  # mkdtemp keeps others out; a finished folder is an ordinary one
-        _put_in_place(partial, out)
+        partial.rename(out)  # an empty folder gives way
     except OSError as error:
         raise UserError(f"export: {out} could not be written: {error}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
     progress("done", 1.0)
     return Export(out, len(plan.kept), stitcher.n_parameters(plan), stitcher.n_bytes(plan), difference)
 
 
-def _refuse_folder(out: Path, overwrite: bool) -> None:
+def refuse_folder(out: Path) -> None:
+    """Raise UserError where an export to this folder would fail or harm what is there."""
     if out.exists() and not out.is_dir():
         raise UserError(f"export: {out} is a file; name a folder that does not exist yet")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not (out / PLAN_FILE).is_file():
-        raise UserError(f"export: {out} holds other things already; name a folder that is new or empty")
-    if not overwrite:
-        raise UserError(f"export: {out} holds an earlier export already; name another folder, or overwrite it")
+    if out.is_dir() and any(out.iterdir()):
+        held = "an earlier export" if (out / PLAN_FILE).is_file() else "other things"
+        raise UserError(f"export: {out} holds {held} already; name a folder that is new or empty")
 
 
 def _refuse_small_disk(folder: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < n_bytes * 1.02 + (64 << 20):
         raise UserError(f"export: {folder} has {free >> 20} MB free, the model needs {n_bytes >> 20} MB")
-
-
-def _put_in_place(partial: Path, out: Path) -> None:
-    """Rename into place; an earlier export is removed only after the new one stands."""
-    if not out.exists():
-        partial.rename(out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
-    out.rename(old / out.name)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 @torch.inference_mode()
@@ -134,7 +124,8 @@ def _prove(folder: Path, family: Family, expected: torch.Tensor) -> float:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     AutoTokenizer.from_pretrained(folder)
-    opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=family.dtype, output_loading_info=True)
+    with without_progress_bars():
+        opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=family.dtype, output_loading_info=True)
     model, info = opened
     if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
         raise RuntimeError(f"the exported model does not load completely: {info}")

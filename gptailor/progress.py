@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TextIO
@@ -64,7 +65,10 @@ class Report:
         self._print(f"{status}" + (f": {error}" if error else ""))
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        try:
+            print(text, file=self._stream, flush=True)
+        except BrokenPipeError:  # `... | head` has seen enough; hours of search are not lost for it
+            self._stream = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
 
     def _time_left(self, trial: Trial) -> str:
         left = self._total - trial.trial_id - 1

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from gptailor import judgement
 from gptailor.launch import state
 from gptailor.pareto import hypervolume, knee, pareto_front
 from gptailor.plan import StitchPlan
@@ -94,6 +95,7 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
         },
         "front": _front(tables, full, objectives, dense),
         "hypervolume": _hypervolume(full, objectives),
+        "held_out": _held_out(folder, tables),
         "failures": [
             {"trial": int(row.trial_id), "error": (row.error or "").strip().splitlines()[-1]}
             for row in trials[trials.status == TrialStatus.CRASHED].itertuples()
@@ -130,10 +132,60 @@ def run_text(story: dict[str, Any]) -> str:
         for plan in story["front"]
     ]
     lines += ["", "Full-budget scores (± standard error) of the references and of the front:", _table([header, *rows])]
-    if story["front"]:
+    if not story["front"]:
+        lines.append("No trial has succeeded at the full budget yet, so there is no front.")
+    else:
         lines.append(f"Export one: python -m gptailor export {story['run_id']} {story['front'][0]['config_id']} OUT")
+    lines += _held_out_text(story["held_out"])
     lines += [f"trial {failure['trial']} failed: {failure['error']}" for failure in story["failures"]]
     return "\n".join(lines)
+
+
+def _held_out(folder: RunFolder, tables: queries.RunTables) -> dict[str, Any]:
+    """Averages of every subject that was judged on all that is held out, and how the best plan does against the best
+    one-shot cut, the best candidate's included, on the same examples."""
+    frame = judgement.judged(tables)
+    table = judgement.averages(frame, judgement.calibration(tables))
+    best, control = judgement.strongest(table, "config"), judgement.strongest(table, "baseline")
+    tests = []
+    if best is not None and control is not None:
+        items = queries.items_of(folder, table.loc[table.subject.isin([best, control]), "plan_hash"].dropna())
+        tests = _records(judgement.paired(frame, items, best, control))
+    return {"averages": _records(table), "best": best, "control": control, "tests": tests}
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def _held_out_text(story: dict[str, Any]) -> list[str]:
+    rows = [
+        (
+            row["subject"],
+            f"{row['average']:.4f}" + (f" ±{row['stderr']:.4f}" if row["stderr"] is not None else ""),
+            *(
+                "" if row[key] is None else f"{row[key]:{form}}"
+                for key, form in (
+                    ("without_calibration", ".4f"),
+                    ("retention", ".1%"),
+                    ("above_chance", ".1%"),
+                    ("gap", "+.1%"),
+                )
+            ),
+        )
+        for row in story["averages"]
+    ]
+    if not rows:
+        return []
+    header = ("", "average", "average*", "retention", "above chance", "gap")
+    lines = ["", "Held out (average*: without the calibration's benchmarks; gap: what calibration promises too much):"]
+    lines.append(_table([header, *rows]))
+    for test in story["tests"]:
+        lines.append(
+            f"{story['best']} less {story['control']} on {test['benchmark']}: {test['difference']:+.4f} "
+            f"[{test['low']:+.4f}, {test['high']:+.4f}], p {test['p']:.3g} ({test['test']}, {test['n']} examples)"
+        )
+    return lines
 
 
 def _full_budget(tables: queries.RunTables, budget: int) -> pd.DataFrame:

@@ -36,10 +36,11 @@ def export_model(folder: RunFolder, config_id: int, out: Path, say: Say) -> None
     tables = queries.read_run(folder)
     plan = plan_of(tables, config_id)
     spec = load_spec(folder.spec)
-    say("  0% opening the family")
     from gptailor.family import open_family
-    from gptailor.interchange import export_hf
+    from gptailor.interchange import export_hf, refuse_folder
 
+    refuse_folder(out)
+    say("  0% opening the family")
     family = open_family(spec.model_copy(update={"device": "cpu"}))
     done = export_hf(
         family,
@@ -155,12 +156,12 @@ def generate(
     if not 1 <= max_tokens <= 2048:
         raise UserError(f"tokens: must be 1 to 2048, got {max_tokens}")
     plan = plan_of(queries.read_run(folder), config_id)
-    spec = load_spec(folder.spec)
+    spec = load_spec(folder.spec, [f"device={device}"] if device is not None else [])
     say(json.dumps({"step": "opening the family"}))
     from gptailor.family import open_family
     from gptailor.stitch import Stitcher
 
-    family = open_family(spec if device is None else spec.model_copy(update={"device": device}))
+    family = open_family(spec)
     stitcher = Stitcher(family)
     for subject, chosen in (("dense", StitchPlan.dense(family.n_layers)), (f"config:{config_id}", plan)):
         say(json.dumps({"step": f"{subject} writes"}))

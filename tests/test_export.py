@@ -74,7 +74,10 @@ def test_scales_are_folded_into_the_weights(family, tmp_path):
 @pytest.mark.parametrize(
     ("model_type", "options"),
     [
+        ("llama", {"vocab_size": 320}),
+        ("qwen2", {"tie_word_embeddings": True, "vocab_size": 320}),
         ("qwen3", {"tie_word_embeddings": True}),
+        ("gemma2", {"tie_word_embeddings": True, "sliding_window": 8}),
         ("gemma3_text", {"tie_word_embeddings": True, "sliding_window": 8}),
         ("mistral", {"sliding_window": 8}),
         ("gpt_neox", {}),
@@ -83,7 +86,7 @@ def test_scales_are_folded_into_the_weights(family, tmp_path):
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_other_architectures(make_family, make_spec, tmp_path, model_type, options, dtype):
-    if model_type == "gemma3_text":
+    if model_type.startswith("gemma"):
         options = options | {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2}
     family = open_family(make_spec(make_family(model_type, dtype=dtype, **options)))
     made = export_hf(family, UNSCALED, tmp_path / "out")
@@ -180,24 +183,23 @@ def test_folders_of_others_are_left_alone(family, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
-    for overwrite in (False, True):
-        with pytest.raises(UserError, match="holds other things already; name a folder that is new or empty"):
-            export_hf(family, UNSCALED, mine, overwrite=overwrite)
+    with pytest.raises(UserError, match="holds other things already; name a folder that is new or empty"):
+        export_hf(family, UNSCALED, mine)
     assert (mine / "thesis.txt").read_text() == "years of work"
     with pytest.raises(UserError, match="is a file; name a folder that does not exist yet"):
         export_hf(family, UNSCALED, mine / "thesis.txt")
+    with pytest.raises(UserError, match="thesis.txt/deeper could not be written"):
+        export_hf(family, UNSCALED, mine / "thesis.txt" / "deeper")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_an_earlier_export_is_replaced_when_asked(family, tmp_path):
+def test_an_empty_folder_is_filled_and_an_earlier_export_left_alone(family, tmp_path):
     (tmp_path / "out").mkdir()
     export_hf(family, PLAN, tmp_path / "out")
-    with pytest.raises(UserError, match="holds an earlier export already"):
+    with pytest.raises(UserError, match="holds an earlier export already; name a folder that is new or empty"):
         export_hf(family, UNSCALED, tmp_path / "out")
-    (tmp_path / "out" / "old.txt").write_text("gone after the next export")
-    export_hf(family, UNSCALED, tmp_path / "out", overwrite=True)
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not (tmp_path / "out" / "old.txt").exists()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_folder_that_does_not_give_the_logits_never_appears(family, tmp_path, monkeypatch):

@@ -184,8 +184,9 @@ def test_stop_leaves_a_clean_state(run_file: Path, finished: RunFolder, tmp_path
                 engine.send_signal(signal.SIGINT)
                 asked = time.monotonic()
                 break
-        engine.stdout.read()
-        assert engine.wait(timeout=20) == 1
+        rest = engine.stdout.read()
+        assert engine.wait(timeout=20) == 130
+    assert "stopped" in rest and "go on with it:  python -m gptailor resume" in rest and "Traceback" not in rest
     assert time.monotonic() - asked < 10
     folder = only_run(tmp_path)
     assert queries.read_run(folder).runs.iloc[0].status == "stopped"

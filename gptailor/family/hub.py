@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import huggingface_hub as hub
-from huggingface_hub.errors import HTTPError, NotASafetensorsRepoError, SafetensorsParsingError
+from huggingface_hub.errors import HTTPError, NotASafetensorsRepoError, OfflineModeIsEnabled, SafetensorsParsingError
 
 from gptailor.family.checkpoint import (
     ADAPTER,
@@ -99,6 +99,8 @@ def _ask(repo: str, question: Callable[[], T]) -> T:
         raise Unreadable(f"{repo}: its weights on the hub are not readable safetensors") from error
     except (OSError, HTTPError) as error:  # offline, no such model, gated, or the network broke
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        if isinstance(error, OfflineModeIsEnabled):
+            reason = "HF_HUB_OFFLINE is set"
         raise Unreadable(
             f"{repo}: no such folder, not in the local hub cache, and the hub could not be asked ({reason}); "
             "download it first or give a folder"

@@ -109,7 +109,7 @@ class Family:
 def open_family(spec: RunSpec) -> Family:
     """Open base and candidates of a run (see `preflight` for what is refused). Raises UserError."""
     preflight, checkpoints = inspect_family(spec, download=True)
-    with _without_progress_bars():
+    with without_progress_bars():
         return _open(spec, preflight, checkpoints)
 
 
@@ -134,7 +134,7 @@ def _open(spec: RunSpec, preflight: Preflight, checkpoints: Mapping[str, Checkpo
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """A mapped file is loaded in no time, and the terminal belongs to the command line."""
     enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
