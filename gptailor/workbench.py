@@ -93,23 +93,25 @@ class Workbench:
         Raises NonFinite for a model that yields NaN or infinity, Stopped when should_stop() says so.
         """
         started = time.monotonic()
-        model = None
         stitch_seconds = 0.0
-        scores, fresh = [], []
-        for benchmark in self.benchmarks if benchmarks is None else benchmarks:
-            known = self.known.get(self._key(plan, benchmark), [])
-            last = min(budget, benchmark.n_examples)
-            if len(known) < last:
-                if model is None:
-                    before = time.monotonic()
-                    model = self.stitcher.stitch(plan)
-                    stitch_seconds = time.monotonic() - before
-                new = self.evaluator.items(model, benchmark, len(known), last, should_stop)
-                fresh.append((benchmark, len(known), new))
-                known = known + new
-                self.known[self._key(plan, benchmark)] = known
-            scores.append(self.evaluator.score(benchmark, known[:last]))
-        return PlanScores(tuple(scores), stitch_seconds, time.monotonic() - started - stitch_seconds, tuple(fresh))
+        fresh: list[tuple[OpenBenchmark, int, list[Any]]] = []
+        chosen = self.benchmarks if benchmarks is None else benchmarks
+        known = [self.known.get(self._key(plan, benchmark), []) for benchmark in chosen]
+        ends = [min(budget, benchmark.n_examples) for benchmark in chosen]
+        asked = [(b, len(items), end) for b, items, end in zip(chosen, known, ends, strict=True) if len(items) < end]
+        if asked:
+            model = self.stitcher.stitch(plan)
+            stitch_seconds = time.monotonic() - started
+            new = self.evaluator.items_of(model, asked, should_stop)
+            fresh = [(benchmark, first, items) for (benchmark, first, _), items in zip(asked, new, strict=True)]
+        for benchmark, first, items in fresh:
+            key = self._key(plan, benchmark)
+            self.known[key] = self.known.get(key, [])[:first] + items
+        scores = tuple(
+            self.evaluator.score(benchmark, self.known[self._key(plan, benchmark)][:end])
+            for benchmark, end in zip(chosen, ends, strict=True)
+        )
+        return PlanScores(scores, stitch_seconds, time.monotonic() - started - stitch_seconds, tuple(fresh))
 
     def calibration(self, benchmarks: Sequence[OpenBenchmark] | None = None) -> list[dict[str, torch.Tensor]]:
         """The texts that pruning methods look at, in padded batches: of the run's benchmarks, or of others."""

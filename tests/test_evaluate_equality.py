@@ -46,7 +46,7 @@ def compare(folder: Path, spec: Benchmark, model: Any, tokenizer: Any, n: int = 
     (benchmark,) = opened(folder, tokenizer, spec, max_length=max_length, max_examples=n, chat_template=chat)
     engine = evaluator([benchmark], tokenizer, max_length=max_length)
     items = engine.items(model, benchmark, 0, benchmark.n_examples)
-    assert engine.path in ("lean", None)
+    assert engine.path in ("direct", None)
     samples: dict[str, list[int]] = {}
     for task, document in sorted(benchmark.order):
         samples.setdefault(task, []).append(document)

@@ -1,4 +1,4 @@
-"""Every way to the same numbers: packed trees, by block and by bucket, lean or not, and plain padded rows."""
+"""Every way to the same numbers: packed trees, written out or by the model's own code, and plain padded rows."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "phi3": {},
     "gpt_neox": {"rotary_pct": 1.0},
 }
+DIRECT = {"llama", "qwen2", "qwen3", "mistral"}
+"""Architectures whose arithmetic is written out."""
 
 
 def build(model_type: str, tiny_config: Any, dtype: str = "float32", **changes: Any) -> Any:
@@ -59,19 +61,20 @@ def all_windows(benchmark: Any) -> list[Any]:
 def test_trees_say_what_rows_say(model_type: str, benchmark: Any, tokenizer: Any) -> None:
     from conftest import tiny_config
 
-    from gptailor.evaluate.forward import score_pack, score_rows
+    from gptailor.evaluate.direct import is_plain
+    from gptailor.evaluate.forward import score_direct, score_rows, score_tree
     from gptailor.evaluate.packing import build_pack
 
     model = build(model_type, tiny_config)
+    assert is_plain(model) == (model_type in DIRECT)
     before = model.config._attn_implementation
     pack = build_pack(benchmark.examples, range(12))
     plain = score_rows(model, all_windows(benchmark), 4096)
-    for is_lean in (False, True):
-        ours = score_pack(model, pack, is_lean)
+    for way in (score_tree, score_direct) if model_type in DIRECT else (score_tree,):
+        ours = way(model, pack)
         assert [a.precise for a in ours] == pytest.approx([a.precise for a in plain], abs=1e-3)
         assert [a.is_greedy for a in ours] == [a.is_greedy for a in plain]
     assert model.config._attn_implementation == before
-    assert not any("forward" in module.__dict__ for module in model.modules())
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma2", "qwen3"])
@@ -81,26 +84,56 @@ def test_buckets_say_what_blocks_say(
     """Accelerators attend by bucket; the same code runs on a CPU."""
     from conftest import tiny_config
 
-    from gptailor.evaluate import attention, forward
+    from gptailor.evaluate import attention, direct, forward
     from gptailor.evaluate.packing import build_pack
 
     model = build(model_type, tiny_config)
     pack = build_pack(benchmark.examples, range(12))
-    blocks = forward.score_pack(model, pack)
-    monkeypatch.setattr(forward, "PackMasks", lambda pack, dtype, _: attention.PackMasks(pack, dtype, True))
-    buckets = forward.score_pack(model, pack)
+    way = forward.score_direct if model_type in DIRECT else forward.score_tree
+    blocks = way(model, pack)
+    for module in (direct, forward):
+        monkeypatch.setattr(module, "PackMasks", lambda pack, dtype, _: attention.PackMasks(pack, dtype, True))
+    buckets = way(model, pack)
     assert [a.precise for a in buckets] == pytest.approx([a.precise for a in blocks], abs=1e-3)
 
 
-def test_every_architecture_is_scored_lean_or_says_why(
-    benchmark: Any, tokenizer: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_every_architecture_finds_its_way(benchmark: Any, tokenizer: Any) -> None:
     from conftest import tiny_config
 
     for model_type in ARCHITECTURES:
         engine = evaluator([benchmark], tokenizer)
         engine.items(build(model_type, tiny_config), benchmark, 0, 5)
-        assert engine.path == "lean", model_type
+        assert engine.path == ("direct" if model_type in DIRECT else "tree"), model_type
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scores_do_not_depend_on_the_number_of_processors(benchmark: Any, tokenizer: Any, dtype: str) -> None:
+    from conftest import tiny_config
+
+    model = build("llama", tiny_config, dtype)
+    likelihood = replace(benchmark, metric="choice_prob")
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for n_threads in (1, 3):
+            torch.set_num_threads(n_threads)
+            engine = evaluator([likelihood], tokenizer, batch_tokens=150)
+            found.append(engine.items(model, likelihood, 0, 12))
+            assert engine.path == "direct" and torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1]
+
+
+def test_models_that_only_look_plain_are_not_scored_directly(benchmark: Any, tokenizer: Any) -> None:
+    """A multiplier that the written-out arithmetic does not know (as Granite has them) is found by comparing."""
+    from conftest import tiny_config
+
+    model = build("llama", tiny_config)
+    model.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: output * 3.0)
+    engine = evaluator([benchmark], tokenizer)
+    engine.items(model, benchmark, 0, 5)
+    assert engine.path == "tree"
 
 
 def test_a_model_that_cannot_be_driven_is_scored_as_rows(

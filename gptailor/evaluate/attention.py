@@ -84,8 +84,21 @@ def pack_attention(
     if gptailor_pack is None or attention_mask is not None or strange or kwargs.get("is_causal") is False:
         asked = ", ".join(strange) or "other than causal attention"
         raise NotImplementedError(f"{type(module).__name__} asks for {asked}")
-    attend = _by_buckets if gptailor_pack.by_buckets else _by_blocks
-    return attend(query, key, value, gptailor_pack, scaling, sliding_window, softcap), None
+    return attend_pack(query, key, value, gptailor_pack, scaling, sliding_window, softcap), None
+
+
+def attend_pack(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    masks: PackMasks,
+    scaling: float | None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """The same without a module: query [1, H, T, D], key/value [1, Hkv, T, D] -> [1, T, H, D]."""
+    attend = _by_buckets if masks.by_buckets else _by_blocks
+    return attend(query, key, value, masks, scaling, window, softcap)
 
 
 def _by_blocks(

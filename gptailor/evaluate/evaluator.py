@@ -10,20 +10,25 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptailor.evaluate.benchmarks import OpenBenchmark
+from gptailor.evaluate.direct import is_plain, keep_freed_memory
 from gptailor.evaluate.examples import Encoder, Example, Prompt
-from gptailor.evaluate.forward import Scored, score_pack, score_rows
+from gptailor.evaluate.forward import Scored, score_direct, score_rows, score_tree
 from gptailor.evaluate.generation import batches_of, run_batches
-from gptailor.evaluate.lean import keep_freed_memory
 from gptailor.evaluate.packing import Pack, build_pack, pack_examples
 from gptailor.evaluate.scoring import NonFinite, item_of, needs_greedy, score_of
+from gptailor.evaluate.workers import side_by_side
 from gptailor.trial import Score
 
 log = logging.getLogger(__name__)
 
-CPU_TOKENS = 2048  # tokens of a pack; more does not make a CPU's products faster, and leaves its caches
+CPU_TOKENS = 1024  # tokens of a pack; more does not make a CPU's products faster, and leaves its caches
 BYTES_PER_TOKEN = 2**20  # device memory put aside for one token of a pack, logits apart
 LOGITS = 2**26  # of one pack
 LOGIT_BYTES = 6  # a scored position's logit in half precision and, in chunks, in single
+
+
+Asked = tuple[OpenBenchmark, int, int]
+"""Examples [first, last) of a benchmark."""
 
 
 class Stopped(Exception):
@@ -55,7 +60,7 @@ class Evaluator:
         self._max_tokens: int | None = None if batch_tokens == "auto" else int(batch_tokens)
         self._packs: dict[tuple[int, int, int], list[Pack]] = {}
         self._was_halved = False
-        self.path: str | None = None  # "lean", "tree" or "rows", once the first model has been looked at
+        self.path: str | None = None  # "direct", "tree" or "rows", once the first model has been looked at
         if self.device.type == "cpu":
             keep_freed_memory()
 
@@ -68,15 +73,22 @@ class Evaluator:
         should_stop: Callable[[], bool] | None = None,
     ) -> list[Any]:
         """Items of examples [first, last) in nested order. Raises NonFinite, and Stopped when should_stop() is true."""
-        if not 0 <= first <= last <= benchmark.n_examples:
-            raise ValueError(f"{benchmark.name}: has examples 0 to {benchmark.n_examples}, not {first} to {last}")
+        return self.items_of(model, [(benchmark, first, last)], should_stop)[0]
+
+    def items_of(
+        self, model: PreTrainedModel, asked: Sequence[Asked], should_stop: Callable[[], bool] | None = None
+    ) -> list[list[Any]]:
+        """The same for several benchmarks at once, which leaves no processor waiting for another between them."""
+        for benchmark, first, last in asked:
+            if not 0 <= first <= last <= benchmark.n_examples:
+                raise ValueError(f"{benchmark.name}: has examples 0 to {benchmark.n_examples}, not {first} to {last}")
 
         def between() -> None:
             if should_stop is not None and should_stop():
                 raise Stopped
 
         try:
-            return self._items(model, benchmark, first, last, between)
+            return self._items(model, asked, between)
         except torch.OutOfMemoryError:
             if self._was_halved:
                 raise
@@ -86,23 +98,25 @@ class Evaluator:
             log.warning("out of memory: packs are halved to %d tokens", self._max_tokens)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return self._items(model, benchmark, first, last, between)
+        return self._items(model, asked, between)
 
     def score(self, benchmark: OpenBenchmark, items: Sequence[Any]) -> Score:
         """lm-eval's aggregation of the items of examples 0, 1, ... with our standard error."""
         return score_of(benchmark, items)
 
-    def _items(
-        self, model: PreTrainedModel, benchmark: OpenBenchmark, first: int, last: int, between: Callable[[], None]
-    ) -> list[Any]:
-        items: list[Any] = [None] * (last - first)
-        for start, stop in self._chunks(benchmark, first, last):
-            windows = self._windows(model, benchmark, start, stop, range(first, last), between)
-            texts = self._texts(model, benchmark, start, stop, between)
-            for place in range(max(start, first), min(stop, last)):
+    def _items(self, model: PreTrainedModel, asked: Sequence[Asked], between: Callable[[], None]) -> list[list[Any]]:
+        windows = self._windows(model, asked, between)
+        items: list[list[Any]] = []
+        for (benchmark, first, last), found in zip(asked, windows, strict=True):
+            texts: dict[int, list[str]] = {}
+            for start, stop in self._chunks(benchmark, first, last):
+                texts |= self._texts(model, benchmark, start, stop, between)
+            own = []
+            for place in range(first, last):
                 example = benchmark.examples[place]
-                answers, precise = _answers(example, windows.get(place, []), texts.get(place, []))
-                items[place - first] = item_of(benchmark, example, answers, precise)
+                answers, precise = _answers(example, found.get(place, []), texts.get(place, []))
+                own.append(item_of(benchmark, example, answers, precise))
+            items.append(own)
         return items
 
     def _chunks(self, benchmark: OpenBenchmark, first: int, last: int) -> list[tuple[int, int]]:
@@ -112,30 +126,39 @@ class Evaluator:
         return [(start, stop) for start, stop in pairs if start < last and stop > first]
 
     def _windows(
-        self,
-        model: PreTrainedModel,
-        benchmark: OpenBenchmark,
-        start: int,
-        stop: int,
-        wanted: range,
-        between: Callable[[], None],
-    ) -> dict[int, list[Scored]]:
-        """Log-likelihoods by example, for the packs of a chunk that hold a wanted example."""
-        found: dict[int, list[Scored]] = {}
-        for pack in self._packs_of(model, benchmark, start, stop):
-            if not any(member in wanted for member in pack.members):
-                continue
+        self, model: PreTrainedModel, asked: Sequence[Asked], between: Callable[[], None]
+    ) -> list[dict[int, list[Scored]]]:
+        """For each that is asked, log-likelihoods by example, from the packs that hold a wanted example."""
+        jobs = [
+            (number, pack)
+            for number, (benchmark, first, last) in enumerate(asked)
+            for start, stop in self._chunks(benchmark, first, last)
+            for pack in self._packs_of(model, benchmark, start, stop)
+            if any(first <= member < last for member in pack.members)
+        ]
+        if jobs and self.path is None:
+            self.path = self._choose_path(model)
+
+        def score(job: tuple[int, Pack]) -> list[Scored]:
             between()
-            scored = iter(self._score(model, benchmark, pack))
+            return self._score(model, asked[job[0]][0], job[1])
+
+        if self.path == "direct" and self.device.type == "cpu":
+            scored = side_by_side(score, jobs, [len(pack.tokens) for _, pack in jobs])
+        else:
+            scored = [score(job) for job in jobs]
+        found: list[dict[int, list[Scored]]] = [{} for _ in asked]
+        for (number, pack), values in zip(jobs, scored, strict=True):
+            left = iter(values)
             for member in pack.members:
-                found[member] = [next(scored) for _ in benchmark.examples[member].windows]
+                found[number][member] = [next(left) for _ in asked[number][0].examples[member].windows]
         return found
 
     def _score(self, model: PreTrainedModel, benchmark: OpenBenchmark, pack: Pack) -> list[Scored]:
-        if self.path is None:
-            self.path = self._choose_path(model)
-        if self.path != "rows":
-            return score_pack(model, pack.to(self.device), self.path == "lean")
+        if self.path == "direct":
+            return score_direct(model, pack.to(self.device))
+        if self.path == "tree":
+            return score_tree(model, pack.to(self.device))
         windows = [window for member in pack.members for window in benchmark.examples[member].windows]
         return score_rows(model, windows, self._pack_limit(model))
 
@@ -180,19 +203,22 @@ class Evaluator:
         return self._max_tokens
 
     def _choose_path(self, model: PreTrainedModel) -> str:
-        """Score a few examples both ways; the tree path is used if it says the same. Raises NonFinite."""
+        """Score a few examples in every way; the first that says what plain rows say is used. Raises NonFinite."""
+        ways: dict[str, Callable[[PreTrainedModel, Pack], list[Scored]]] = {}
         reason = _cannot_drive(model)
         if reason is None:
+            ways = {"direct": score_direct} if is_plain(model) else {}
+            ways["tree"] = score_tree
             examples = self._probe()
             pack = build_pack(examples, range(len(examples))).to(self.device)
             windows = [window for example in examples for window in example.windows]
             plain = score_rows(model, windows, self._pack_limit(model))
-            for path in ("lean", "tree"):
-                reason = _difference(model, pack, plain, path == "lean")
-                if reason is None:
-                    log.info("%s is scored as packed trees (%s)", type(model).__name__, path)
-                    return path
-                log.info("%s cannot be scored as packed trees (%s): %s", type(model).__name__, path, reason)
+        for path, way in ways.items():
+            reason = _difference(way, model, pack, plain)
+            if reason is None:
+                log.info("%s is scored as packed trees (%s)", type(model).__name__, path)
+                return path
+            log.info("%s cannot be scored as packed trees (%s): %s", type(model).__name__, path, reason)
         log.warning("%s is scored as padded rows, the slower way: %s", type(model).__name__, reason)
         return "rows"
 
@@ -203,10 +229,12 @@ class Evaluator:
         return [longest, *[example for example in examples[:4] if example is not longest][:3]]
 
 
-def _difference(model: PreTrainedModel, pack: Pack, plain: Sequence[Scored], is_lean: bool) -> str | None:
+def _difference(
+    way: Callable[[PreTrainedModel, Pack], list[Scored]], model: PreTrainedModel, pack: Pack, plain: Sequence[Scored]
+) -> str | None:
     """What is wrong with the pack's log-likelihoods beside those of plain rows, or None. Raises NonFinite."""
     try:
-        tree = score_pack(model, pack, is_lean)
+        tree = way(model, pack)
     except (NonFinite, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a model's code makes of our attention, the plain way still works

@@ -1,21 +1,21 @@
 """Log-likelihoods of windows: one forward pass a pack, the output head only where something is predicted.
 
-Two ways to the same numbers. The *tree* path runs the model's own forward on a flat row with our attention; the *rows*
-path pads texts into a rectangle as lm-eval does, for models whose attention cannot be driven.
+Three ways to the same numbers. The *direct* path writes out the arithmetic of decoders like Llama's (see direct.py);
+the *tree* path runs the model's own forward on a flat row with our attention; the *rows* path pads texts into a
+rectangle as lm-eval does, for models whose attention cannot be driven.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
 from gptailor.evaluate.attention import PackMasks, attending_by_pack
+from gptailor.evaluate.direct import logits_at_scored
 from gptailor.evaluate.examples import Window
-from gptailor.evaluate.lean import lean
 from gptailor.evaluate.packing import Pack
 from gptailor.evaluate.scoring import NonFinite
 
@@ -38,10 +38,22 @@ class Scored:
 
 
 @torch.inference_mode()
-def score_pack(model: PreTrainedModel, pack: Pack, is_lean: bool = True) -> list[Scored]:
-    """Every window of the pack, in order. `is_lean`: leave out what the pack does not need. Raises NonFinite."""
+def score_direct(model: PreTrainedModel, pack: Pack) -> list[Scored]:
+    """Every window of the pack, in order, for models that `direct.is_plain` knows. Raises NonFinite."""
+    log_probs = torch.empty(len(pack.rows), device=pack.rows.device)
+    is_best = torch.empty(len(pack.rows), dtype=torch.bool, device=pack.rows.device)
+    for start, logits in logits_at_scored(model, pack):
+        here = ((pack.rows >= start) & (pack.rows < start + len(logits))).nonzero()[:, 0]
+        read = _read(logits, pack.rows[here] - start, pack.targets[here], pack.needs_greedy)
+        log_probs[here], is_best[here] = read
+    return _windows(log_probs, is_best, pack.owners, pack.n_windows, model.dtype)
+
+
+@torch.inference_mode()
+def score_tree(model: PreTrainedModel, pack: Pack) -> list[Scored]:
+    """The same by the model's own forward, for any model whose attention can be driven. Raises NonFinite."""
     by_buckets = pack.tokens.device.type != "cpu"
-    with attending_by_pack(model), lean(model, pack.scored) if is_lean else nullcontext():
+    with attending_by_pack(model):
         logits = model(
             input_ids=pack.tokens[None],
             position_ids=pack.positions[None],
@@ -92,16 +104,36 @@ def _summarise(
     needs_greedy: bool,
 ) -> list[Scored]:
     """logits [S, V]; for every predicted token its row, its id and its window -> one Scored a window."""
+    log_probs, is_best = _read(logits, rows, targets, needs_greedy)
+    return _windows(log_probs, is_best, owners, n_windows, logits.dtype)
+
+
+def _read(
+    logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, needs_greedy: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each predicted token, by its row of logits [S, V] and its id: its log-probability [P], float32, and whether
+    it is the first of the most likely ones [P], bool."""
     normalisers = _normalisers(logits)
-    log_probs = (logits[rows, targets].float() - normalisers[rows]).cpu()
+    chosen = logits[rows, targets]
+    log_probs = chosen.float() - normalisers[rows]
     if not bool(torch.isfinite(normalisers).all()) or not bool(torch.isfinite(log_probs).all()):
         raise NonFinite("the model's logits are not finite")
-    greedy = torch.zeros(n_windows, dtype=torch.bool)
+    is_best = torch.zeros(len(rows), dtype=torch.bool, device=logits.device)
     if needs_greedy:
-        greedy = _are_greedy(logits, rows, targets, owners, n_windows).cpu()
-    owners = owners.cpu()
-    rounded = torch.zeros(n_windows).index_add(0, owners, log_probs.to(logits.dtype).float()).to(logits.dtype)
+        is_best = chosen == logits.amax(dim=-1)[rows]
+        check = is_best.nonzero()[:, 0]  # argmax is slow and ties are rare: only where it can still matter
+        is_best[check] = logits[rows[check]].argmax(dim=-1) == targets[check]
+    return log_probs, is_best
+
+
+def _windows(
+    log_probs: torch.Tensor, is_best: torch.Tensor, owners: torch.Tensor, n_windows: int, dtype: torch.dtype
+) -> list[Scored]:
+    """Predicted tokens [P] joined by the window that owns them."""
+    log_probs, is_best, owners = log_probs.cpu(), is_best.cpu(), owners.cpu()
+    rounded = torch.zeros(n_windows).index_add(0, owners, log_probs.to(dtype).float()).to(dtype)
     precise = torch.zeros(n_windows, dtype=torch.float64).index_add(0, owners, log_probs.double())
+    greedy = torch.zeros(n_windows).index_add(0, owners, (~is_best).float()) == 0
     columns = (rounded.tolist(), precise.tolist(), greedy.tolist())
     return [Scored(*row) for row in zip(*columns, strict=True)]
 
@@ -117,15 +149,3 @@ def _normalisers(logits: torch.Tensor) -> torch.Tensor:
     if len(beyond):
         normalisers[beyond] = torch.cat([logits[row].float().logsumexp(dim=-1)[None] for row in beyond])
     return normalisers
-
-
-def _are_greedy(
-    logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, owners: torch.Tensor, n_windows: int
-) -> torch.Tensor:
-    """Whether each window's tokens are all the first of the most likely ones at their positions, [n_windows] bool."""
-    best = logits.amax(dim=-1)
-    misses = torch.zeros(n_windows, device=logits.device)
-    hopeful = misses.index_add(0, owners, (logits[rows, targets] < best[rows]).float()) == 0
-    check = hopeful[owners].nonzero()[:, 0]  # argmax is slow and ties are rare: only where it can still matter
-    wrong = logits[rows[check]].argmax(dim=-1) != targets[check]
-    return hopeful & (misses.index_add(0, owners[check], wrong.float()) == 0)

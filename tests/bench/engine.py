@@ -37,10 +37,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import torch
 
+from gptailor.evaluate.packing import build_pack
 from gptailor.mergekit_config import mergekit_yaml
 from gptailor.plan import BASE, StitchPlan
 from gptailor.space import PlanSpace, build_space, initial_design
-from gptailor.spec import RunSpec, build_spec
+from gptailor.spec import Budget, RunSpec, build_spec
 from gptailor.workbench import Workbench
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,9 +154,8 @@ def floor(bench: Workbench, plan: StitchPlan, n: int) -> dict[str, float]:
     """Least seconds: multiply-adds over the measured rate of large products of the same shapes and type."""
     tokens = scored = 0
     for benchmark in bench.benchmarks:
-        for example in benchmark.examples[:n]:
-            t, s = example.distinct_tokens()
-            tokens, scored = tokens + t, scored + s
+        pack = build_pack(benchmark.examples, range(n))
+        tokens, scored = tokens + len(pack.tokens), scored + len(pack.scored)
     model = bench.stitcher.stitch(plan)
     layer = bench.family.layer(plan.kept[0].layer)
     shapes = [tuple(m.weight.shape) for m in layer.modules() if isinstance(m, torch.nn.Linear)]
@@ -270,7 +270,8 @@ def main() -> None:
     n = this.examples
     print(f"{this.name}; {n} examples of each of {', '.join(o.benchmark for o in this.spec.objectives)}", flush=True)
     results: dict[str, Any] = {"setting": this.name, "examples": n, "threads": torch.get_num_threads()}
-    bench = Workbench.open(this.spec, this.spec.objectives, max_examples=max(n, 243))
+    one_rung = this.spec.model_copy(update={"budget": Budget(min=n, max=n)})  # else examples beyond n share packs
+    bench = Workbench.open(one_rung, one_rung.objectives, max_examples=max(n, this.spec.budget.max))
     space = build_space(this.spec, bench.family.n_layers)
     plans = plans_of(space, bench, this.n_plans)
 

@@ -1,0 +1,148 @@
+"""A decoder's arithmetic written out for packs: what transformers' Llama computes, in fewer passes over memory.
+
+Most families that are stitched (Llama, Mistral, Qwen2, Qwen3 and their kin) are built from the same parts: RMSNorm,
+rotary attention, a gated MLP, each added to the residual stream. At the size of models that are searched on a CPU, the
+passes between the products cost as much as the products, so this path keeps few of them, changes tensors in place,
+runs the last layer past its attention and the output head only where something is predicted, and shares nothing
+between two calls: packs can be scored in threads side by side, each with one processor's cache to itself.
+
+Not a table of names: the parts are found by looking, and the evaluator uses this path only after its answers on a few
+examples agreed with those of the model's own code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from gptailor.evaluate.attention import PackMasks, attend_pack
+from gptailor.evaluate.packing import Pack
+
+BODY = {"embed_tokens", "layers", "norm", "rotary_emb"}
+LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+HEAD_NORMS = {"q_norm", "k_norm"}  # Qwen3
+MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+HEAD_ROWS = 256  # scored positions whose logits are in memory at a time on a CPU
+HEAD_ELEMENTS_GPU = 2**28
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_KEEP_BYTES = 2**29
+
+
+def is_plain(model: PreTrainedModel) -> bool:
+    """Whether the model has exactly the parts that `logits_at_scored` knows, by their names in transformers."""
+    body: Any = model.get_decoder()
+    if _children(body) != BODY or not isinstance(model.get_output_embeddings(), nn.Linear):
+        return False
+    layer: Any = body.layers[0]
+    if _children(layer) != LAYER or not MLP - {"act_fn"} <= _children(layer.mlp) <= MLP:
+        return False
+    norms = [body.norm, layer.input_layernorm, layer.post_attention_layernorm]
+    if HEAD_NORMS <= _children(layer.self_attn):
+        norms += [layer.self_attn.q_norm, layer.self_attn.k_norm]
+    return _children(layer.self_attn) - HEAD_NORMS == ATTENTION and all(_is_plain_norm(norm) for norm in norms)
+
+
+@torch.inference_mode()
+def logits_at_scored(model: PreTrainedModel, pack: Pack) -> Iterator[tuple[int, torch.Tensor]]:
+    """Logits at the pack's scored positions, a few rows at a time: (number of the first row, [rows, V])."""
+    body: Any = model.get_decoder()
+    states = body.embed_tokens(pack.tokens)  # [T, H]
+    cos, sin = _rotations(*body.rotary_emb(states[None], pack.positions[None]))
+    masks = PackMasks(pack, states.dtype, pack.tokens.device.type != "cpu")
+    for number, layer in enumerate(body.layers):
+        attended = _attend(layer.self_attn, _norm(layer.input_layernorm, states), cos, sin, masks)
+        if number == len(body.layers) - 1:  # what follows looks at one position at a time
+            states, attended = states.index_select(0, pack.scored), attended.index_select(0, pack.scored)
+        states = layer.self_attn.o_proj(attended).add_(states)
+        normed, mlp = _norm(layer.post_attention_layernorm, states), layer.mlp
+        gate = mlp.gate_proj(normed)
+        gate = F.silu(gate, inplace=True) if isinstance(mlp.act_fn, nn.SiLU) else mlp.act_fn(gate)
+        states = mlp.down_proj(gate.mul_(mlp.up_proj(normed))).add_(states)
+    states, head = _norm(body.norm, states), model.get_output_embeddings()
+    n_rows = HEAD_ROWS if states.device.type == "cpu" else max(1, HEAD_ELEMENTS_GPU // head.weight.shape[0])
+    for start in range(0, len(states), n_rows):
+        yield start, head(states[start : start + n_rows])
+
+
+def _attend(attention: Any, normed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, masks: PackMasks) -> Any:
+    """[T, H] -> [T, heads * D], before the output projection."""
+    n_tokens, width = len(normed), cos.shape[-1]
+    q, k, v = (
+        projection(normed).view(n_tokens, -1, width)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )  # [T, heads, D]
+    if hasattr(attention, "q_norm"):
+        q, k = _norm(attention.q_norm, q), _norm(attention.k_norm, k)
+    q, k, v = (states[None].transpose(1, 2) for states in (_rotate(q, cos, sin), _rotate(k, cos, sin), v))
+    return attend_pack(q, k, v, masks, attention.scaling, _window(attention)).reshape(n_tokens, -1)
+
+
+def _window(attention: Any) -> int | None:
+    if hasattr(attention, "sliding_window"):
+        return attention.sliding_window
+    window = getattr(attention.config, "sliding_window", None)
+    return None if hasattr(attention.config, "layer_types") else window  # Mistral's, known to its configuration alone
+
+
+def _rotations(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[1, T, D] each -> [T, 1, D], the sine with the signs of transformers' rotate_half."""
+    half = sin.shape[-1] // 2
+    return cos[0, :, None], torch.cat([-sin[0, :, None, :half], sin[0, :, None, half:]], dim=-1)
+
+
+def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding of [T, heads, D]."""
+    half = states.shape[-1] // 2
+    turned = torch.cat([states[..., half:], states[..., :half]], dim=-1)
+    return (states * cos).addcmul_(turned, sin)
+
+
+def _norm(module: Any, states: torch.Tensor) -> torch.Tensor:
+    """RMSNorm of [..., H]. On a CPU in three passes: batch norm with the tokens as channels divides each token by a
+    given root in one pass, in float32 inside."""
+    weight, epsilon = module.weight, _epsilon(module)
+    if states.device.type != "cpu":
+        return F.rms_norm(states, weight.shape, weight, epsilon)
+    flat = states.reshape(1, -1, states.shape[-1])
+    squares = torch.linalg.vector_norm(flat[0], dim=-1, dtype=torch.float32).square_().div_(states.shape[-1])
+    normed = F.batch_norm(flat, torch.zeros_like(squares), squares, eps=epsilon)
+    return normed.mul_(weight).view(states.shape)
+
+
+def _epsilon(module: Any) -> float:
+    return float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)
+
+
+def _is_plain_norm(module: nn.Module) -> bool:
+    """Whether the module computes weight * x / rms(x), tried on a few numbers."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or not (hasattr(module, "variance_epsilon") or hasattr(module, "eps")):
+        return False
+    trial = torch.linspace(-3.0, 4.0, 3 * weight.shape[0], device=weight.device).view(3, -1).to(weight.dtype)
+    with torch.inference_mode():
+        return torch.allclose(module(trial), _norm(module, trial), rtol=2e-2, atol=1e-5)
+
+
+def _children(module: nn.Module) -> set[str]:
+    return {name for name, child in module.named_children() if child is not None}
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep up to half a GiB of freed memory instead of giving it back after every large tensor.
+
+    A fresh page costs a fault; without this, the passes between two products spend most of their time on faults.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
