@@ -53,7 +53,8 @@ def moving() -> None:
         title="What was tried when",
         note=f"{plural(len(bars), 'trial')}"
         + (f", the latest of {len(trials)}" if len(bars) < len(trials) else "")
-        + ", a bar each, on the rung of its budget (examples per benchmark). A cross is a crash.",
+        + ", a bar each, on the rung of its budget (examples per benchmark). A cross is a crash. Before the first one "
+        "the models are loaded and the dense model is scored.",
         alt="Timeline of trials by rung and status",
         key="timeline",
     )
@@ -68,12 +69,15 @@ def show_numbers(now: frames.Numbers, view: widgets.View) -> None:
     st.progress(min(now.done / max(now.asked, 1), 1.0))
     done, rung, speed, left, failed, best = st.columns([5, 4, 4, 5, 3, 4])
     done.metric("Trials", f"{text.count(now.done)} of {text.count(now.asked)}", border=True)
-    rung.metric(
-        "Rung",
-        "–" if now.budget is None else f"{now.budget} ex.",
-        help="Examples per benchmark of the current trial.",
-        border=True,
-    )
+    if run.is_active:
+        rung.metric(
+            "Rung",
+            "–" if now.budget is None else f"{now.budget} ex.",
+            help="Examples per benchmark of the current trial.",
+            border=True,
+        )
+    else:
+        rung.metric("Plans judged", text.count(len(view.plans)), help=widgets.judged_note(view), border=True)
     speed.metric(
         "Speed",
         "–" if now.rate is None else f"{text.count(now.rate) if now.rate >= 10 else format(now.rate, '.2g')} / h",
@@ -134,8 +138,8 @@ def show_curves(view: widgets.View) -> None:
                 charts.hypervolume_so_far(best, by),
                 best[["trials", "hours", "config_id", "hypervolume"]],
                 title="Hypervolume so far",
-                note="How much of the space of scores the front of those plans covers; 1 is a perfect score "
-                "everywhere.",
+                note="How much of the space of scores the front covers; 1 is a perfect score everywhere. Of "
+                + widgets.judged_note(view),
                 alt="Hypervolume of the front so far",
                 key="hypervolume",
             )

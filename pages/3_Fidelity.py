@@ -74,7 +74,7 @@ widgets.show_chart(
     charts.ladder(rungs_long, facts.rungs, facts.average_label, facts.average_is_share),
     ladder,
     title="Which plans were promoted?",
-    note=f"{plural(len(ladder), 'plan')} that were scored at least once, a line each; a line ends where the plan was "
+    note=f"Plans that were scored at least once (n = {len(ladder)}), a line each; a line ends where the plan was "
     "not promoted. " + " ".join(frames.promotion_words(frames.promotions(ladder, facts))),
     alt="Average at each rung for every plan",
     key="ladder",

@@ -27,7 +27,7 @@ else:
     with right:
         count = widgets.how_many(len(plans))
     shown = plans.head(count)
-    words = f"The best {plural(len(shown), 'plan')} by {facts.average_label.lower()}."
+    words = f"The best {plural(len(shown), 'plan') if len(shown) > 1 else 'plan'} by {facts.average_label.lower()}."
 grid = frames.origin_grid(view.layers, shown, facts)
 widgets.show_chart(
     charts.origins(grid, facts),
@@ -44,7 +44,7 @@ widgets.show_chart(
     charts.frequencies(often, facts),
     often,
     title="What these plans do with each layer",
-    note=f"Percent of the {plural(len(shown), 'plan')} above that make each choice. Empty cells are 0 %.",
+    note=f"Percent of the plans above (n = {len(shown)}) that make each choice. Empty cells are 0 %.",
     alt="Heatmap of how often each layer is removed, kept, merged or taken from each source",
     key="frequencies",
 )

@@ -76,6 +76,7 @@ def make_run(
     output_scale: bool = False,
     started: datetime | None = None,
     run_id: str | None = None,
+    base_model: str = "models/base",
 ) -> RunFolder:
     """One run: `n_trials` trials in Hyperband-like brackets, dense, candidates' and baselines' evaluations, and (for a
     finished run) the best plan's held-out results. The same arguments give the same run, but for its id.
@@ -84,7 +85,7 @@ def make_run(
     A running or paused run has one unfinished trial. started: by default a fixed day; a live run ends now.
     """
     chance = random.Random(f"{seed}-{name}")
-    spec = _spec(name, benchmarks, held_out, candidates, n_removed, rungs, n_trials, seed, output_scale)
+    spec = _spec(name, base_model, benchmarks, held_out, candidates, n_removed, rungs, n_trials, seed, output_scale)
     truths = {
         b.name: _truth(b.benchmark, b.metric, n_layers, candidates, seed) for b in (*spec.objectives, *spec.held_out)
     }
@@ -156,6 +157,7 @@ _CAUSES = (
 
 def _spec(
     name: str,
+    base_model: str,
     benchmarks: Sequence[str],
     held_out: Sequence[str],
     candidates: Sequence[str],
@@ -172,7 +174,7 @@ def _spec(
     operations = ["remove", *(["select"] if candidates else []), *(["merge"] if len(candidates) > 1 else [])]
     data = {
         "name": name,
-        "base_model": "models/base",
+        "base_model": base_model,
         "candidates": {candidate: f"models/{candidate}" for candidate in candidates},
         "remove": n_removed,
         "operations": operations,

@@ -166,7 +166,7 @@ def test_what_is_drawn_where(
 
 
 @pytest.mark.parametrize(
-    ("name", "form"), [("best", "~%"), ("best by hours", "~g"), ("ladder", "~%"), ("curves", "~%")]
+    ("name", "form"), [("best", ".3~%"), ("best by hours", ".4~g"), ("ladder", ".3~%"), ("curves", ".3~%")]
 )
 def test_shares_are_read_in_percent_and_scores_in_their_unit(drawn: dict[str, Any], name: str, form: str) -> None:
     mark = "circle" if name.startswith("best") else "line"
@@ -200,6 +200,18 @@ def test_a_click_on_the_front_names_the_plan(drawn: dict[str, Any]) -> None:
     spec = drawn["front"].to_dict()
     select = next(p for p in spec["params"] if p["name"] == front_charts.SELECTION)
     assert select["select"]["type"] == "point" and select["select"]["fields"] == ["config_id"]
+
+
+def test_the_front_is_joined_through_what_was_attained(drawn: dict[str, Any], view: View) -> None:
+    def step(chart: Any) -> str:
+        marks = [layer["mark"] for layer in chart.to_dict()["layer"]]
+        return next(mark["interpolate"] for mark in marks if mark["type"] == "line")
+
+    assert step(drawn["front"]) == "step-before"  # more is better across: the next plan is what is left beyond a plan
+    axes = {axis.column: axis for axis in tradeoffs.axes(view.tables, view.plans, view.facts)}
+    few, score = axes["parameters"], axes[view.facts.names[0]]
+    points = tradeoffs.front(view.plans, few, score)
+    assert step(front_charts.front(points, few, score, None)) == "step-after"
 
 
 def test_the_front_has_error_bars_a_knee_and_faint_dominated_plans(drawn: dict[str, Any]) -> None:

@@ -40,13 +40,23 @@ def test_axes_are_what_the_plans_have_values_of() -> None:
     view = plan_run({1: (0.6, 20), 2: (0.5, 15)}, {1: MIXED, 2: CUT}, evaluations=[latency])
     axes = {axis.label: axis for axis in tradeoffs.axes(view.tables, view.plans, view.facts)}
     assert list(axes) == [
-        "Mean retention", "piqa/acc", "wiki/ppl", "Layers kept", "Parameters", "latency/ms (test)",
+        "Mean retention", "piqa/acc", "wiki/ppl", "Layers kept", "Parameters", "Latency, ms an example",
+        "latency/ms (test)",
     ]  # fmt: skip
     assert not axes["wiki/ppl"].maximise and not axes["Layers kept"].maximise and axes["piqa/acc"].maximise
     assert view.plans.set_index("config_id")["latency/ms (test)"].to_dict() == {
         1: 12.0,
         2: pytest.approx(np.nan, nan_ok=True),
     }
+
+
+def test_latency_is_of_all_that_was_scored_of_a_plan() -> None:
+    rungs = [{"config_id": 1, "budget": b, "scores": {"piqa/acc": 0.5, "wiki/ppl": 20}} for b in (100, 300, 900)]
+    again = {"config_id": 2, "budget": 900, "scores": {"piqa/acc": 0.6, "wiki/ppl": (20, None, 500)}}
+    view = View(run_tables([*rungs, {"config_id": 2, "budget": 300, "status": "crashed"}, again], evaluations=DENSE))
+    assert view.plans.set_index("config_id")["latency"].to_dict() == pytest.approx(
+        {1: 3 * 59_000 / 1800, 2: 59_000 / 1400}
+    )
 
 
 def test_the_front_knows_which_way_is_better() -> None:

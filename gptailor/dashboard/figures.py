@@ -78,6 +78,7 @@ def show_table(frame: pd.DataFrame, alt: str, percent: bool = False, height: int
 
 _SHARES = {"share", "trial_share", "example_share", "time_share", "retention", "flips"}
 _AVERAGES = {"average", "average ±", "best", "error", "worth", "low", "high"}
+_SCORES = {"This plan", "±", "Dense", "Dense ±"}
 _HEADINGS = {
     "config_id": "Plan",
     "trial_id": "Trial",
@@ -164,6 +165,8 @@ def columns(frame: pd.DataFrame, percent: bool = False) -> dict[str, Any]:
         kind = frame[name] if name in frame else None
         if kind is None or not pd.api.types.is_float_dtype(kind):
             config[name] = st.column_config.Column(heading)
+        elif name in _SCORES:
+            config[name] = st.column_config.NumberColumn(heading, format="%.4f")
         elif name in _SHARES or (percent and name in averages):
             config[name] = st.column_config.NumberColumn(heading, format="percent")
         else:

@@ -73,7 +73,7 @@ def find(runs: Sequence[Run], notes: Mapping[str, Notes]) -> list[Run]:
     """The filter bar; returns the runs that are left."""
     tags = sorted({tag for noted in notes.values() for tag in noted.tags})
     states = [state for state in widgets.STATUS_LOOK if any(run.status == state for run in runs)]
-    left, middle, right = st.columns([3, 4, 3], vertical_alignment="bottom")
+    left, middle, right = st.columns([3, 4, 3])
     words = left.text_input("Find", placeholder="Name, model, benchmark, note …", key="home.find", max_chars=200)
     chosen = middle.pills(
         "State", states, selection_mode="multi", format_func=str.capitalize, key="home.states", disabled=len(states) < 2
@@ -129,10 +129,24 @@ def actions(ticked: Sequence[Run]) -> None:
         ):
             _delete(ticked[0])
         st.caption(f"{text.plural(len(ticked), 'run')} ticked")
+    if one:
+        _about(one)
     if one and one.summary.problem:
         st.warning(text.safe(one.summary.problem, 600), icon=":material/warning:")
     if one and one.summary.error:
         st.error(text.safe(one.summary.error, 600), icon=":material/error:")
+
+
+def _about(run: Run) -> None:
+    """What the table has no room for."""
+    summary = run.summary
+    failed = f" ({text.count(summary.n_failed)} failed)" if summary.n_failed else ""
+    st.caption(
+        f"{text.count(summary.n_done)} of {text.plural(summary.n_asked, 'trial')} done{failed}  ·  "
+        f"base {text.safe(summary.base_model)}  ·  {summary.size / 1e6:.1f} MB  ·  {text.safe(run.run_id)}"
+    )
+    if note := read_notes(run.folder).note:
+        st.caption(f":material/sticky_note_2: {text.safe(note, 600)}")
 
 
 def bring_in() -> None:

@@ -131,8 +131,11 @@ def fields(preset: Preset, values: Mapping[str, Any], draft: Draft) -> None:
         with seed:
             f.number("seed", "Seed", 0, 2**31 - 1, "The same seed gives the same trials.")
     with f.folded("Device and precision", ":material/memory:", DEVICE):
-        labels = {"auto": "auto: the first GPU, else the CPU", **_device_labels()}
+        devices = launch.free_devices()
+        labels = {"auto": "auto: the first GPU, else the CPU", **{d.name: f"{d.name}: {d.label}" for d in devices}}
         f.choice("device", "Device", list(labels), labels.get)
+        free = ", ".join(f"{d.name} {d.free / 1e9:.1f} of {d.total / 1e9:.1f} GB" for d in devices)
+        st.caption(f"Memory free now: {text.safe(free, 400)}.")
         f.choice(
             "dtype", "Number type", ["auto", "float32", "bfloat16", "float16"], help="auto: as the base is stored."
         )
@@ -175,6 +178,7 @@ class _Fields:
         shown: Callable[[str], Any] | None = None,
         help: str | None = None,
     ) -> None:
+        # Labels must not change while the page is open: Streamlit tells options apart by what they show.
         offered = list(dict.fromkeys([*options, self._values[name]]))
         at = offered.index(self._values[name])
         self.show(
@@ -200,10 +204,3 @@ class _Fields:
 
 def _key(preset: Preset, name: str) -> str:
     return f"launch.{preset.path.stem}.{name}"
-
-
-def _device_labels() -> dict[str, str]:
-    return {
-        device.name: f"{device.name}: {device.label}, {device.free / 1e9:.1f} of {device.total / 1e9:.1f} GB free"
-        for device in launch.free_devices()
-    }

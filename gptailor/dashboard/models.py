@@ -190,6 +190,7 @@ def _exported(out: Path, shown: str) -> None:
         f"model = AutoModelForCausalLM.from_pretrained({text.plain(shown, 300)!r})\n"
         f"tokenizer = AutoTokenizer.from_pretrained({text.plain(shown, 300)!r})",
         language="python",
+        wrap_lines=True,
     )
 
 

@@ -29,36 +29,34 @@ def listing(runs: Sequence[Run], notes: Mapping[str, Notes]) -> pd.DataFrame:
     rows = []
     for run in runs:
         summary, noted = run.summary, notes.get(run.run_id, Notes())
-        best = (f"{name} {score:.3f}" for name, score in _short_names(summary.best_scores).items())
         rows.append(
             {
                 "run_id": run.run_id,
                 "name": text.plain(run.name) + (" (example)" if run.is_demo else ""),
                 "state": [run.status.capitalize()],
                 "progress": 100 * min(summary.n_done / summary.n_asked, 1.0) if summary.n_asked else 0.0,
-                "trials": f"{summary.n_done} of {summary.n_asked}",
-                "failed": summary.n_failed or None,
                 "left": text.duration(seconds_left(run)) if run.is_active else "",
                 "layers": "" if summary.n_removed is None else f"{summary.n_removed} of {summary.n_layers}",
                 "retention": None if summary.retention is None else 100 * summary.retention,
-                "objectives": " · ".join(best),
+                "objectives": best_scores(summary.best_scores),
                 "hypervolume": summary.hypervolume,
                 "created_at": summary.created_at,
                 "tags": [text.plain(tag) for tag in noted.tags],
-                "note": text.plain(noted.note, 200),
             }
         )
     frame = pd.DataFrame(rows, columns=["run_id", *_COLUMNS])
-    numbers = dict.fromkeys(("failed", "retention", "hypervolume"), float)
+    numbers = dict.fromkeys(("retention", "hypervolume"), float)
     return frame.astype(numbers).assign(created_at=pd.to_datetime(frame["created_at"], utc=True))
 
 
-def _short_names(scores: Mapping[str, float]) -> dict[str, float]:
-    """Benchmarks without their metric where that tells them apart."""
+def best_scores(scores: Mapping[str, float]) -> str:
+    """Each objective with its score, in the room that a narrow window has: at most three, names cut."""
     benchmarks = [name.rpartition("/")[0] for name in scores]
-    if len(set(benchmarks)) == len(benchmarks):
-        return {text.plain(name, 40): score for name, score in zip(benchmarks, scores.values(), strict=True)}
-    return {text.plain(name, 60): score for name, score in scores.items()}
+    names = benchmarks if len(set(benchmarks)) == len(benchmarks) else list(scores)
+    few = len(names) <= 2
+    pairs = zip(names[: 2 if few else 3], scores.values(), strict=False)
+    words = [f"{text.plain(name, 12 if few else 5)} {score:{'.3f' if few else '.3g'}}" for name, score in pairs]
+    return " · ".join(words + [f"+{len(names) - 3}"] * (len(names) > 3))
 
 
 def seconds_left(run: Run) -> float | None:
@@ -96,9 +94,9 @@ def matching(
 def table(runs: Sequence[Run], notes: Mapping[str, Notes]) -> list[Run]:
     """All runs as one table; returns the ticked ones."""
     frame = listing(runs, notes)
-    shown = [
-        name for name in _COLUMNS if name not in ("failed", "left", "tags", "note") or _says_something(frame[name])
-    ]
+    optional = [name for name in ("left", "tags") if _says_something(frame[name])]
+    shown = [name for name in _COLUMNS if name in optional or name not in ("left", "tags")]
+    room = WIDTH - sum(_COLUMNS[name]["width"] for name in shown if name != "objectives")
     event: Any = st.dataframe(
         frame[shown],
         hide_index=True,
@@ -108,7 +106,7 @@ def table(runs: Sequence[Run], notes: Mapping[str, Notes]) -> list[Run]:
         key=table_key(runs),
         alt="Table of all saved runs",
         placeholder="–",
-        column_config=_COLUMNS,
+        column_config=_COLUMNS | {"objectives": _COLUMNS["objectives"] | {"width": max(room, 150)}},
     )
     return [runs[row] for row in event["selection"]["rows"] if row < len(runs)]
 
@@ -123,8 +121,10 @@ def _says_something(column: pd.Series) -> bool:
 
 
 _column = st.column_config
+WIDTH = 956
+"""Pixels for columns in a window of 1280."""
 _COLUMNS: dict[str, Any] = {
-    "name": _column.TextColumn("Run", width=180),
+    "name": _column.TextColumn("Run", width=150),
     "state": _column.MultiselectColumn(
         "State",
         width=88,
@@ -132,27 +132,28 @@ _COLUMNS: dict[str, Any] = {
         color=list(STATE_COLOURS.values()),
         help="Lost: says it is running, but no engine holds it.",
     ),
-    "progress": _column.ProgressColumn("Progress", format="%.0f %%", min_value=0, max_value=100, width=112),
-    "trials": _column.TextColumn("Trials", width=84),
-    "failed": _column.NumberColumn("Failed", format="%d", width=64, help="Trials that crashed, of those done."),
-    "left": _column.TextColumn("Time left", width=84, help="At the pace so far."),
+    "progress": _column.ProgressColumn(
+        "Progress", format="%.0f %%", min_value=0, max_value=100, width=98, help="Share of the trials that are done."
+    ),
+    "left": _column.TextColumn("Time left", width=88, help="At the pace so far."),
     "layers": _column.TextColumn("Removed", width=80, help="Layers removed of the base's layers."),
     "retention": _column.NumberColumn(
         "Retention",
         format="%.1f %%",
-        width=88,
+        width=86,
         help="Mean share of the dense model's scores that the best plan keeps, at the full budget.",
     ),
-    "objectives": _column.TextColumn("Objectives of the best plan", width=300, help="At the full budget."),
+    "objectives": _column.TextColumn(
+        "Scores of the best plan", width=240, help="The objectives (the first three) at the full budget."
+    ),
     "hypervolume": _column.NumberColumn(
         "Hypervolume",
         format="%.4f",
-        width=104,
+        width=106,
         help="Share of the objectives' space that the front covers; more is better. Only runs with the same objectives "
         "can be compared by it.",
     ),
-    "created_at": _column.DatetimeColumn("Age", format="distance", width=104),
-    "tags": _column.ListColumn("Tags", width=130),
-    "note": _column.TextColumn("Note", width=150),
+    "created_at": _column.DatetimeColumn("Age", format="distance", width=100),
+    "tags": _column.ListColumn("Tags", width=110),
 }
 """Columns of the table, in order."""

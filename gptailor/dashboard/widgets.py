@@ -7,6 +7,7 @@ the URL are hostile until they are found among the runs or configurations that e
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,13 +31,14 @@ from gptailor.store.connection import StoreBusy, StoreError, StoreMissing
 __all__ = ["show_chart", "show_table", "text_safe"]  # what pages reach through here, besides what is defined here
 
 ACTIVE = readers.ACTIVE
-ROOT = Path(__file__).resolve().parents[2]
 ICON = Path(__file__).with_name("icon.svg")
 """A file of ours: a named icon as the browser's tab icon is fetched from somebody else's server."""
 ROWS = 50
 """Most plans that a heatmap has rows for."""
-SIDEBAR = 230
+SIDEBAR = 210
 """Pixels."""
+TIGHT = '<style>[data-testid="stMainBlockContainer"] {padding: 3rem 2.5rem 4rem}</style>'
+"""Streamlit's own margins take a sixth of a laptop's window."""
 MOST_RUNS = 6
 """Runs that can be compared at once: as many as there are colours that everybody tells apart."""
 
@@ -86,6 +88,7 @@ def open_page(title: str) -> None:
     st.set_page_config(
         page_title=f"{page.title} · gptailor", page_icon=str(ICON), layout="wide", initial_sidebar_state=SIDEBAR
     )
+    st.html(TIGHT)
     with st.sidebar:
         st.markdown("### :material/content_cut: gptailor", width="stretch")
         _links("All runs", [page for page in PAGES if page.title in _ALL_RUNS])
@@ -98,8 +101,7 @@ def _links(heading: str, pages: list[Page]) -> None:
     st.caption(heading)
     carried = {name: value for name in ("run", "config", "runs") if (value := chosen(name))}
     for page in pages:
-        if (ROOT / page.file).is_file():
-            st.page_link(page.file, label=page.title, icon=page.icon, query_params=carried, width="stretch")
+        st.page_link(page.file, label=page.title, icon=page.icon, query_params=carried, width="stretch")
 
 
 def status_badge(status: str) -> None:
@@ -145,9 +147,24 @@ def select(
     current = by_text.get(chosen(name) or "", default)
     key = f"select.{name}"
     st.session_state[key] = current
-    st.selectbox(label, options, format_func=shown, key=key, on_change=_adopt, args=(name, key), help=help)
+    st.selectbox(
+        label, options, format_func=_told_apart(options, shown), key=key, on_change=_adopt, args=(name, key), help=help
+    )
     choose(name, current)
     return current
+
+
+def _told_apart(options: Sequence[Any], shown: Callable[[Any], str]) -> Callable[[Any], str]:
+    """`shown`, with the option itself added where two show the same: Streamlit tells options apart by what they
+    show."""
+    labels = {option: shown(option) for option in options}
+    times = Counter(labels.values())
+
+    def label(option: Any) -> str:
+        words = labels.get(option, str(option))
+        return words if times[words] < 2 else f"{words}  ·  {plain(option, 120)}"
+
+    return label
 
 
 # --- runs and plans ---------------------------------------------------------------------------------------------------
@@ -159,8 +176,7 @@ def pick_run() -> readers.Run:
     runs = readers.runs()
     if not runs:
         empty("No run is saved here yet. Start one on the Launch page.")
-        if (ROOT / "pages/1_Launch.py").is_file():
-            st.page_link("pages/1_Launch.py", label="Launch a run", icon=":material/rocket_launch:")
+        st.page_link("pages/1_Launch.py", label="Launch a run", icon=":material/rocket_launch:")
         st.stop()
     by_id = {run.run_id: run for run in runs}
     asked = st.query_params.get("run")
@@ -190,6 +206,7 @@ def pick_runs() -> list[readers.Run]:
             "Comparing takes two saved runs. There " + ("is one so far." if by_id else "is none so far."),
             ":material/balance:",
         )
+        st.page_link("pages/1_Launch.py", label="Launch a run", icon=":material/rocket_launch:")
         st.stop()
     asked = list(dict.fromkeys(run_id for run_id in (chosen("runs") or "").split(",") if run_id in by_id))
     key = "select.runs"
@@ -201,7 +218,7 @@ def pick_runs() -> list[readers.Run]:
     picked = st.multiselect(
         f"Runs (2 to {MOST_RUNS})",
         list(by_id),
-        format_func=lambda run_id: _run_label(by_id[run_id]),
+        format_func=_told_apart(list(by_id), lambda run_id: _run_label(by_id[run_id])),
         key=key,
         max_selections=MOST_RUNS,
         on_change=adopt,
@@ -351,7 +368,7 @@ def pick_axes(axes: Mapping[str, Axis], facts: Facts) -> tuple[Axis, Axis]:
     labels = list(axes)
     scored = [label for label in labels if axes[label].column in facts.names]
     first, second = (scored[0], scored[1]) if len(scored) > 1 else ("Layers kept", labels[0])
-    left, right, _ = st.columns([2, 2, 3])
+    left, right, _ = st.columns([3, 3, 2])
     with left:
         x = axes[select("x", "Across", labels, plain, first)]
     with right:

@@ -30,7 +30,7 @@ def format_of(percent: bool) -> str:
 
 def value_axis(title: str, percent: bool, **options: Any) -> alt.Axis:
     """An axis of scores (their own unit) or of shares (percent)."""
-    return alt.Axis(title=title, format="~%" if percent else "~g", **options)
+    return alt.Axis(title=title, format=".3~%" if percent else ".4~g", **options)
 
 
 def tight() -> alt.Scale:
@@ -81,9 +81,13 @@ def rung_scale(rungs: Sequence[int]) -> alt.Scale:
 
 def layer_axis(title: str = "Layer of the base") -> alt.Axis:
     """Every layer is a column; labels thin out by themselves where there is no room."""
-    return alt.Axis(title=title, labelAngle=0, labelOverlap="greedy", ticks=False, domain=False, grid=False)
+    return alt.Axis(
+        title=title, labelAngle=0, labelOverlap="greedy", labelFlush=False, ticks=False, domain=False, grid=False
+    )
 
 
 def row_axis(limit: int = 200, **options: Any) -> alt.Axis:
     """Names of rows, every one of them."""
-    return alt.Axis(title=None, labelLimit=limit, labelOverlap=False, ticks=False, domain=False, **options)
+    return alt.Axis(
+        title=None, labelLimit=limit, labelOverlap=False, labelFlush=False, ticks=False, domain=False, **options
+    )

@@ -14,7 +14,15 @@ from gptailor.dashboard.charts.common import Chart, height, row_axis, tooltips
 def overlap(frame: pd.DataFrame, runs: Sequence[str]) -> Chart:
     """Jaccard overlap of the removed layers of the runs' best plans. `frame`: frames.compare.removed_overlap."""
     rows = row_axis(180)
-    across = alt.Axis(title=None, labelLimit=150, labelAngle=-20, labelOverlap=False, ticks=False, domain=False)
+    across = alt.Axis(
+        title=None,
+        labelLimit=150,
+        labelAngle=0 if len(runs) <= 3 else -20,
+        labelOverlap=False,
+        labelFlush=False,
+        ticks=False,
+        domain=False,
+    )
     base = alt.Chart(frame).encode(
         x=alt.X("one:N", sort=list(runs), axis=across),
         y=alt.Y("other:N", sort=list(runs), axis=rows),

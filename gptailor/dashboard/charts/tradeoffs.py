@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import altair as alt
 import pandas as pd
@@ -29,6 +30,11 @@ def _scaled(axis: Axis, kind: type[alt.X] | type[alt.Y], field: str) -> alt.X | 
     return kind(f"{field}:Q", axis=form, scale=tight())
 
 
+def _step(x: Axis) -> Literal["step-before", "step-after"]:
+    """The front as steps through what was attained: at each place across, the best plan that is there or better."""
+    return "step-before" if x.maximise else "step-after"
+
+
 def front(frame: pd.DataFrame, x: Axis, y: Axis, selected: int | None) -> Chart:
     """Plans as points; click one to choose it. The front is strong and joined by steps, dominated plans are faint, the
     knee is a diamond, the chosen plan has a ring. Bars are one standard error. `frame`: see frames.tradeoffs.front."""
@@ -42,7 +48,7 @@ def front(frame: pd.DataFrame, x: Axis, y: Axis, selected: int | None) -> Chart:
     line = (
         base.transform_filter("datum.on_front")
         .mark_line(
-            interpolate="step-after" if x.maximise == y.maximise else "step-before",
+            interpolate=_step(x),
             strokeDash=[4, 3],
             color=theme.MAIN,
             opacity=0.7,
@@ -83,7 +89,7 @@ def front(frame: pd.DataFrame, x: Axis, y: Axis, selected: int | None) -> Chart:
 
 
 def _number(axis: Axis) -> str:
-    return {"parameters": ".4s", "kept_layers": "d"}.get(axis.column, format_of(axis.percent))
+    return {"parameters": ".4s", "kept_layers": "d", "latency": ".3g"}.get(axis.column, format_of(axis.percent))
 
 
 def fronts_of_runs(frame: pd.DataFrame, x: Axis, y: Axis, runs: Sequence[str]) -> Chart:
@@ -100,9 +106,9 @@ def fronts_of_runs(frame: pd.DataFrame, x: Axis, y: Axis, runs: Sequence[str]) -
         .encode(x=px, y=py, color=colour, shape=shape)
     )
     on_front = base.transform_filter("datum.on_front")
-    line = on_front.mark_line(
-        interpolate="step-after" if x.maximise == y.maximise else "step-before", strokeWidth=1.5
-    ).encode(x=px, y=py, order="x:Q", color=colour, strokeDash=dash)
+    line = on_front.mark_line(interpolate=_step(x), strokeWidth=1.5).encode(
+        x=px, y=py, order="x:Q", color=colour, strokeDash=dash
+    )
     best = on_front.mark_point(filled=True, size=90, opacity=1).encode(
         x=px,
         y=py,

@@ -200,14 +200,15 @@ def marked(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_table(scores: pd.DataFrame, runs: Sequence[str], retention: bool = False) -> pd.DataFrame:
-    """A row a measure, a column a run: `★ 0.612 ± 0.015` (clear lead), `☆ ...` (ahead within chance). retention: in
-    percent."""
+    """A row a measure, a column a run: `★ 0.612 ± 0.015` (clear lead), `☆ ...` (ahead within chance). retention: shares
+    of each run's own dense score, in percent; they may lead elsewhere than the scores."""
     signs = {"clear": "★ ", "ahead": "☆ ", "": ""}
+    if retention:
+        error = (scores["error"] * scores["retention"] / scores["score"]).abs()
+        scores = scores.assign(score=scores["retention"], error=error, higher_is_better=True)
     cells = []
     for r in marked(scores).itertuples():
-        error = r.error if not retention else (r.error * r.retention / r.score if r.score else np.nan)
-        shown = value(r.retention if retention else r.score, error, percent=retention)
-        cells.append((r.measure, r.run, signs[r.lead] + shown))
+        cells.append((r.measure, r.run, signs[r.lead] + value(r.score, r.error, percent=retention)))
     frame = pd.DataFrame(cells, columns=["measure", "run", "cell"])
     wide = frame.drop_duplicates(["measure", "run"]).pivot(index="measure", columns="run", values="cell")
     wide = wide.reindex(index=list(dict.fromkeys(frame["measure"])), columns=list(runs)).fillna("–")

@@ -8,6 +8,7 @@ objectives and 500 trials takes about a second, where a call for every layer and
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,8 @@ LEAST_PLANS = 30
 SAMPLE = 600
 TREES = 50
 REPEATS = 4
+SECONDS = 4.0
+"""After which no further repeat is begun (two are needed for an error)."""
 UNSEEN = 0.35
 """Share of the plans that the forest does not see."""
 
@@ -64,7 +67,7 @@ def importance(labelled: pd.DataFrame, table: pd.DataFrame, facts: Facts) -> Imp
     drops = explained - _shuffled_r2(forest, x, y, facts.n_layers, draw)  # repeats x layers x objectives
     pieces = []
     for j, name in enumerate(names):
-        mean, error = drops[:, :, j].mean(axis=0), drops[:, :, j].std(axis=0, ddof=1) / np.sqrt(REPEATS)
+        mean, error = drops[:, :, j].mean(axis=0), drops[:, :, j].std(axis=0, ddof=1) / np.sqrt(len(drops))
         pieces.append(
             pd.DataFrame({"objective": name, "layer": range(facts.n_layers), "importance": mean, "error": error})
         )
@@ -85,9 +88,10 @@ def _features(labelled: pd.DataFrame, fine: pd.DataFrame, facts: Facts) -> np.nd
 
 
 def _shuffled_r2(forest, x: np.ndarray, y: np.ndarray, n_layers: int, draw: np.random.Generator) -> np.ndarray:  # type: ignore[no-untyped-def]
-    """Repeats x layers x objectives: R2 with one layer's two columns shuffled together."""
-    found = []
-    for _ in range(REPEATS):
+    """Repeats (fewer where time is short) x layers x objectives: R2 with one layer's two columns shuffled together."""
+    found: list[np.ndarray] = []
+    end = time.monotonic() + SECONDS
+    while len(found) < 2 or (len(found) < REPEATS and time.monotonic() < end):
         copies = np.repeat(x[None], n_layers, axis=0)
         order = draw.permutation(len(x))
         for layer in range(n_layers):

@@ -29,10 +29,11 @@ class Axis:
 
 
 def plan_table(tables: RunTables, table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
-    """One row a plan judged at the top budget, best average first: the trial table's columns, and one for each further
-    measurement of that plan (`benchmark/metric (split)`, with ` ±`), such as held-out scores or latency, as far as
+    """One row a plan judged at the top budget, best average first: the trial table's columns, latency, and one for each
+    further measurement of that plan (`benchmark/metric (split)`, with ` ±`), such as held-out scores, as far as
     taken."""
     plans = judged(table, facts)
+    plans = plans.assign(latency=_latency(table, plans))
     mine = tables.evaluations[tables.evaluations["subject"].astype(str).str.startswith("config:")]
     if mine.empty:
         return plans.reset_index(drop=True)
@@ -42,6 +43,13 @@ def plan_table(tables: RunTables, table: pd.DataFrame, facts: Facts) -> pd.DataF
     wide = wide.join(errors.rename(columns=lambda name: f"{name} ±"))
     fresh = [name for name in wide.columns if name not in plans.columns]
     return plans.merge(wide[fresh].reset_index(), on="config_id", how="left")
+
+
+def _latency(table: pd.DataFrame, plans: pd.DataFrame) -> pd.Series:
+    """Milliseconds that an example took when each plan was scored: the seconds of all its successes (a rung computes
+    only what the rung below has not) by the examples of the highest one."""
+    spent = table[table["status"] == "success"].groupby("config_id")["evaluate_seconds"].sum()
+    return 1000 * plans["config_id"].map(spent) / plans["examples"]
 
 
 def _measurement_names(evaluations: pd.DataFrame) -> pd.Series:
@@ -58,6 +66,7 @@ def axes(tables: RunTables, plans: pd.DataFrame, facts: Facts) -> list[Axis]:
     )
     found += [Axis(o.name, o.name, o.higher_is_better, o.error) for o in facts.objectives]
     found += [Axis("kept_layers", "Layers kept", False), Axis("parameters", "Parameters", False)]
+    found.append(Axis("latency", "Latency, ms an example", False))
     mine = tables.evaluations[tables.evaluations["subject"].astype(str).str.startswith("config:")]
     for name, higher in dict(zip(_measurement_names(mine), mine["higher_is_better"], strict=True)).items():
         found.append(Axis(str(name), str(name), bool(higher), f"{name} ±"))
