@@ -94,6 +94,12 @@ def test_what_would_stop_the_run_is_said(home: Path, changes: dict[str, Any], me
         check_text(spec_of(**changes))
 
 
+def test_a_search_without_a_front_is_noted(home: Path) -> None:
+    note = "trials: 12 end before one reaches 90 examples, so that there will be no front; the first does with 13"
+    assert note in check(spec_of(trials=12)).notes and note in check_text(spec_of(trials=12))
+    assert not check(spec_of(trials=13)).notes
+
+
 def test_all_problems_at_once(home: Path) -> None:
     wrong = spec_of(
         candidates={"math": "a", "code": "b"}, objectives=[{"benchmark": "zzz_none"}], merge={"method": "blend"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gptailor.check import _benchmark_problems
+from gptailor.check import _benchmark_problems, check
 from gptailor.dashboard import form
 from gptailor.evaluate.safety import check_task_file
 from gptailor.spec import SpaceOperation, load_spec
@@ -42,6 +42,23 @@ def test_each_can_be_asked_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     spec = load_spec(path)
     assert spec.name == path.stem and not spec.trust_remote_code
     assert list(_benchmark_problems(spec)) == []
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_each_is_sound_up_to_the_weights(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network, all that can be wrong is that the models are not here: one line a model, and what to do."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(ROOT / "nowhere"))
+    spec = load_spec(path)
+    models = {"base_model": spec.base_model} | {f"candidates.{name}": at for name, at in spec.candidates.items()}
+    expected = [
+        f"{where}: {model}: no such folder, not in the local hub cache, and the hub could not be asked "
+        "(HF_HUB_OFFLINE is set); download it first or give a folder"
+        for where, model in models.items()
+        if not Path(model).is_dir()
+    ]
+    assert list(check(spec).problems) == expected and bool(expected) == (path.stem != "demo")
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
