@@ -78,7 +78,13 @@ def runs(arguments: argparse.Namespace) -> int:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """Tell a run's story: its state, its trials, its front."""
+    """Tell a run's story: its state, its trials, its front. For a plan's file (.json): draw its layers."""
+    if arguments.run_id.endswith(".json"):
+        from gptailor.published import read_plan, strip_text
+
+        plan = read_plan(arguments.run_id)
+        print(json.dumps(plan.to_json(), indent=2) if arguments.json else strip_text(plan))
+        return OK
     from gptailor.show import run_json, run_text
 
     story = run_json(_folder(arguments))
@@ -101,6 +107,20 @@ def export(arguments: argparse.Namespace) -> int:
     from gptailor.take_home import export_model
 
     export_model(_folder(arguments), arguments.config_id, Path(arguments.out), lambda text: print(text, flush=True))
+    return OK
+
+
+def stitch(arguments: argparse.Namespace) -> int:
+    """Build the model of a plan's file, ours or one that auto-merge-llm published, as a Hugging Face folder."""
+    from gptailor.take_home import stitch_plan
+
+    stitch_plan(
+        arguments.plan,
+        arguments.family,
+        Path(arguments.out),
+        lambda text: print(text, flush=True),
+        base_at=arguments.base_layer,
+    )
     return OK
 
 
@@ -254,6 +274,17 @@ def _parser() -> argparse.ArgumentParser:
     take = add(export, run_id=True)
     take.add_argument("config_id", type=int, metavar="CONFIG_ID")
     take.add_argument("out", metavar="OUT")
+    build = add(stitch)
+    build.add_argument("plan", metavar="PLAN")
+    build.add_argument("--family", required=True, metavar="FAMILY.yaml", help="base_model and candidates, in order")
+    build.add_argument("--out", required=True, metavar="DIR")
+    build.add_argument(
+        "--base-layer",
+        choices=("source", "output"),
+        default="source",
+        help="published prune files: a merge starts from the base's layer at its own index (source, what was meant) or "
+        "at its position in the result (output, what the published code did)",
+    )
     answer = add(generate, run_id=True)
     answer.add_argument("config_id", type=int, metavar="CONFIG_ID")
     answer.add_argument("--prompt", required=True, metavar="TEXT")

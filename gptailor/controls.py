@@ -13,32 +13,20 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gptailor.baselines import METHODS
+from gptailor.baselines import METHODS, Cut, cuts
 from gptailor.baselines.case import Case
 from gptailor.errors import UserError
 from gptailor.evaluate import Stopped
-from gptailor.plan import BASE, StitchPlan
+from gptailor.plan import StitchPlan
 from gptailor.schedule import schedule
 from gptailor.search import Search, now, trial_record
-from gptailor.spec import Baseline, RunSpec
 from gptailor.store import queries
 from gptailor.store.summary import retention
 from gptailor.trial import Evaluation, Origin, Outcome, RunStatus, TrialStatus
 from gptailor.workbench import Workbench
-
-
-@dataclass(frozen=True)
-class Cut:
-    """One method on one source. subject: its name among the evaluations."""
-
-    baseline: Baseline
-    source: str
-    seed: int
-    subject: str
 
 
 @dataclass(frozen=True)
@@ -53,23 +41,12 @@ class Made:
     origin: Origin = Origin.BASELINE
 
 
-def cuts(spec: RunSpec) -> Iterator[Cut]:
-    """What a run of baselines makes, in its order."""
-    for name in spec.baselines:
-        for source in (BASE, *spec.candidates):
-            seeds = METHODS[name].seeds
-            for number in range(seeds):
-                label = f"{name}-{number + 1}" if seeds > 1 else str(name)
-                place = "" if source == BASE else f"@{source}"
-                yield Cut(name, source, spec.seed + number, f"baseline:{label}{place}")
-
-
 class Controls(Search):
     """The run in progress."""
 
     def run(self) -> tuple[RunStatus, str | None]:
         spec = self.spec
-        asked = list(cuts(spec))
+        asked = cuts(spec, spec.baselines)
         began = time.monotonic()
         bench = Workbench.open(spec, spec.objectives, max_examples=spec.budget.max)
         bench.known = queries.load_examples(self.folder)
@@ -77,6 +54,7 @@ class Controls(Search):
         n_layers = bench.family.n_layers
         self._reference(bench, "dense", StitchPlan.dense(n_layers))
         batches = bench.calibration()
+        succeeded = bool(self.stored)
         for trial_id, cut in enumerate(asked):
             if trial_id in self.stored:
                 continue
@@ -100,9 +78,8 @@ class Controls(Search):
             outcome = self._cut(bench, trial_id, cut, case)
             if outcome.status is TrialStatus.CANCELLED:
                 return RunStatus.STOPPED, None
-            if problem := self._same_failure_again(outcome):
-                return RunStatus.FAILED, problem
-        return RunStatus.FINISHED, None
+            succeeded = succeeded or outcome.status is TrialStatus.SUCCESS
+        return (RunStatus.FINISHED, None) if succeeded else (RunStatus.FAILED, "every baseline failed")
 
     def _cut(self, bench: Workbench, trial_id: int, cut: Cut, case: Case) -> Outcome:
         """Make one cut, score it, record both."""

@@ -11,17 +11,21 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from gptailor import launch
+from gptailor.baselines import METHODS, cuts
+from gptailor.baselines.case import Case
 from gptailor.errors import UserError
-from gptailor.plan import BASE, StitchPlan
+from gptailor.plan import StitchPlan
 from gptailor.show import run_json
-from gptailor.spec import HeldOut, RunSpec, load_spec
+from gptailor.spec import Baseline, HeldOut, RunSpec, load_spec
 from gptailor.store import RunFolder, RunWriter, queries
 from gptailor.trial import Evaluation
-from gptailor.workbench import Workbench
+from gptailor.workbench import CALIBRATION_TEXTS, Workbench
 
 Subject = tuple[str, int | None, StitchPlan]
 """Name as stored (`dense`, `candidate:NAME`, `baseline:NAME`, `config:ID`), configuration, plan."""
 
+DEFAULT = Baseline.BLOCK_INFLUENCE
+"""What `baselines` stands for in a search's run; in a run of baselines, it stands for all of them."""
 DEFAULT_SUBJECTS = ("dense", "candidates", "baselines", "front")
 
 
@@ -81,8 +85,11 @@ def _subjects(folder: RunFolder, names: Sequence[str]) -> list[tuple[str, int | 
     """The subjects asked for, each once; one-shot cuts have no plan yet."""
     tables = queries.read_run(folder)
     n_layers = int(tables.runs.iloc[0].n_layers)
-    candidates = list(json.loads(tables.runs.iloc[0].spec)["candidates"])
+    spec = load_spec(folder.spec)
     plans = {int(row.config_id): StitchPlan.from_json(json.loads(row.plan)) for row in tables.plans.itertuples()}
+    rows = tables.evaluations[tables.evaluations.subject.str.startswith("baseline:")].dropna(subset="config_id")
+    stored = {str(row.subject): int(row.config_id) for row in rows.itertuples()}
+    one_shot = {cut.subject for cut in cuts(spec, METHODS)}
     found: dict[str, tuple[str, int | None, StitchPlan | None]] = {}
 
     def add(name: str, config_id: int | None, plan: StitchPlan | None) -> None:
@@ -92,12 +99,15 @@ def _subjects(folder: RunFolder, names: Sequence[str]) -> list[tuple[str, int | 
         if name == "dense":
             add("dense", None, StitchPlan.dense(n_layers))
         elif name == "candidates":
-            for candidate in candidates:
+            for candidate in spec.candidates:
                 add(f"candidate:{candidate}", None, StitchPlan.dense(n_layers, candidate))
         elif name == "baselines":
-            for source in (BASE, *candidates):
-                suffix = "" if source == BASE else f"@{source}"
-                add(f"baseline:block_influence{suffix}", None, None)
+            for subject, config_id in stored.items() or {c.subject: None for c in cuts(spec, [DEFAULT])}.items():
+                add(subject, config_id, None if config_id is None else plans[config_id])
+        elif name in stored:
+            add(name, stored[name], plans[stored[name]])
+        elif name in one_shot:
+            add(name, None, None)
         elif name == "front":
             for plan in run_json(folder)["front"]:
                 add(f"config:{plan['config_id']}", plan["config_id"], plans[plan["config_id"]])
@@ -105,7 +115,8 @@ def _subjects(folder: RunFolder, names: Sequence[str]) -> list[tuple[str, int | 
             add(name, int(name[7:]), plans[int(name[7:])])
         else:
             raise UserError(
-                f"--subjects {name}: expected dense, candidates, baselines, front or config:ID with an ID of this run"
+                f"--subjects {name}: expected dense, candidates, baselines, front, config:ID of this run, or "
+                "baseline:NAME or baseline:NAME@CANDIDATE (block_influence, sleb, random-1, ...)"
             )
     return list(found.values())
 
@@ -113,15 +124,23 @@ def _subjects(folder: RunFolder, names: Sequence[str]) -> list[tuple[str, int | 
 def _with_baselines(
     asked: Sequence[tuple[str, int | None, StitchPlan | None]], bench: Workbench, spec: RunSpec
 ) -> list[Subject]:
-    """Fill in the one-shot cuts: Block Influence on the base and on each candidate, on the objectives' examples."""
+    """Fill in the one-shot cuts, made on the objectives' examples as a run of baselines makes them."""
     if all(plan is not None for _, _, plan in asked):
         return [(name, config_id, plan) for name, config_id, plan in asked if plan is not None]
-    calibration = Workbench.open_benchmarks(bench.family, spec, spec.objectives, max_examples=spec.budget.rungs[0])
-    n_layers = bench.family.n_layers
-    cuts = {
-        "baseline:block_influence" + ("" if source == BASE else f"@{source}"): StitchPlan.without(
-            order[: spec.n_removed(n_layers)], n_layers, source
-        )
-        for source, order in bench.influence_orders(calibration)
-    }
-    return [(name, config_id, plan or cuts[name]) for name, config_id, plan in asked]
+    n_texts = min(CALIBRATION_TEXTS, spec.budget.max)
+    batches = bench.calibration(Workbench.open_benchmarks(bench.family, spec, spec.objectives, max_examples=n_texts))
+    made = {cut.subject: cut for cut in cuts(spec, METHODS)}
+
+    def plan_of(subject: str) -> StitchPlan:
+        cut = made[subject]
+
+        def no_scores(plan: StitchPlan, n: int) -> float:
+            raise UserError(
+                f"{subject}: scores plans on its way; run `python -m gptailor baseline {cut.baseline}` first"
+            )
+
+        n_removed = spec.n_removed(bench.family.n_layers)
+        case = Case(bench.stitcher, cut.source, n_removed, batches, no_scores, spec.budget.rungs, 1, cut.seed)
+        return METHODS[cut.baseline].load()(case)
+
+    return [(name, config_id, plan or plan_of(name)) for name, config_id, plan in asked]

@@ -37,7 +37,8 @@ def judged(tables: RunTables, asked: str = "held_out") -> pd.DataFrame:
     spec = _spec(tables)
     wanted = {(o["benchmark"], o["metric"], o["split"]) for o in spec.get(asked) or ()}
     found = tables.evaluations
-    found = found[[key in wanted for key in zip(*(found[column] for column in BENCHMARK), strict=True)]]
+    benchmarks = zip(*(found[column] for column in BENCHMARK), strict=True)
+    found = found[np.array([key in wanted for key in benchmarks], dtype=bool)]
     found = found.sort_values("n_samples").drop_duplicates(["subject", *BENCHMARK], keep="last")
     calibrated = {o["benchmark"] for o in spec.get("objectives") or ()}
     frame = pd.DataFrame(
@@ -63,7 +64,7 @@ def judged(tables: RunTables, asked: str = "held_out") -> pd.DataFrame:
     beats = frame["dense"] - frame["chance"] > 2 * noise
     above = (frame["score"] - frame["chance"]) / (frame["dense"] - frame["chance"])
     frame["above_chance"] = above.where(beats & frame["higher"])
-    kind = frame["subject"].str.partition(":")[0].map({name: place for place, name in enumerate(KINDS)})
+    kind = frame["subject"].map(lambda subject: KINDS.index(subject.partition(":")[0])).astype(int)
     return (
         frame.assign(kind=kind).sort_values(["kind", "subject", *BENCHMARK]).drop(columns="kind").reset_index(drop=True)
     )

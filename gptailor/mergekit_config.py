@@ -70,8 +70,10 @@ def _extra(plan: StitchPlan) -> dict[str, float]:
     return {key: value for choice in plan.kept if choice.is_merged for key, value in choice.parameters}
 
 
-def _range(choice: LayerChoice, empty: bool) -> list[int]:
-    return [choice.layer + 1, choice.layer + 1] if empty else [choice.layer, choice.layer + 1]
+def _range(choice: LayerChoice, empty: bool, of_base: bool = False) -> list[int]:
+    """of_base: of the base's part of a merge, which may start from another layer of the base."""
+    layer = choice.base_layer if of_base and choice.base_layer is not None else choice.layer
+    return [layer + 1, layer + 1] if empty else [layer, layer + 1]
 
 
 def _base_slice(
@@ -81,7 +83,7 @@ def _base_slice(
     span = _range(choice, empty)
     home = choice.sources[0] if len(choice.sources) == 1 else BASE
     lenders = choice.sources if choice.is_merged else ()
-    sources: list[dict[str, Any]] = [{"model": models[home], "layer_range": span}]
+    sources: list[dict[str, Any]] = [{"model": models[home], "layer_range": _range(choice, empty, home == BASE)}]
     sources += [{"model": models[n], "layer_range": span, "parameters": {"weight": 1.0}} for n in lenders]
     others = [name for name in models if name not in (home, *lenders)]
     for name in others[: width - len(sources)]:
@@ -109,7 +111,8 @@ def _linear_slice(
         if choice.output_scale != 1.0:
             scaled = [{"filter": part, "value": weight * choice.output_scale} for part in projections]
             weight = [*scaled, {"value": weight}]
-        sources.append({"model": models[name], "layer_range": _range(choice, empty), "parameters": {"weight": weight}})
+        span = _range(choice, empty, name == BASE)
+        sources.append({"model": models[name], "layer_range": span, "parameters": {"weight": weight}})
     return {"sources": sources}
 
 

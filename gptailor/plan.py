@@ -42,7 +42,8 @@ class LayerChoice:
     (factor is task arithmetic's scaling coefficient). parameters: further scalar parameters of the merge method.
     output_scale: multiplies the layer's two output projections (attention's and the MLP's). folds: (removed layer,
     factor) pairs, ascending: the weight matrices become W + sum of factor * (W of that layer - W), each from this
-    layer's own sources; norms and biases stay.
+    layer's own sources; norms and biases stay. base_layer: of a merge, the base's layer that it starts from, where that
+    is another than `layer` (some published plans were made so, see gptailor/published.py).
     """
 
     layer: int
@@ -52,6 +53,7 @@ class LayerChoice:
     parameters: tuple[tuple[str, float], ...] = ()
     output_scale: float = 1.0
     folds: tuple[tuple[int, float], ...] = ()
+    base_layer: int | None = None
 
     def __post_init__(self) -> None:
         if self.layer < 0:
@@ -64,6 +66,8 @@ class LayerChoice:
             raise UserError(f"layer {self.layer}: a merge of {list(self.sources)} needs a method and a factor")
         if not self.is_merged and (self.factor is not None or self.method or self.parameters):
             raise UserError(f"layer {self.layer}: method and factor belong to merges of two or more candidates")
+        if self.base_layer is not None and (not self.is_merged or not 0 <= self.base_layer != self.layer):
+            raise UserError(f"layer {self.layer}: base_layer belongs to merges that start from another layer")
         folded = [layer for layer, _ in self.folds]
         if folded != sorted(set(folded)) or self.layer in folded or min(folded, default=0) < 0:
             raise UserError(f"layer {self.layer}: folds {folded} must be other layers, ascending, each once")
@@ -83,24 +87,27 @@ class LayerChoice:
     @property
     def weights_key(self) -> tuple[Any, ...]:
         """Equal keys mean equal weights: what a cache of layers is keyed by (the scale is applied by itself)."""
-        return (self.layer, self.sources, self.method, self.factor, self.parameters, self.folds)
+        return (self.layer, self.sources, self.method, self.factor, self.parameters, self.folds, self.base_layer)
 
 
 @dataclass(frozen=True)
 class StitchPlan:
-    """A shorter model: `kept` layers, ascending, out of the base's `n_layers`."""
+    """A shorter model: `kept` layers, ascending, out of the base's `n_layers`.
+
+    Published plans that deepen a model list a layer several times, from different sources; a search never does.
+    """
 
     n_layers: int
     kept: tuple[LayerChoice, ...]
 
     def __post_init__(self) -> None:
         indices = [choice.layer for choice in self.kept]
-        if indices != sorted(set(indices)):
+        if indices != sorted(indices) or len({(c.layer, c.sources) for c in self.kept}) < len(indices):
             raise UserError(f"kept layers must ascend without repeats, got {indices}")
         if not indices:
             raise UserError("a plan must keep at least one layer")
-        if indices[-1] >= self.n_layers:
-            raise UserError(f"layer {indices[-1]} does not exist: the base has layers 0 to {self.n_layers - 1}")
+        if (last := max(indices[-1], *(choice.base_layer or 0 for choice in self.kept))) >= self.n_layers:
+            raise UserError(f"layer {last} does not exist: the base has layers 0 to {self.n_layers - 1}")
         folded = [layer for choice in self.kept for layer, _ in choice.folds]
         if len(set(folded)) != len(folded) or set(folded) - set(self.removed):
             raise UserError(f"folded layers must be removed ones, each folded once, got {sorted(folded)}")
@@ -146,6 +153,8 @@ class StitchPlan:
                 entry["sources"] = list(choice.sources)
             if choice.is_merged:
                 entry |= {"method": choice.method, "factor": choice.factor}
+            if choice.base_layer is not None:
+                entry["base_layer"] = choice.base_layer
             if choice.parameters:
                 entry["parameters"] = dict(choice.parameters)
             if choice.output_scale != 1.0:
@@ -172,6 +181,7 @@ class StitchPlan:
                     parameters=tuple(sorted((entry.get("parameters") or {}).items())),
                     output_scale=float(entry.get("output_scale", 1.0)),
                     folds=tuple((int(layer), float(factor)) for layer, factor in entry.get("folds", ())),
+                    base_layer=None if entry.get("base_layer") is None else int(entry["base_layer"]),
                 )
                 for entry in data["kept"]
             )
@@ -193,6 +203,7 @@ class StitchPlan:
             this = "+".join(choice.sources) or BASE
             if choice.is_merged:
                 this += f" x{choice.factor:.2f}"
+                this += "" if choice.base_layer is None else f" on base {choice.base_layer}"
             if choice.output_scale != 1.0:
                 this += f" scale {choice.output_scale:.2f}"
             this += "".join(f" +{layer} x{factor:.2f}" for layer, factor in choice.folds)

@@ -17,6 +17,7 @@ import pandas as pd
 
 from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
+from gptailor.published import BaseAt, read_family, read_plan, strip_text
 from gptailor.spec import RunSpec, load_spec
 from gptailor.store import RunFolder, queries
 from gptailor.trial import Score, TrialStatus
@@ -55,6 +56,27 @@ def export_model(folder: RunFolder, config_id: int, out: Path, say: Say) -> None
         f"{done.folder}: {done.n_layers} layers, {done.n_parameters:,} parameters, {done.n_bytes / 1e6:.1f} MB; "
         f"reloaded, its logits differ from the engine's by at most {done.max_difference:.2g}"
     )
+
+
+def stitch_plan(plan_file: str, family_file: str, out: Path, say: Say, *, base_at: BaseAt = "source") -> None:
+    """Write the model of a plan's file as a plain Hugging Face folder, proven as exports are. Raises UserError."""
+    spec = read_family(family_file)
+    plan = read_plan(plan_file, tuple(spec.candidates), base_at)
+    say(strip_text(plan))
+    say("  0% opening the family")
+    from gptailor.family import open_family
+    from gptailor.interchange import export_hf
+
+    family = open_family(spec.model_copy(update={"device": "cpu"}))
+    done = export_hf(
+        family,
+        plan,
+        out,
+        title=f"{len(plan.kept)} layers stitched from {family.label('base')}",
+        facts={"Plan": Path(plan_file).name},
+        progress=lambda step, share: say(f"{share:4.0%} {step}"),
+    )
+    say(f"{done.folder}: {done.n_layers} layers, {done.n_parameters:,} parameters, {done.n_bytes / 1e6:.1f} MB")
 
 
 # --- what the store knows of a configuration --------------------------------------------------------------------------

@@ -23,6 +23,7 @@ FLOORS: list[tuple[str, float, set[str]]] = [
     ("gptailor.trial", 0, {"torch", "smac", "ConfigSpace", "duckdb", "streamlit", "numpy", "pandas", "pydantic"}),
     ("gptailor.space", 1, {"torch", "duckdb", "streamlit"}),
     ("gptailor.pareto", 1, {"torch", "duckdb", "streamlit", "smac", "altair"}),
+    ("gptailor.published", 1, {"torch", "smac", "duckdb", "streamlit", "pandas"}),
     ("gptailor.mergekit_config", 1, {"torch", "smac", "duckdb", "streamlit", "mergekit"}),
     ("gptailor.family", 2, {"smac", "ConfigSpace", "duckdb", "streamlit", "lm_eval"}),
     ("gptailor.stitch", 2, {"smac", "ConfigSpace", "duckdb", "streamlit", "lm_eval"}),

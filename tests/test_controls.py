@@ -10,8 +10,7 @@ import yaml
 from planted import IDENTITIES, planted_family
 from test_search import gptailor, only_run, write_benchmark
 
-from gptailor.baselines import METHODS
-from gptailor.controls import cuts
+from gptailor.baselines import METHODS, cuts
 from gptailor.plan import StitchPlan
 from gptailor.spec import Baseline, load_spec
 from gptailor.store import RunFolder, queries
@@ -50,7 +49,7 @@ def finished(run_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFol
 
 def test_every_method_on_every_source_is_a_trial(finished: RunFolder) -> None:
     tables = queries.read_run(finished)
-    asked = list(cuts(load_spec(finished.spec)))
+    asked = cuts(load_spec(finished.spec), Baseline)
     assert len(asked) == 2 * (len(Baseline) - 1 + METHODS[Baseline.RANDOM].seeds)
     assert list(tables.trials.trial_id) == list(range(len(asked)))
     assert set(tables.trials.status) == {"success"} and set(tables.trials.origin) == {"baseline"}
@@ -91,6 +90,17 @@ def test_show_and_held_out_evaluation_take_it_as_a_run(finished: RunFolder) -> N
     assert done.returncode == 0, done.stderr
     judged = queries.read_run(finished).evaluations
     assert {"dense", f"config:{best}"} <= set(judged[judged.split == "test"].subject)
+    named = "baseline:sleb@math,baseline:last"
+    done = gptailor("evaluate", finished.run_id, "--runs", finished.root, "--subjects", named)
+    assert done.returncode == 0, done.stderr
+    told = queries.read_run(finished).evaluations
+    told = told[told.split == "test"].set_index("subject")
+    plans = queries.read_run(finished).plans.set_index("config_id").plan_hash
+    for subject in named.split(","):
+        assert plans[int(told.loc[subject].config_id)] == told.loc[subject].plan_hash
+    assert told.loc["dense"].chance == pytest.approx(1 / 3)
+    text = gptailor("show", finished.run_id, "--runs", finished.root).stdout
+    assert "Held out" in text and "baseline:sleb@math" in text
 
 
 def test_it_goes_on_where_it_stopped(finished: RunFolder, run_file: Path, tmp_path: Path) -> None:

@@ -94,6 +94,11 @@ def test_averages(tables, frame: pd.DataFrame) -> None:
     assert judgement.strongest(table.reset_index(), "baseline") is None
 
 
+def test_nothing_is_held_out_yet() -> None:
+    frame = judgement.judged(run_tables(spec=RUN))
+    assert frame.empty and judgement.averages(frame).empty
+
+
 def pair_of(first: list, second: list, metric: str = "acc", higher: bool = True) -> pd.DataFrame:
     frame = pd.DataFrame(
         {

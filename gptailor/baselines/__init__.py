@@ -5,12 +5,13 @@ The modules bring torch, so that the table of names does not import them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from gptailor.spec import Baseline
+from gptailor.plan import BASE
+from gptailor.spec import Baseline, RunSpec
 
 if TYPE_CHECKING:
     from gptailor.baselines.case import Case
@@ -45,3 +46,25 @@ METHODS: dict[Baseline, Method] = {
     Baseline.EVOLUTION: Method("Evolution over removed layers (EvoPress)", "evolution.cut"),
 }
 """Cheap ones first."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One method on one source (the base or a candidate). subject: its name among the evaluations."""
+
+    baseline: Baseline
+    source: str
+    seed: int
+    subject: str
+
+
+def cuts(spec: RunSpec, names: Iterable[Baseline]) -> list[Cut]:
+    """What methods make of a run's family: on the base, then on each candidate, as often as they have seeds."""
+    found = []
+    for name in names:
+        for source in (BASE, *spec.candidates):
+            for number in range(METHODS[name].seeds):
+                label = f"{name}-{number + 1}" if METHODS[name].seeds > 1 else str(name)
+                place = "" if source == BASE else f"@{source}"
+                found.append(Cut(name, source, spec.seed + number, f"baseline:{label}{place}"))
+    return found

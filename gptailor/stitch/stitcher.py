@@ -99,7 +99,7 @@ class Stitcher:
         return self.family.layer(choice.layer, choice.sources[0] if choice.sources else BASE)
 
     def _merge(self, choice: LayerChoice) -> tuple[nn.Module, int]:
-        base = self.family.layer(choice.layer)
+        base = self.family.layer(choice.layer if choice.base_layer is None else choice.base_layer)
         candidates = {name: self.family.layer(choice.layer, name).state_dict() for name in choice.sources}
         tensors = merge(choice, base.state_dict(), candidates)
         return with_tensors(base, tensors), n_bytes(tensors.values())
@@ -107,7 +107,7 @@ class Stitcher:
     def _fold(self, choice: LayerChoice) -> tuple[nn.Module, int]:
         """Folded layers come from the sources of the layer that they are folded into."""
         home, *others = (
-            self._unscaled(replace(choice, layer=layer, folds=(), output_scale=1.0))
+            self._unscaled(replace(choice, layer=layer, folds=(), base_layer=None, output_scale=1.0))
             for layer in (choice.layer, *(layer for layer, _ in choice.folds))
         )
         own = home.state_dict()
