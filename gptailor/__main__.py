@@ -110,6 +110,15 @@ def export(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def report(arguments: argparse.Namespace) -> int:
+    """Write a run as one HTML page that needs nothing else: what was asked, what was found, what it proves."""
+    from gptailor.dashboard.report import write_report
+
+    folder = _folder(arguments)
+    print(write_report(folder, Path(arguments.out or f"{folder.run_id}.html")))
+    return OK
+
+
 def stitch(arguments: argparse.Namespace) -> int:
     """Build the model of a plan's file, ours or one that auto-merge-llm published, as a Hugging Face folder."""
     from gptailor.take_home import stitch_plan
@@ -274,6 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     take = add(export, run_id=True)
     take.add_argument("config_id", type=int, metavar="CONFIG_ID")
     take.add_argument("out", metavar="OUT")
+    add(report, run_id=True).add_argument("--out", metavar="FILE", help="default: RUN_ID.html here")
     build = add(stitch)
     build.add_argument("plan", metavar="PLAN")
     build.add_argument("--family", required=True, metavar="FAMILY.yaml", help="base_model and candidates, in order")

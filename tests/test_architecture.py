@@ -45,7 +45,7 @@ FLOORS: list[tuple[str, float, set[str]]] = [
     ("gptailor.take_home", 3.2, {"smac", "duckdb", "streamlit"}),
     ("gptailor.launch", 3, {"torch", "streamlit", "smac", "ConfigSpace", "duckdb", "altair"}),
     ("gptailor.interchange", 3, {"smac", "ConfigSpace", "streamlit", "duckdb"}),
-    ("gptailor.__main__", 3.5, {"streamlit", "duckdb", "altair"}),
+    ("gptailor.__main__", 6, {"streamlit", "duckdb", "altair"}),
     ("gptailor.dashboard", 4, {"torch", "smac", "ConfigSpace", "lm_eval", "transformers", "duckdb"}),
     ("streamlit_app", 5, {"torch", "smac", "duckdb", "altair", "pandas"}),
     ("pages", 5, {"torch", "smac", "duckdb", "altair", "pandas"}),
@@ -87,7 +87,7 @@ def test_floors(path: Path) -> None:
         assert name.split(".")[0] not in banned, f"{module} may not import {name}"
         if name.startswith("gptailor"):
             assert floor_of(name)[0] <= floor, f"{module} (floor {floor}) imports {name} from a higher floor"
-            if floor >= 4:
+            if 4 <= floor < 6:  # the command line starts everything, engine and report alike
                 assert not name.startswith(NOT_FOR_DASHBOARD), f"the dashboard's {module} may not import {name}"
 
 

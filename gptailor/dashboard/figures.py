@@ -76,7 +76,7 @@ def show_table(frame: pd.DataFrame, alt: str, percent: bool = False, height: int
     return st.dataframe(frame, hide_index=True, height=tall, column_config=columns(frame, percent), alt=alt, **options)
 
 
-_SHARES = {"share", "trial_share", "example_share", "time_share", "retention", "flips"}
+_SHARES = {"share", "trial_share", "example_share", "time_share", "retention", "flips", "above_chance", "gap"}
 _AVERAGES = {"average", "average ±", "best", "error", "worth", "low", "high"}
 _SCORES = {"This plan", "±", "Dense", "Dense ±"}
 _HEADINGS = {
@@ -153,6 +153,8 @@ _HEADINGS = {
     "jaccard": "Jaccard overlap",
     "setting": "Setting",
     "measure": "Measure",
+    "above_chance": "Retention above chance",
+    "gap": "Calibration less held out",
 }
 
 
