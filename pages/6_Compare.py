@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from gptailor.dashboard import text, widgets
+from gptailor.dashboard import judging, text, widgets
 from gptailor.dashboard.charts import compare as charts
 from gptailor.dashboard.charts import layers as layer_charts
 from gptailor.dashboard.charts import progress as progress_charts
@@ -43,6 +43,7 @@ def show_scores() -> None:
         widgets.show_table(frames.score_table(outside, labels), alt="Held-out scores of the best plans", height=560)
     else:
         st.caption("No held-out result of these plans is stored yet.")
+    judging.show_of_runs(runs)
 
 
 def show_curves() -> None:

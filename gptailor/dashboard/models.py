@@ -13,7 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from gptailor import launch
-from gptailor.dashboard import jobs, text, widgets
+from gptailor.dashboard import jobs, judging, text, widgets
 from gptailor.dashboard.frames import tradeoffs
 from gptailor.dashboard.frames.facts import Facts
 from gptailor.dashboard.frames.view import View
@@ -110,6 +110,8 @@ def show_results(view: View, run: Run, config_id: int) -> None:
     )
     widgets.show_table(frame, alt=f"Scores of plan {config_id} and of the dense base", height=560)
     judge(run, config_id, max(asked - known, 0))
+    judging.show_of_plan(view, run, config_id)
+    judging.report_button(view, run)
 
 
 def judge(run: Run, config_id: int, missing: int) -> None:

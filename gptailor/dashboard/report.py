@@ -135,8 +135,9 @@ def _found(view: View) -> Iterable[str]:
     axes = tradeoffs.axes(view.tables, plans, facts)
     wanted = [axis for axis in axes if axis.column in facts.names][:2]
     if len(wanted) == 2:
-        points = tradeoffs.front(plans, *wanted)
-        yield _picture(front_charts.front(points, *wanted, None), f"{wanted[0].label} against {wanted[1].label}")
+        x, y = wanted
+        picture = front_charts.front(tradeoffs.front(plans, x, y), x, y, None)
+        yield _picture(picture, f"{x.label} against {y.label}")
 
 
 def _proves(view: View, items: judgement.Items) -> Iterable[str]:

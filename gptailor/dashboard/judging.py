@@ -1,0 +1,91 @@
+"""Held-out averages on pages: the chart of all subjects, the plan against the strongest one-shot cut, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from gptailor import judgement
+from gptailor.dashboard import text, widgets
+from gptailor.dashboard.frames import held_out as frames
+from gptailor.dashboard.frames.compare import Entry
+from gptailor.dashboard.frames.view import View
+from gptailor.dashboard.readers import Run
+from gptailor.store import RunFolder, queries
+
+NOTE = (
+    "Mean over all held-out benchmarks; only subjects that were judged on every one of them. Bars are one standard "
+    "error. Compare with the candidates and the one-shot cuts, not with the dense base alone."
+)
+
+
+def show_of_plan(view: View, run: Run, config_id: int) -> None:
+    """Where the plan stands among everybody who was judged on the held-out benchmarks; nothing before there are two."""
+    table = frames.averages(view.tables)
+    if len(table) < 2:
+        return
+    from gptailor.dashboard.charts import held_out as charts
+
+    subject = f"config:{config_id}"
+    widgets.show_chart(
+        charts.averages(table, subject),
+        frames.shown(table),
+        title="Held-out averages",
+        note=NOTE,
+        alt="Held-out averages of the dense models, one-shot cuts and plans",
+        key="models.held-out",
+    )
+    control = judgement.strongest(table, "baseline")
+    if control is not None and subject in set(table["subject"]):
+        frame = judgement.judged(view.tables)
+        hashes = tuple(sorted(set(frame.loc[frame["subject"].isin([subject, control]), "plan_hash"].dropna())))
+        items = _items(str(run.folder.path.resolve()), view.tables.version, hashes)
+        tests = judgement.paired(frame, items, subject, control)
+        st.info(text.safe(frames.verdict(tests, subject, control), 600), icon=":material/balance:")
+
+
+def show_of_runs(runs: Sequence[Entry]) -> None:
+    """Everybody's held-out averages in one chart, baselines beside the fronts."""
+    table = frames.averages_of_runs(runs)
+    if len(table) < 2:
+        return
+    from gptailor.dashboard.charts import held_out as charts
+
+    widgets.show_chart(
+        charts.averages(table),
+        frames.shown(table),
+        title="Held-out averages of every run",
+        note=NOTE + " Averages compare only where runs hold out the same benchmarks.",
+        alt="Held-out averages of all subjects of the compared runs",
+        key="compare.held-out",
+    )
+
+
+def report_button(view: View, run: Run) -> None:
+    """The run as one HTML page, made when it is asked for."""
+    st.download_button(
+        "Report (HTML)",
+        partial(_report, view, run),
+        f"{run.run_id}.html",
+        "text/html",
+        key="models.report",
+        on_click="ignore",
+        icon=":material/description:",
+        help="One page with what the run asked, found and proves, to send to a colleague. It needs no network.",
+    )
+
+
+def _report(view: View, run: Run) -> bytes:
+    from gptailor.dashboard.report import html
+
+    hashes = tuple(sorted(set(judgement.judged(view.tables)["plan_hash"].dropna())))
+    return html(view, _items(str(run.folder.path.resolve()), view.tables.version, hashes)).encode()
+
+
+@st.cache_data(max_entries=16, show_spinner="Reading what each example gave …")
+def _items(path: str, version: tuple[int, ...], hashes: tuple[str, ...]) -> Mapping[Any, Any]:
+    return queries.items_of(RunFolder(Path(path)), hashes)
