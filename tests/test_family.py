@@ -471,17 +471,22 @@ def test_devices_that_are_not_here():
 # --- adapters ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}, {"layers_to_transform": [1, 4]}])
-def test_an_adapter_gives_the_weights_of_its_merged_folder(tiny_family, tmp_path, make_spec, options):
+def test_an_adapter_gives_the_weights_of_its_merged_folder(tiny_family, tmp_path, make_spec, options, dtype):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     adapter = write_adapter(tmp_path / "adapter", tiny_family / "base", **options)
     dense = AutoModelForCausalLM.from_pretrained(tiny_family / "base", dtype=torch.float32)
-    PeftModel.from_pretrained(dense, adapter).merge_and_unload().to(torch.bfloat16).save_pretrained(tmp_path / "merged")
+    merged = PeftModel.from_pretrained(dense, adapter).merge_and_unload().to(getattr(torch, dtype))
+    merged.save_pretrained(tmp_path / "merged")
     places = {"adapter": str(adapter), "merged": str(tmp_path / "merged")}
-    spec = make_spec(tiny_family, candidates=places, dtype="bfloat16")
+    spec = make_spec(tiny_family, candidates=places, dtype=dtype)
     family = open_family(spec)
+    stored = load_file(tiny_family / "base" / "model.safetensors")
+    for name, tensor in family.model.state_dict().items():
+        assert torch.equal(tensor, stored[name].to(tensor.dtype)), f"the base's {name} must stay as it was"
     for index in range(6):
         mine, its = (family.layer(index, name).state_dict() for name in places)
         assert all(torch.equal(mine[name], its[name]) for name in mine), index
@@ -489,7 +494,7 @@ def test_an_adapter_gives_the_weights_of_its_merged_folder(tiny_family, tmp_path
     base, found = family.layer(1).state_dict(), family.layer(1, "adapter").state_dict()
     assert not torch.equal(found["mlp.down_proj.weight"], base["mlp.down_proj.weight"])
     assert found["mlp.up_proj.weight"].data_ptr() == base["mlp.up_proj.weight"].data_ptr()
-    assert preflight(spec).model_bytes["adapter"] == 2 * len(changed) * (32 * 32 + 32 * 64)
+    assert preflight(spec).model_bytes["adapter"] == family.dtype.itemsize * len(changed) * (32 * 32 + 32 * 64)
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,9 @@ def _adapted_layers(model: PreTrainedModel, base: Checkpoint, checkpoint: Checkp
     adapted = []
     for index, layer in enumerate(layer_list(model)):
         mine = layer.state_dict()
-        exact = {name: stored.get(f"{path}.{index}.{name}", tensor).float() for name, tensor in mine.items()}
+        originals = {name: stored.get(f"{path}.{index}.{name}", tensor) for name, tensor in mine.items()}
+        # Copies, as PEFT merges in place: in a float32 run these would be the base's own tensors.
+        exact = {name: tensor.to(torch.float32, copy=True) for name, tensor in originals.items()}
         merged = adapter.merge_into(with_tensors(layer, exact), f"{path}.{index}") or {}
         state = {name: tensor.to(mine[name].dtype) for name, tensor in merged.items()}
         adapted.append(with_tensors(layer, _own(state, mine)))
