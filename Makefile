@@ -19,6 +19,7 @@ test: $(VENV)/.ready-tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not browser"
+	$(BIN)/python -m pytest -m browser
 
 browser-test: $(VENV)/.ready-tests
 	$(BIN)/python -m pytest -m browser

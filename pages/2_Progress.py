@@ -138,8 +138,8 @@ def show_curves(view: widgets.View) -> None:
                 charts.hypervolume_so_far(best, by),
                 best[["trials", "hours", "config_id", "hypervolume"]],
                 title="Hypervolume so far",
-                note="How much of the space of scores the front covers; 1 is a perfect score everywhere. Of "
-                + widgets.judged_note(view),
+                note=f"Share of the space of scores that the front of {plural(len(view.plans), 'plan')} at "
+                f"{view.top_budget} examples covers; 1 is a perfect score everywhere.",
                 alt="Hypervolume of the front so far",
                 key="hypervolume",
             )

@@ -289,6 +289,12 @@ def test_the_score_table_in_words() -> None:
     assert percent.iloc[0].tolist() == ["m", "60.0 % ± 1.0", "★ 70.0 % ± 1.0", "–"]
 
 
+def test_retention_leads_by_itself_not_by_the_score() -> None:
+    scores = scores_of_runs(0.60, 0.70).assign(retention=[0.9, 0.7])
+    table = compare.score_table(scores, ["run 0", "run 1"], retention=True)
+    assert table.iloc[0].tolist() == ["m", "★ 90.0 % ± 1.5", "70.0 % ± 1.0"]
+
+
 def test_held_out_results_of_the_best_plans() -> None:
     held_out = [
         {"subject": "dense", "name": "arc/acc", "score": 0.5, "n_samples": 800, "split": "test"},

@@ -102,7 +102,7 @@ def fronts_of_runs(frame: pd.DataFrame, x: Axis, y: Axis, runs: Sequence[str]) -
     )
     rest = (
         base.transform_filter("!datum.on_front")
-        .mark_point(filled=True, size=25, opacity=0.18)
+        .mark_point(filled=True, size=35, opacity=0.35)
         .encode(x=px, y=py, color=colour, shape=shape)
     )
     on_front = base.transform_filter("datum.on_front")
