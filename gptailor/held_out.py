@@ -6,7 +6,6 @@ not computed again. It runs on the engine's own parts, thus with the engine's ve
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
@@ -15,7 +14,7 @@ from gptailor.baselines import METHODS, cuts
 from gptailor.baselines.case import Case
 from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
-from gptailor.show import run_json
+from gptailor.show import run_json, stored_plans
 from gptailor.spec import Baseline, HeldOut, RunSpec, load_spec
 from gptailor.store import RunFolder, RunWriter, queries
 from gptailor.trial import Evaluation
@@ -86,7 +85,7 @@ def _subjects(folder: RunFolder, names: Sequence[str]) -> list[tuple[str, int | 
     tables = queries.read_run(folder)
     n_layers = int(tables.runs.iloc[0].n_layers)
     spec = load_spec(folder.spec)
-    plans = {int(row.config_id): StitchPlan.from_json(json.loads(row.plan)) for row in tables.plans.itertuples()}
+    plans = stored_plans(tables)
     rows = tables.evaluations[tables.evaluations.subject.str.startswith("baseline:")].dropna(subset="config_id")
     stored = {str(row.subject): int(row.config_id) for row in rows.itertuples()}
     one_shot = {cut.subject for cut in cuts(spec, METHODS)}

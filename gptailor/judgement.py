@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,57 @@ def calibration(tables: RunTables) -> dict[str, float]:
             key = (row.benchmark, row.metric, row.split)
             add(row.subject, key, row.n_samples, row.score, bool(row.higher_is_better))
     return {subject: sum(own.values()) / len(own) for subject, own in kept.items() if len(own) == len(objectives)}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The plan chosen by the selection split.
+
+    retention: its mean there; promised: what the search's own scores said of it. by_search: the plan that those would
+    have chosen, and its retention on the selection split. optimism: mean over the finalists of promised less kept: how
+    much the search's scores flatter.
+    """
+
+    subject: str
+    retention: float
+    promised: float
+    by_search: str
+    by_search_retention: float
+    optimism: float
+    finalists: int
+
+
+def choice(tables: RunTables) -> Choice | None:
+    """What the selection split chose; None where it has not been used."""
+    table = averages(judged(tables, "selection"), calibration(tables))
+    plans = table[table["subject"].str.startswith("config:")].dropna(subset=["retention", "gap"])
+    if plans.empty:
+        return None
+    promised = plans["retention"] + plans["gap"]
+    best, believed = plans.loc[plans["retention"].idxmax()], plans.loc[promised.idxmax()]
+    return Choice(
+        subject=str(best["subject"]),
+        retention=float(best["retention"]),
+        promised=float(best["retention"] + best["gap"]),
+        by_search=str(believed["subject"]),
+        by_search_retention=float(believed["retention"]),
+        optimism=float(plans["gap"].mean()),
+        finalists=len(plans),
+    )
+
+
+def choice_text(chosen: Choice) -> str:
+    """One sentence or two for people."""
+    name = chosen.subject.replace("config:", "plan ")
+    text = (
+        f"Of the {chosen.finalists} most promising plans, {name} is best on the selection split, which the search "
+        f"never used: it keeps {chosen.retention:.1%} of the dense base there ({chosen.promised:.1%} by the search's "
+        "own scores)."
+    )
+    if chosen.by_search != chosen.subject:
+        other = chosen.by_search.replace("config:", "plan ")
+        text += f" The search's scores would have chosen {other}, which keeps {chosen.by_search_retention:.1%}."
+    return text + f" On average the search's scores promised {chosen.optimism:+.1%} more than was kept."
 
 
 def paired(frame: pd.DataFrame, items: Items, one: str, other: str) -> pd.DataFrame:

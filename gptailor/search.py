@@ -30,6 +30,7 @@ from gptailor.evaluate import NonFinite, Stopped
 from gptailor.family import preflight
 from gptailor.family.residence import pick_device
 from gptailor.plan import StitchPlan
+from gptailor.selection import select
 from gptailor.space import PlanSpace, build_space, initial_design
 from gptailor.spec import RunSpec, SpaceOperation, load_spec
 from gptailor.stitch import merge_method_problem, merge_source_counts
@@ -144,6 +145,8 @@ class Search:
         suggester = Suggester(spec, space, initial, self.folder.smac)
         status, error = self._loop(bench, space, suggester)
         suggester.save()
+        if status is RunStatus.FINISHED and spec.selection:
+            select(self.folder, spec, bench, self.writer, self.progress.note, self._stop_asked)
         return status, error
 
     def _loop(self, bench: Workbench, space: PlanSpace, suggester: Suggester) -> tuple[RunStatus, str | None]:

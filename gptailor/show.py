@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,10 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
     full = _full_budget(tables, spec["budget"]["max"])
     trials = tables.trials
     done = trials[trials.status == TrialStatus.SUCCESS]
-    dense = _reference(tables.evaluations, "dense")
+    searched = {(o["benchmark"], o["metric"], o["split"]) for o in spec["objectives"]}
+    references = _references(tables.evaluations, searched)
+    dense = references.get("dense", {})
+    chosen = judgement.choice(tables)
     return {
         "run_id": run.run_id,
         "name": run["name"],
@@ -90,12 +94,11 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
             for part in ("suggest", "stitch", "evaluate")
         },
         "seconds": _or_none((_last(trials.ended_at) - run.started_at).total_seconds()) if len(done) else None,
-        "references": {
-            subject: _reference(tables.evaluations, subject) for subject in sorted(set(tables.evaluations.subject))
-        },
+        "references": references,
         "front": _front(tables, full, objectives, dense),
         "hypervolume": _hypervolume(full, objectives),
         "held_out": _held_out(folder, tables),
+        "selection": asdict(chosen) | {"text": judgement.choice_text(chosen)} if chosen else None,
         "failures": [
             {"trial": int(row.trial_id), "error": (row.error or "").strip().splitlines()[-1]}
             for row in trials[trials.status == TrialStatus.CRASHED].itertuples()
@@ -136,9 +139,15 @@ def run_text(story: dict[str, Any]) -> str:
         lines.append("No trial has succeeded at the full budget yet, so there is no front.")
     else:
         lines.append(f"Export one: python -m gptailor export {story['run_id']} {story['front'][0]['config_id']} OUT")
+    lines += ["", story["selection"]["text"]] if story["selection"] else []
     lines += _held_out_text(story["held_out"])
     lines += [f"trial {failure['trial']} failed: {failure['error']}" for failure in story["failures"]]
     return "\n".join(lines)
+
+
+def stored_plans(tables: queries.RunTables) -> dict[int, StitchPlan]:
+    """Every configuration's plan, by its number."""
+    return {int(row.config_id): StitchPlan.from_json(json.loads(str(row.plan))) for row in tables.plans.itertuples()}
 
 
 def _held_out(folder: RunFolder, tables: queries.RunTables) -> dict[str, Any]:
@@ -240,10 +249,13 @@ def _hypervolume(full: pd.DataFrame, objectives: list[str]) -> float | None:
     return None if points.empty else hypervolume(points.to_numpy(), [0.0] * len(objectives))
 
 
-def _reference(evaluations: pd.DataFrame, subject: str) -> dict[str, dict[str, Any]]:
-    """A subject's scores on each benchmark/metric, from the most examples there are."""
-    rows = evaluations[evaluations.subject == subject].sort_values("n_samples")
-    return {f"{row.benchmark}/{row.metric}": _score(row) for row in rows.itertuples()}
+def _references(evaluations: pd.DataFrame, searched: set[tuple[str, str, str]]) -> dict[str, dict[str, Any]]:
+    """Scores on the objectives' own splits of every subject outside the search, from the most examples there are."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in evaluations.sort_values(["subject", "n_samples"]).itertuples():
+        if (row.benchmark, row.metric, row.split) in searched and not str(row.subject).startswith("config:"):
+            found.setdefault(str(row.subject), {})[f"{row.benchmark}/{row.metric}"] = _score(row)
+    return found
 
 
 def _score(row: Any) -> dict[str, Any]:

@@ -148,7 +148,9 @@ class Budget(_Record):
 class RunSpec(_Record):
     """One run, as asked. Paths are relative to the folder the command is run in.
 
-    baselines: where any are listed, the run scores their plans instead of searching (gptailor/controls.py).
+    selection: benchmarks on splits of their own, on which a search's best plans are scored before one is called best
+    (gptailor/selection.py). baselines: where any are listed, the run scores their plans instead of searching
+    (gptailor/controls.py).
     """
 
     name: Annotated[str, Field(min_length=1, max_length=80)]
@@ -160,6 +162,7 @@ class RunSpec(_Record):
     output_scale: tuple[Number, Number] | None = None
     objectives: Annotated[tuple[Benchmark, ...], Field(min_length=1, max_length=32)]
     held_out: Annotated[tuple[HeldOut, ...], Field(max_length=64)] = ()
+    selection: Annotated[tuple[Benchmark, ...], Field(max_length=32)] = ()
     include_path: tuple[str, ...] = ()
     budget: Budget = Budget()
     trials: Annotated[Whole, Field(ge=1, le=100_000)] = 500
@@ -263,6 +266,15 @@ class RunSpec(_Record):
                     f"held_out.{index}: {judge.benchmark} on its {judge.split} split is an objective of the search; "
                     "a held-out result must use another split"
                 )
+        seen |= {(judge.benchmark, judge.split) for judge in self.held_out}
+        for index, chooser in enumerate(self.selection):
+            if (chooser.benchmark, chooser.split) in seen:
+                raise ValueError(
+                    f"selection.{index}: {chooser.benchmark} on its {chooser.split} split is an objective or held out; "
+                    "the selection needs a split of its own"
+                )
+        if len({(o.name, o.split) for o in self.selection}) < len(self.selection):
+            raise ValueError("selection: the same benchmark, metric and split is listed twice")
         return self
 
     @property

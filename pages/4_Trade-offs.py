@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from gptailor.dashboard import text, widgets
+from gptailor.dashboard import judging, text, widgets
 from gptailor.dashboard.charts import layers as layer_charts
 from gptailor.dashboard.charts import tradeoffs as charts
 from gptailor.dashboard.frames import layers as layer_frames
@@ -14,6 +14,7 @@ widgets.open_page("Trade-offs")
 run = widgets.pick_run()
 view = widgets.read(run)
 widgets.need_plans(view)
+judging.show_choice(view)
 facts, plans = view.facts, view.plans
 axes = {axis.label: axis for axis in frames.axes(view.tables, plans, facts)}
 

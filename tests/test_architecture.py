@@ -33,6 +33,7 @@ FLOORS: list[tuple[str, float, set[str]]] = [
     ("gptailor.surrogate", 2.5, {"torch", "duckdb", "streamlit", "altair"}),
     ("gptailor.suggest", 2.5, {"torch", "duckdb", "streamlit", "altair"}),
     ("gptailor.search", 3, {"streamlit", "altair", "duckdb"}),
+    ("gptailor.selection", 3, {"smac", "streamlit", "altair", "duckdb"}),
     ("gptailor.controls", 3, {"streamlit", "altair", "duckdb"}),
     ("gptailor.workbench", 2.5, {"smac", "streamlit", "altair", "duckdb"}),
     ("gptailor.progress", 1, {"torch", "smac", "duckdb", "streamlit"}),

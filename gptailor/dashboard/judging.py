@@ -25,6 +25,7 @@ NOTE = (
 
 def show_of_plan(view: View, run: Run, config_id: int) -> None:
     """Where the plan stands among everybody who was judged on the held-out benchmarks; nothing before there are two."""
+    show_choice(view)
     table = frames.averages(view.tables)
     if len(table) < 2:
         return
@@ -46,6 +47,13 @@ def show_of_plan(view: View, run: Run, config_id: int) -> None:
         items = _items(str(run.folder.path.resolve()), view.tables.version, hashes)
         tests = judgement.paired(frame, items, subject, control)
         st.info(text.safe(frames.verdict(tests, subject, control), 600), icon=":material/balance:")
+
+
+def show_choice(view: View) -> None:
+    """What the selection split chose, and by how much the search's own scores flatter."""
+    chosen = judgement.choice(view.tables)
+    if chosen is not None:
+        st.info(text.safe(judgement.choice_text(chosen), 600), icon=":material/how_to_vote:")
 
 
 def show_of_runs(runs: Sequence[Entry]) -> None:

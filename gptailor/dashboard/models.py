@@ -62,12 +62,18 @@ def results(view: View, config_id: int) -> pd.DataFrame:
     dense = _judged(view, "dense")
     keys = ["benchmark", "metric", "split", "n_samples"]
     both = mine.merge(dense[[*keys, "score", "stderr"]], on=keys, how="left", suffixes=("", "_dense"))
+    choosers = {(o["benchmark"], o["metric"], o["split"]) for o in view.facts.spec.get("selection") or ()}
     kept = (both["score"] / both["score_dense"]).where(both["higher"], both["score_dense"] / both["score"])
     return pd.DataFrame(
         {
             "Benchmark": [text.plain(f"{b} / {m}") for b, m in zip(both["benchmark"], both["metric"], strict=True)],
             "Split": both["split"].map(text.plain),
-            "Used in the search": both["objective"].map({True: "yes", False: "no"}),
+            "Used in the search": [
+                "yes" if searched else "to choose" if key in choosers else "no"
+                for searched, key in zip(
+                    both["objective"], both[keys[:3]].itertuples(index=False, name=None), strict=True
+                )
+            ],
             "Examples": both["n_samples"].astype(int),
             "This plan": both["score"].astype(float),
             "±": both["stderr"].astype(float),

@@ -1,0 +1,62 @@
+"""The selection split: before a plan is called best, the front's best are scored on examples the search never used.
+
+The best of many plans, by a few hundred right-or-wrong answers, is in part the luckiest. A run file's `selection`
+names splits that neither the search nor the held-out judgement uses; at the end of the search its most promising plans
+and the dense base are scored there, once, and the best of these is the run's choice. What the search's own scores
+promised beyond it is the optimism that this removes, and is shown (gptailor/judgement.py, `choice`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from gptailor import judgement
+from gptailor.plan import StitchPlan
+from gptailor.show import run_json, stored_plans
+from gptailor.spec import RunSpec
+from gptailor.store import RunFolder, RunWriter, queries
+from gptailor.trial import Evaluation
+from gptailor.workbench import Workbench
+
+FINALISTS = 10
+"""Plans that are scored again. More would let luck back in, fewer would leave the choice to the search's scores."""
+MOST_EXAMPLES = 1000
+"""Per benchmark."""
+
+
+def select(
+    folder: RunFolder,
+    spec: RunSpec,
+    bench: Workbench,
+    writer: RunWriter,
+    say: Callable[[str], None],
+    should_stop: Callable[[], bool],
+) -> None:
+    """Score the finalists on the selection splits and say which is chosen. Raises Stopped; what is scored is kept."""
+    plans = finalists(folder)
+    opened = Workbench.open_benchmarks(bench.family, spec, spec.selection, max_examples=MOST_EXAMPLES)
+    subjects: dict[str, tuple[int | None, StitchPlan]] = {"dense": (None, StitchPlan.dense(bench.family.n_layers))}
+    subjects |= {f"config:{config_id}": (config_id, plan) for config_id, plan in plans.items()}
+    for subject, (config_id, plan) in subjects.items():
+        result = bench.score(plan, MOST_EXAMPLES, should_stop, opened)
+        with writer.batch():
+            for benchmark, first, items in result.fresh:
+                of = benchmark.spec
+                writer.record_examples(plan.hash, of.benchmark, of.metric, of.split, first, items)
+            for benchmark, score in zip(opened, result.scores, strict=True):
+                split, now = benchmark.spec.split, datetime.now(UTC)
+                writer.record_evaluation(Evaluation(subject, config_id, split, score, now, plan.hash, benchmark.chance))
+    if chosen := judgement.choice(queries.read_run(folder)):
+        say(judgement.choice_text(chosen))
+
+
+def finalists(folder: RunFolder) -> dict[int, StitchPlan]:
+    """The front's plans by mean retention, then the next best off it, up to FINALISTS in all."""
+    tables = queries.read_run(folder)
+    order = [plan["config_id"] for plan in run_json(folder)["front"]]
+    believed = judgement.calibration(tables)
+    configs = sorted((s for s in believed if s.startswith("config:")), key=lambda s: -believed[s])
+    order += [int(subject.removeprefix("config:")) for subject in configs]
+    plans = stored_plans(tables)
+    return {config_id: plans[config_id] for config_id in list(dict.fromkeys(order))[:FINALISTS]}

@@ -1,0 +1,88 @@
+"""The selection split: scored once, after the search, on its own examples; the choice, and the optimism removed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from run_tables import SPEC, run_tables
+from test_search import gptailor, only_run, write_benchmark
+
+from gptailor import judgement
+from gptailor.errors import UserError
+from gptailor.plan import StitchPlan
+from gptailor.selection import FINALISTS
+from gptailor.spec import build_spec
+from gptailor.store import queries
+
+RUN = SPEC | {
+    "objectives": [{"benchmark": "piqa", "metric": "acc", "split": "validation"}],
+    "selection": [{"benchmark": "piqa", "metric": "acc", "split": "train"}],
+    "held_out": [{"benchmark": "piqa", "metric": "acc", "split": "test"}],
+}
+
+
+def test_the_choice_is_by_the_selection_split_alone() -> None:
+    promised, kept, judged = {1: 0.78, 2: 0.74, 3: 0.70}, {1: 0.66, 2: 0.72, 3: 0.64}, {1: 0.80, 2: 0.50, 3: 0.50}
+    trials = [{"config_id": c, "budget": 900, "scores": {"piqa/acc": s}} for c, s in promised.items()]
+    found = [
+        {"subject": f"config:{c}", "name": "piqa/acc", "score": s, "n_samples": 500, "split": split}
+        for split, scores in (("train", kept), ("test", judged))
+        for c, s in scores.items()
+    ]
+    for split, n in (("validation", 900), ("train", 500), ("test", 500)):
+        found.append({"subject": "dense", "name": "piqa/acc", "score": 0.8, "n_samples": n, "split": split})
+    plans = {c: StitchPlan.without([c - 1], 4) for c in promised}
+    chosen = judgement.choice(run_tables(trials, plans, found, spec=RUN))
+    assert chosen is not None
+    assert (chosen.subject, chosen.by_search, chosen.finalists) == ("config:2", "config:1", 3)
+    assert (chosen.retention, chosen.promised) == pytest.approx((0.9, 0.925))
+    assert chosen.by_search_retention == pytest.approx(0.825)
+    assert chosen.optimism == pytest.approx((0.12 + 0.02 + 0.06) / 3 / 0.8)
+    text = judgement.choice_text(chosen)
+    assert "plan 2 is best" in text and "would have chosen plan 1" in text and "promised +8.3% more" in text
+    assert judgement.choice(run_tables(trials, plans, [], spec=RUN)) is None
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_it_needs_a_split_of_its_own(split: str) -> None:
+    data = RUN | {"operations": ["remove"], "selection": [{"benchmark": "piqa", "metric": "acc", "split": split}]}
+    with pytest.raises(UserError, match=f"selection.0: piqa on its {split} split is an objective or held out"):
+        build_spec(data)
+
+
+def test_a_search_ends_with_it(tiny_family: Path, tmp_path: Path) -> None:
+    write_benchmark(tmp_path, "first_words", 30, 0)
+    write_benchmark(tmp_path, "other_words", 25, 3)
+    spec = {
+        "name": "selected",
+        "base_model": str(tiny_family / "base"),
+        "candidates": {"math": str(tiny_family / "math")},
+        "operations": ["remove", "select"],
+        "remove": 2,
+        "objectives": [{"benchmark": "first_words", "metric": "acc"}],
+        "selection": [
+            {"benchmark": "other_words", "metric": "acc"},
+            {"benchmark": "other_words", "metric": "acc_norm"},
+        ],
+        "include_path": [str(tmp_path)],
+        "budget": {"min": 5, "max": 10, "eta": 2},
+        "trials": 10,
+        "device": "cpu",
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(spec))
+    done = gptailor("search", tmp_path / "run.yaml", "--runs", tmp_path / "runs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "is best on the selection split" in done.stdout
+    folder = only_run(tmp_path / "runs")
+    tables = queries.read_run(folder)
+    chosen = tables.evaluations[tables.evaluations.benchmark == "other_words"]
+    configs = set(chosen.subject) - {"dense"}
+    assert "dense" in set(chosen.subject) and 1 <= len(configs) <= FINALISTS
+    assert set(chosen.n_samples) == {25} and len(chosen) == 2 * (1 + len(configs))
+    story = json.loads(gptailor("show", folder.run_id, "--runs", folder.root, "--json").stdout)
+    assert story["selection"]["subject"] in configs and story["selection"]["finalists"] == len(configs)
+    assert set(story["references"]) == {"dense", "baseline:block_influence"}
+    assert set(story["references"]["dense"]) == {"first_words/acc"}
