@@ -119,6 +119,14 @@ def report(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def tables(arguments: argparse.Namespace) -> int:
+    """Write all tables of a run as Parquet or CSV files, with a manifest of their rows and checksums."""
+    from gptailor.store.sharing import export_tables
+
+    print(export_tables(_folder(arguments), arguments.out, arguments.format))
+    return OK
+
+
 def stitch(arguments: argparse.Namespace) -> int:
     """Build the model of a plan's file, ours or one that auto-merge-llm published, as a Hugging Face folder."""
     from gptailor.take_home import stitch_plan
@@ -284,6 +292,9 @@ def _parser() -> argparse.ArgumentParser:
     take.add_argument("config_id", type=int, metavar="CONFIG_ID")
     take.add_argument("out", metavar="OUT")
     add(report, run_id=True).add_argument("--out", metavar="FILE", help="default: RUN_ID.html here")
+    out = add(tables, run_id=True)
+    out.add_argument("out", metavar="DIR")
+    out.add_argument("--format", choices=("parquet", "csv"), default="parquet")
     build = add(stitch)
     build.add_argument("plan", metavar="PLAN")
     build.add_argument("--family", required=True, metavar="FAMILY.yaml", help="base_model and candidates, in order")

@@ -74,6 +74,7 @@ def values_of(spec: RunSpec) -> dict[str, Any]:
         "candidates": "\n".join(f"{name}: {location}" for name, location in spec.candidates.items()),
         "remove": str(spec.remove) if isinstance(spec.remove, int) else f"{100 * spec.remove:g} %",
         "operations": [str(operation) for operation in spec.operations],
+        "baselines": [str(name) for name in spec.baselines],
         "merge_method": spec.merge.method,
         "factor_low": spec.merge.factor[0],
         "factor_high": spec.merge.factor[1],
@@ -82,6 +83,7 @@ def values_of(spec: RunSpec) -> dict[str, Any]:
         "scale_high": high,
         "objectives": "\n".join(map(_benchmark_line, spec.objectives)),
         "held_out": "\n".join(map(_benchmark_line, spec.held_out)),
+        "selection": "\n".join(map(_benchmark_line, spec.selection)),
         "include_path": "\n".join(spec.include_path),
         "budget_min": spec.budget.min,
         "budget_max": spec.budget.max,
@@ -116,7 +118,7 @@ def draft(values: Values, preset: RunSpec) -> Draft:
     """Read the widgets. What has no widget (a merge's further parameters) stays as the preset has it."""
     errors: dict[str, list[str]] = {}
     data = preset.model_dump(mode="json") | {"trust_remote_code": False}
-    for name in ("name", "base_model", "operations", "trials", "seed", "device", "dtype", "chat_template"):
+    for name in ("name", "base_model", "operations", "baselines", "trials", "seed", "device", "dtype", "chat_template"):
         data[name] = values[name]
     data["merge"] |= {
         "method": values["merge_method"].strip(),
@@ -131,6 +133,7 @@ def draft(values: Values, preset: RunSpec) -> Draft:
         ("remove", _remove),
         ("objectives", _benchmarks),
         ("held_out", _benchmarks),
+        ("selection", _benchmarks),
         ("batch_size", _batch_size),
     ):
         try:

@@ -10,10 +10,10 @@ import streamlit as st
 from gptailor import launch
 from gptailor.dashboard import form, text, widgets
 from gptailor.dashboard.form import Draft, Preset
-from gptailor.spec import SpaceOperation
+from gptailor.spec import Baseline, SpaceOperation
 
-LAYERS = ("operations", "merge", "output_scale")
-BENCHMARKS = ("objectives", "held_out", "include_path")
+LAYERS = ("operations", "merge", "output_scale", "baselines")
+BENCHMARKS = ("objectives", "held_out", "selection", "include_path")
 BUDGET = ("budget", "trials", "walltime", "seed")
 DEVICE = ("device", "dtype", "batch_size", "chat_template")
 
@@ -100,12 +100,28 @@ def fields(preset: Preset, values: Mapping[str, Any], draft: Draft) -> None:
             with high:
                 f.number("scale_high", "Greatest scale", 0.0, 4.0)
         f.errors("output_scale")
+        f.show(
+            "baselines",
+            st.pills,
+            "Score baselines instead of searching",
+            [str(name) for name in Baseline],
+            default=values["baselines"],
+            selection_mode="multi",
+            help="Published ways to leave layers out, each on the base and on every candidate, under the same budget "
+            "of examples. Such a run has no search; compare it with one that has. For a search, choose none.",
+        )
     with f.folded("Benchmarks", ":material/quiz:", BENCHMARKS):
         f.area("objectives", "Objectives", "What the search optimises: an lm-eval task a line, as `task metric split`.")
         f.area(
             "held_out",
             "Held out",
             "What the result is judged by and the search never sees, in the same form, on other splits.",
+        )
+        f.area(
+            "selection",
+            "Selection",
+            "Splits that neither the search nor the held-out results use: the best plans are scored there before one "
+            "is called best. In the same form; may be empty.",
         )
         f.area(
             "include_path",
