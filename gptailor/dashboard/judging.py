@@ -26,7 +26,7 @@ NOTE = (
 def show_of_plan(view: View, run: Run, config_id: int) -> None:
     """Where the plan stands among everybody who was judged on the held-out benchmarks; nothing before there are two."""
     show_choice(view)
-    table = frames.averages(view.tables)
+    table = view.held_out
     if len(table) < 2:
         return
     from gptailor.dashboard.charts import held_out as charts

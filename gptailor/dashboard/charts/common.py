@@ -6,12 +6,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import altair as alt
+from altair.utils import schemapi
 
 from gptailor.dashboard import theme
 from gptailor.dashboard.text import plain
 
 Chart = alt.Chart | alt.LayerChart | alt.HConcatChart | alt.VConcatChart | alt.ConcatChart | alt.FacetChart
 """What a drawing step gives back, whichever of Altair's kinds it is."""
+# Altair checks every part of a chart while it is put together, half of a page's time. The finished chart is still
+# checked, and all charts are in the tests.
+schemapi.disable_debug_mode()
 PERCENT, NUMBER = ".1%", ".3f"
 LEGEND_COLUMNS = 6
 _AXIS, _LEGEND = 62, 58

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -39,7 +40,7 @@ class Entry:
         """config_id of the best plan at the top budget."""
         return int(self.plans["config_id"].iloc[0]) if len(self.plans) else None
 
-    @property
+    @cached_property
     def top_budget(self) -> int:
         return trials.top_budget(self.trials, self.facts)
 

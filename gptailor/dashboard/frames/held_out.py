@@ -43,7 +43,7 @@ def averages(tables: RunTables) -> pd.DataFrame:
 
 def averages_of_runs(runs: Sequence[Entry]) -> pd.DataFrame:
     """`averages` of every run with any, with `run` (its label) and the run in each subject's label."""
-    pieces = [averages(entry.view.tables).assign(run=entry.label) for entry in runs]
+    pieces = [entry.view.held_out.assign(run=entry.label) for entry in runs]
     pieces = [piece for piece in pieces if len(piece)]
     if not pieces:
         return pd.DataFrame()

@@ -36,7 +36,14 @@ class View:
         """See frames.layers.label_layers: a row a configuration and layer."""
         return layers.label_layers(self.tables.layers, self.facts)
 
-    @property
+    @cached_property
+    def held_out(self) -> pd.DataFrame:
+        """See frames.held_out.averages: a row a subject that was judged outside the search."""
+        from gptailor.dashboard.frames import held_out  # it builds on this module
+
+        return held_out.averages(self.tables)
+
+    @cached_property
     def top_budget(self) -> int:
         """Examples per benchmark at which "best" is judged."""
         return trials.top_budget(self.trials, self.facts)
