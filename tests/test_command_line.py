@@ -151,6 +151,15 @@ def test_a_folder_that_can_hold_no_runs_is_told(
         assert done.returncode == 2 and "no run can be made in it" in done.stderr, done.stderr
 
 
+def test_a_benchmark_may_be_held_out_on_several_metrics(tiny_family: Path) -> None:
+    from gptailor.held_out import _chosen
+
+    judges = [{"benchmark": "words", "metric": metric} for metric in ("acc", "acc_norm")]
+    spec = tiny_spec(tiny_family, held_out=[*judges, {"benchmark": "other"}])
+    assert [judge.name for judge in _chosen(spec, [])] == ["words/acc", "words/acc_norm", "other/acc"]
+    assert [judge.name for judge in _chosen(spec, ["words"])] == ["words/acc", "words/acc_norm"]
+
+
 def test_the_issues_own_run_file_is_understood(tmp_path: Path) -> None:
     """Every key that a run file may have, as they are documented."""
     from gptailor.spec import RunSpec, load_spec
