@@ -145,7 +145,7 @@ CHARTS = {
     "Fidelity": ["shares", "agreement", "moves", "ladder"],
     "Trade-offs": ["front", "parallel", "strip", "scores"],
     "Layers": ["origins", "frequencies", "lanes", "undo", "importance"],
-    "Compare": ["curves", "fronts", "best-origins", "overlap"],
+    "Compare": ["compare.held-out", "curves", "fronts", "best-origins", "overlap"],
 }
 
 
