@@ -9,6 +9,8 @@ that every point of the space is a legal plan:
 - `factor_i`: the factor of the merge, decoded to two decimals within its range: finer differences are far below the
   noise of a benchmark and would only defeat the cache of merged layers.
 - `scale_i`: the output scale, likewise, when the run file asks for one.
+- `fold_i` in [-1, 1], when folding is asked for: if the layer is removed and this is above 0, it is the factor by which
+  the layer is folded into the nearest kept layer before it (the first kept one, where there is none before).
 
 Several points describe one plan (a removed layer's source does not matter, say); what is compared, stored and scored
 is the plan. The published code encodes removal as ordered integers with a thousand forbidden clauses and r!
@@ -18,7 +20,7 @@ equivalent encodings instead (auto-merge-llm, strategies/prune.py:264-338).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from typing import Any
@@ -37,6 +39,9 @@ DECIMALS = 2
 ALL_SUBSETS_UP_TO = 6
 """With more candidates than this, merges are of two candidates or of all, lest a choice have hundreds of values."""
 
+FOLDS = (0.1, 0.3)
+"""Factors of folding to start from."""
+
 SourceSet = tuple[str, ...]
 
 
@@ -52,6 +57,7 @@ class PlanSpace:
     factor_range: tuple[float, float] | None  # None: no merges in this space
     scale_range: tuple[float, float] | None
     seed: int
+    folds: bool = False
 
     @cached_property
     def configspace(self) -> ConfigurationSpace:
@@ -68,6 +74,8 @@ class PlanSpace:
                 hyperparameters.append(UniformFloatHyperparameter(f"factor_{i}", *self.factor_range))
             if self.scale_range is not None and self.scale_range[0] < self.scale_range[1]:
                 hyperparameters.append(UniformFloatHyperparameter(f"scale_{i}", *self.scale_range))
+            if self.folds:
+                hyperparameters.append(UniformFloatHyperparameter(f"fold_{i}", -1.0, 1.0))
         space.add(*hyperparameters)
         return space
 
@@ -88,7 +96,9 @@ class PlanSpace:
                 sources = parse_set(str(configuration.get(f"source_{i}", BASE)))
                 factor = configuration.get(f"factor_{i}", self.factor_range[0] if self.factor_range else None)
                 kept.append(self.choice(i, sources, factor, configuration.get(f"scale_{i}", self._fixed_scale)))
-        return StitchPlan(self.n_layers, tuple(kept))
+        return folded(
+            StitchPlan(self.n_layers, tuple(kept)), {i: float(configuration.get(f"fold_{i}", 0.0)) for i in gone}
+        )
 
     def encode(self, plan: StitchPlan) -> Configuration:
         """The plan's own configuration: `decode(encode(plan)) == plan`. UserError if the space lacks the plan."""
@@ -100,14 +110,18 @@ class PlanSpace:
             choice = kept.get(int(index))
             if kind == "removal":
                 values[name] = 0.25 if choice else 0.75
+            elif kind == "fold":
+                values[name] = plan.folded.get(int(index), (0, -0.5))[1]
             elif choice is None:
                 values[name] = hyperparameter.default_value
             elif kind == "source":
                 values[name] = set_name(choice.sources)
             elif kind == "factor":
-                values[name] = hyperparameter.default_value if choice.factor is None else choice.factor
+                values[name] = (
+                    hyperparameter.default_value if choice.factor is None else _within(hyperparameter, choice.factor)
+                )
             else:
-                values[name] = choice.output_scale
+                values[name] = _within(hyperparameter, choice.output_scale)
         return Configuration(self.configspace, values=values)
 
     def choice(self, layer: int, sources: SourceSet, factor: float | None, scale: float = 1.0) -> LayerChoice:
@@ -122,8 +136,8 @@ class PlanSpace:
         """What the surrogate sees of configurations (n x d, ConfigSpace's unit-scaled vectors): the decoded plans.
 
         Per layer: removed or not, which candidates lend it, the factor where it is merged, the scale where there is
-        one; then how many layers each candidate lends and how long the longest gap is. Equal plans have equal
-        features, which raw vectors have not.
+        one, the factor by which it is folded; then how many layers each candidate lends and how long the longest gap
+        is. Equal plans have equal features, which raw vectors have not.
         """
         vectors = np.atleast_2d(vectors)
         removed = self.removed_mask(vectors)
@@ -139,6 +153,8 @@ class PlanSpace:
                 blocks.append(np.where(merged, vectors[:, self.columns["factor"]], 0.0))
         if "scale" in self.columns:
             blocks.append(np.where(kept, vectors[:, self.columns["scale"]], 0.0))
+        if "fold" in self.columns:
+            blocks.append(np.where(removed, np.clip(2 * vectors[:, self.columns["fold"]] - 1, 0.0, 1.0), 0.0))
         blocks.append(_longest_run(removed)[:, None])
         return np.concatenate(blocks, axis=1)
 
@@ -173,8 +189,13 @@ class PlanSpace:
         for choice in plan.kept:
             if choice.sources not in self.source_sets:
                 raise UserError(f"layer {choice.layer}: {set_name(choice.sources)} is not among this run's sources")
-            if choice != self.choice(choice.layer, choice.sources, choice.factor, choice.output_scale):
+            plain = replace(choice, folds=())
+            if plain != self.choice(choice.layer, choice.sources, choice.factor, choice.output_scale):
                 raise UserError(f"layer {choice.layer}: {choice} is not at this run's method or resolution")
+        factors = {layer: factor for layer, (_, factor) in plan.folded.items()}
+        plain_plan = StitchPlan(plan.n_layers, tuple(replace(choice, folds=()) for choice in plan.kept))
+        if factors and (not self.folds or folded(plain_plan, factors) != plan):
+            raise UserError("the plan folds layers in a way that this run does not")
 
 
 def build_space(spec: RunSpec, n_layers: int, merge_counts: tuple[int, int | None] = (2, None)) -> PlanSpace:
@@ -195,7 +216,21 @@ def build_space(spec: RunSpec, n_layers: int, merge_counts: tuple[int, int | Non
         factor_range=spec.merge.factor if merges else None,
         scale_range=spec.output_scale,
         seed=spec.seed,
+        folds=SpaceOperation.FOLD in operations,
     )
+
+
+def folded(plan: StitchPlan, factors: Mapping[int, float]) -> StitchPlan:
+    """The plan with removed layers folded into the kept layers before them; factors of 0 or less leave them out."""
+    into: dict[int, list[tuple[int, float]]] = {}
+    kept = [choice.layer for choice in plan.kept]
+    for layer, value in sorted(factors.items()):
+        factor = _rounded(min(value, 1.0), (0.0, 1.0)) if value > 0 else 0.0
+        if factor > 0:
+            into.setdefault(max((k for k in kept if k < layer), default=kept[0]), []).append((layer, factor))
+    if not into:
+        return plan
+    return StitchPlan(plan.n_layers, tuple(replace(c, folds=tuple(into.get(c.layer, ()))) for c in plan.kept))
 
 
 def initial_design(space: PlanSpace, influence_orders: Sequence[tuple[str, Sequence[int]]]) -> list[StitchPlan]:
@@ -208,6 +243,9 @@ def initial_design(space: PlanSpace, influence_orders: Sequence[tuple[str, Seque
     orders = [tuple(order[: space.n_removed]) for _, order in influence_orders]
     orders += _block_orders(space.n_layers, space.n_removed)
     plans = _one_shot_plans(space, influence_orders)
+    if space.folds:
+        cuts = [plan for plan in plans if plan is not None]
+        plans += [folded(cut, dict.fromkeys(cut.removed, factor)) for factor in FOLDS for cut in cuts]
     merged = [sources for sources in reversed(space.source_sets) if len(sources) > 1]
     for factor in _factors(space.factor_range):
         for sources in merged:
@@ -270,8 +308,14 @@ def _factors(interval: tuple[float, float] | None) -> list[float]:
 
 
 def _rounded(value: float, interval: tuple[float, float]) -> float:
-    """To the space's resolution, and not out of the range: its ends may be finer."""
-    return min(max(round(float(value), DECIMALS), interval[0]), interval[1])
+    """To the space's resolution, and not out of the range: its ends may be finer. Rounding twice changes nothing."""
+    low, high = interval
+    return min(max(round(min(max(float(value), low), high), DECIMALS), low), high)
+
+
+def _within(hyperparameter: Any, value: float) -> float:
+    """The value, not beyond the ends that ConfigSpace keeps: it rounds them to 13 decimals."""
+    return min(max(value, hyperparameter.lower), hyperparameter.upper)
 
 
 def _distinct(plans: Iterable[StitchPlan]) -> Iterator[StitchPlan]:

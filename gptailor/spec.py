@@ -46,11 +46,16 @@ def _interval(value: tuple[float, float], *, lowest: float, highest: float) -> t
 
 
 class SpaceOperation(StrEnum):
-    """What the search may do with layers. The paper's ablations are [remove] and [remove, select]."""
+    """What the search may do with layers. The paper's ablations are [remove], [remove, select] and [remove, fold]: a
+    removed layer's weights go, by a searched factor, into the kept layer before it."""
 
     REMOVE = "remove"
     SELECT = "select"
     MERGE = "merge"
+    FOLD = "fold"
+
+
+DEFAULT_OPERATIONS = (SpaceOperation.REMOVE, SpaceOperation.SELECT, SpaceOperation.MERGE)
 
 
 class Baseline(StrEnum):
@@ -157,7 +162,7 @@ class RunSpec(_Record):
     base_model: Annotated[str, Field(min_length=1, max_length=1000)]
     candidates: dict[str, Annotated[str, Field(min_length=1, max_length=1000)]] = {}
     remove: int | float
-    operations: tuple[SpaceOperation, ...] = tuple(SpaceOperation)
+    operations: tuple[SpaceOperation, ...] = DEFAULT_OPERATIONS
     merge: Merge = Merge()
     output_scale: tuple[Number, Number] | None = None
     objectives: Annotated[tuple[Benchmark, ...], Field(min_length=1, max_length=32)]
@@ -209,7 +214,7 @@ class RunSpec(_Record):
     @classmethod
     def _known_set(cls, value: tuple[SpaceOperation, ...]) -> tuple[SpaceOperation, ...]:
         if len(set(value)) != len(value) or not value:
-            raise ValueError("must list each of remove, select, merge at most once, and at least one of them")
+            raise ValueError("must list each of remove, select, merge, fold at most once, and at least one of them")
         return value
 
     @field_validator("output_scale")
@@ -249,6 +254,8 @@ class RunSpec(_Record):
             raise ValueError(f"remove: is {self.remove}, but operations does not list remove; set remove: 0 or add it")
         if SpaceOperation.REMOVE in self.operations and not self.remove:
             raise ValueError("remove: is 0, but operations lists remove; give a number of layers or drop it")
+        if SpaceOperation.FOLD in self.operations and SpaceOperation.REMOVE not in self.operations:
+            raise ValueError("operations: fold says what becomes of removed layers; add remove")
         if self.baselines and not self.remove:
             raise ValueError("baselines: they leave layers out; set remove to how many")
         if len(set(self.baselines)) != len(self.baselines):

@@ -98,3 +98,70 @@ def test_impossible_choices() -> None:
         LayerChoice(1, folds=((2, float("nan")),))
     with pytest.raises(UserError, match="folded layers cannot be written"):
         mergekit_yaml(PLAN, {"base": "b", "math": "m", "code": "c"}, dtype="float32")
+
+
+def fold_space():
+    from gptailor.space import build_space
+    from gptailor.spec import build_spec
+
+    data = {
+        "name": "x",
+        "base_model": "b",
+        "candidates": {"math": "p"},
+        "remove": 3,
+        "objectives": [{"benchmark": "t"}],
+    }
+    return build_space(build_spec(data | {"operations": ["remove", "select", "fold"], "trials": 30}), 8)
+
+
+def test_a_search_may_fold() -> None:
+    """Every point of the space is a plan, folds go to the kept layer before, and plans come back from their points."""
+    space = fold_space()
+    plans = [space.decode(dict(configuration)) for configuration in space.configspace.sample_configuration(60)]
+    assert all(len(plan.removed) == 3 for plan in plans)
+    shares = [len(plan.folded) / 3 for plan in plans]
+    assert 0.3 < sum(shares) / len(shares) < 0.7, "about half of the removed layers are dropped for good"
+    for plan in plans:
+        kept = [choice.layer for choice in plan.kept]
+        for layer, (into, factor) in plan.folded.items():
+            assert into == max([k for k in kept if k < layer] or kept[:1]) and 0 < factor <= 1
+        assert space.decode(space.encode(plan)) == plan
+    plain = StitchPlan.without([1, 2, 5], 8)
+    assert space.decode(space.encode(plain)) == plain
+
+
+def test_the_surrogate_sees_folds() -> None:
+    from gptailor.space import folded
+
+    space = fold_space()
+    plain = StitchPlan.without([1, 2, 5], 8)
+    plans = [plain, folded(plain, {1: 0.3}), folded(plain, {1: 0.6}), folded(plain, {5: 0.3})]
+    rows = space.features([space.encode(plan).get_array() for plan in plans])
+    assert len({row.tobytes() for row in rows}) == 4
+    dropped = space.encode(plain).get_array().copy()
+    dropped[space.columns["fold"][1]] = 0.1  # another point of the same plan
+    assert (space.features([dropped]) == rows[:1]).all()
+
+
+def test_a_design_begins_without_folds_and_goes_on_with_them() -> None:
+    from gptailor.space import initial_design
+
+    plans = initial_design(fold_space(), [("base", list(range(8))), ("math", list(reversed(range(8))))])
+    assert plans[0] == StitchPlan.without([0, 1, 2], 8)
+    assert any(plan.folded for plan in plans[:6])
+
+
+def test_spaces_without_folding_refuse_such_plans() -> None:
+    from gptailor.space import build_space, folded
+    from gptailor.spec import build_spec
+
+    data = {"name": "x", "base_model": "b", "remove": 3, "objectives": [{"benchmark": "t"}], "operations": ["remove"]}
+    space = build_space(build_spec(data), 8)
+    plan = folded(StitchPlan.without([1, 2, 5], 8), {2: 0.5})
+    with pytest.raises(UserError, match="folds layers in a way that this run does not"):
+        space.encode(plan)
+    elsewhere = StitchPlan(8, tuple(LayerChoice(i, folds=((5, 0.5),) if i == 0 else ()) for i in (0, 3, 4, 6, 7)))
+    with pytest.raises(UserError, match="folds layers in a way"):
+        fold_space().encode(elsewhere)
+    with pytest.raises(UserError, match="fold says what becomes of removed layers"):
+        build_spec(data | {"operations": ["select", "fold"], "candidates": {"m": "p"}, "remove": 0})

@@ -71,7 +71,8 @@ def fields(preset: Preset, values: Mapping[str, Any], draft: Draft) -> None:
             default=values["operations"],
             selection_mode="multi",
             help="remove: leave layers out. select: take a layer from one candidate. merge: make one of several. "
-            "The paper's ablations are remove alone, and remove with select.",
+            "fold: put a removed layer's weights, by a searched factor, into the kept layer before it. The paper's "
+            "ablations are remove alone, remove with select, and remove with fold.",
         )
         f.text(
             "merge_method",
