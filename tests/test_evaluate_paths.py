@@ -236,9 +236,37 @@ def test_greedy_ties_go_to_the_first_token(benchmark: Any) -> None:
 
 @pytest.mark.parametrize("shift", [-200.0, 0.0, 200.0])
 def test_log_probabilities_of_any_size(shift: float) -> None:
-    from gptailor.evaluate.forward import _normalisers
+    from gptailor.evaluate.forward import _summarise
 
     logits = torch.randn(70, 300) * 5 + shift
-    expected = logits.logsumexp(dim=-1)
-    assert torch.allclose(_normalisers(logits), expected, atol=1e-4)
-    assert torch.allclose(_normalisers(logits), expected, atol=1e-4), "the logits must not be changed"
+    before = logits.clone()
+    rows, targets = torch.arange(70), torch.randint(0, 300, (70,))
+    said = [answer.precise for answer in _summarise(logits, rows, targets, rows, 70, True)]
+    assert said == pytest.approx(logits.log_softmax(dim=-1)[rows, targets].tolist(), abs=1e-4)
+    assert torch.equal(logits, before), "the logits must not be changed"
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_refused(broken: float) -> None:
+    from gptailor.evaluate.forward import _summarise
+    from gptailor.evaluate.scoring import NonFinite
+
+    logits = torch.zeros(4, 10)
+    logits[2, 3] = broken
+    rows = torch.arange(4)
+    with pytest.raises(NonFinite, match="not finite"):
+        _summarise(logits, rows, rows, rows, 4, False)
+
+
+def test_a_vocabulary_in_slices_says_what_the_whole_says() -> None:
+    """Ties across slices go to the first token, as argmax has it."""
+    from gptailor.evaluate.forward import _read
+
+    torch.manual_seed(0)
+    logits = torch.randint(-3, 4, (200, 64)).float()
+    rows, targets = torch.arange(200), logits.argmax(dim=-1)
+    targets[::3] = torch.randint(0, 64, (67,))
+    slices = [(first, logits[:, first : first + 24]) for first in (0, 24, 48)]
+    log_probs, is_best = _read(slices, 200, rows, targets, True) or pytest.fail("sums were not safe")
+    assert torch.allclose(log_probs, logits.log_softmax(dim=-1)[rows, targets], atol=1e-5)
+    assert torch.equal(is_best, logits.argmax(dim=-1) == targets)

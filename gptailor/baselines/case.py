@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -101,6 +102,7 @@ def watch_layers(
     """
     from gptailor.family.structure import layer_list
 
+    decoder: Any = model.get_decoder()  # nobody reads logits here
     entering: dict[int, torch.Tensor] = {}
     mask = torch.ones(0)
 
@@ -123,12 +125,7 @@ def watch_layers(
         with torch.inference_mode():
             for batch in batches:
                 mask = batch["attention_mask"].bool()
-                model(
-                    input_ids=batch["input_ids"],
-                    attention_mask=batch["attention_mask"],
-                    use_cache=False,
-                    logits_to_keep=1,
-                )
+                decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

@@ -30,16 +30,21 @@ LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 HEAD_NORMS = {"q_norm", "k_norm"}  # Qwen3
 MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
-HEAD_ROWS = 256  # scored positions whose logits are in memory at a time on a CPU
+FIXED_ROTATIONS = {"default", "linear", "llama3", "yarn"}  # others change with the texts seen so far
+EVEN = 64
+HEAD_ELEMENTS = 2**22  # logits in memory at a time
+HEAD_WIDTHS = tuple(2**k for k in range(11, 20))
 HEAD_ELEMENTS_GPU = 2**28
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEEP_BYTES = 2**29
 
 
 def is_plain(model: PreTrainedModel) -> bool:
-    """Whether the model has exactly the parts that `logits_at_scored` knows, by their names in transformers."""
+    """Whether the model has exactly the parts that `scored_states` knows, by their names in transformers."""
     body: Any = model.get_decoder()
     if _children(body) != BODY or not isinstance(model.get_output_embeddings(), nn.Linear):
+        return False
+    if getattr(body.rotary_emb, "rope_type", None) not in FIXED_ROTATIONS:
         return False
     layer: Any = body.layers[0]
     if _children(layer) != LAYER or not MLP - {"act_fn"} <= _children(layer.mlp) <= MLP:
@@ -50,26 +55,41 @@ def is_plain(model: PreTrainedModel) -> bool:
     return _children(layer.self_attn) - HEAD_NORMS == ATTENTION and all(_is_plain_norm(norm) for norm in norms)
 
 
-@torch.inference_mode()
-def logits_at_scored(model: PreTrainedModel, pack: Pack) -> Iterator[tuple[int, torch.Tensor]]:
-    """Logits at the pack's scored positions, a few rows at a time: (number of the first row, [rows, V])."""
+def scored_states(model: PreTrainedModel, pack: Pack) -> torch.Tensor:
+    """What the output head reads, at the pack's scored positions: [S, H]; on a CPU with some rows more."""
     body: Any = model.get_decoder()
-    states = body.embed_tokens(pack.tokens)  # [T, H]
-    cos, sin = _rotations(*body.rotary_emb(states[None], pack.positions[None]))
-    masks = PackMasks(pack, states.dtype, pack.tokens.device.type != "cpu")
+    masks = PackMasks(pack, body.embed_tokens.weight.dtype, pack.tokens.device.type != "cpu")
+    tokens, positions, scored = pack.tokens, pack.positions, pack.scored
+    if not masks.by_buckets:
+        tokens, positions, scored = _filled(tokens), _filled(positions), _filled(scored)
+    states = body.embed_tokens(tokens)  # [T, H]
+    cos, sin = _rotations(*body.rotary_emb(states[None], positions[None]))
     for number, layer in enumerate(body.layers):
         attended = _attend(layer.self_attn, _norm(layer.input_layernorm, states), cos, sin, masks)
         if number == len(body.layers) - 1:  # what follows looks at one position at a time
-            states, attended = states.index_select(0, pack.scored), attended.index_select(0, pack.scored)
+            states, attended = states.index_select(0, scored), attended.index_select(0, scored)
         states = layer.self_attn.o_proj(attended).add_(states)
         normed, mlp = _norm(layer.post_attention_layernorm, states), layer.mlp
         gate = mlp.gate_proj(normed)
         gate = F.silu(gate, inplace=True) if isinstance(mlp.act_fn, nn.SiLU) else mlp.act_fn(gate)
         states = mlp.down_proj(gate.mul_(mlp.up_proj(normed))).add_(states)
-    states, head = _norm(body.norm, states), model.get_output_embeddings()
-    n_rows = HEAD_ROWS if states.device.type == "cpu" else max(1, HEAD_ELEMENTS_GPU // head.weight.shape[0])
-    for start in range(0, len(states), n_rows):
-        yield start, head(states[start : start + n_rows])
+    return _norm(body.norm, states)
+
+
+def _filled(values: torch.Tensor) -> torch.Tensor:
+    """Values [n], and zeros up to a multiple of EVEN: products of few different shapes, because a CPU's library makes,
+    and keeps, code for each."""
+    return F.pad(values, (0, -len(values) % EVEN))
+
+
+def logits_by_slices(model: PreTrainedModel, states: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Logits of [S, H], some of the vocabulary at a time: (first token, [S, tokens])."""
+    head: Any = model.get_output_embeddings()
+    limit = HEAD_ELEMENTS if states.device.type == "cpu" else HEAD_ELEMENTS_GPU
+    width = min(w for w in HEAD_WIDTHS if w * len(states) >= limit or w == HEAD_WIDTHS[-1])
+    for first in range(0, head.weight.shape[0], width):
+        bias = None if head.bias is None else head.bias[first : first + width]
+        yield first, F.linear(states, head.weight[first : first + width], bias)
 
 
 def _attend(attention: Any, normed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, masks: PackMasks) -> Any:

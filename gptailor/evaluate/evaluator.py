@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 CPU_TOKENS = 1024  # tokens of a pack; more does not make a CPU's products faster, and leaves its caches
 BYTES_PER_TOKEN = 2**20  # device memory put aside for one token of a pack, logits apart
+PROBE_TOKENS = 256  # of padded rows whose whole logits are in memory while the ways of scoring are compared
 LOGITS = 2**26  # of one pack
 LOGIT_BYTES = 6  # a scored position's logit in half precision and, in chunks, in single
 
@@ -212,7 +213,7 @@ class Evaluator:
             examples = self._probe()
             pack = build_pack(examples, range(len(examples))).to(self.device)
             windows = [window for example in examples for window in example.windows]
-            plain = score_rows(model, windows, self._pack_limit(model))
+            plain = score_rows(model, windows, PROBE_TOKENS)
         for path, way in ways.items():
             reason = _difference(way, model, pack, plain)
             if reason is None:

@@ -7,21 +7,21 @@ rectangle as lm-eval does, for models whose attention cannot be driven.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
 from gptailor.evaluate.attention import PackMasks, attending_by_pack
-from gptailor.evaluate.direct import logits_at_scored
+from gptailor.evaluate.direct import logits_by_slices, scored_states
 from gptailor.evaluate.examples import Window
 from gptailor.evaluate.packing import Pack
 from gptailor.evaluate.scoring import NonFinite
 
 CHUNK_ELEMENTS = 2**19  # logits normalised at a time, in float32: they stay in a CPU's cache
 CHUNK_ELEMENTS_GPU = 2**27
-SAFE_SUMS = (1e-30, 1e37)  # of exponentials without a shift; beyond, the row is done again with one
+SAFE_SUMS = (1e-30, 1e37)  # of exponentials without a shift; beyond, the pack is done again with one
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,12 @@ class Scored:
 @torch.inference_mode()
 def score_direct(model: PreTrainedModel, pack: Pack) -> list[Scored]:
     """Every window of the pack, in order, for models that `direct.is_plain` knows. Raises NonFinite."""
-    log_probs = torch.empty(len(pack.rows), device=pack.rows.device)
-    is_best = torch.empty(len(pack.rows), dtype=torch.bool, device=pack.rows.device)
-    for start, logits in logits_at_scored(model, pack):
-        here = ((pack.rows >= start) & (pack.rows < start + len(logits))).nonzero()[:, 0]
-        read = _read(logits, pack.rows[here] - start, pack.targets[here], pack.needs_greedy)
-        log_probs[here], is_best[here] = read
-    return _windows(log_probs, is_best, pack.owners, pack.n_windows, model.dtype)
+    states = scored_states(model, pack)
+    read = _read(logits_by_slices(model, states), len(states), pack.rows, pack.targets, pack.needs_greedy)
+    if read is None:  # sums of exponentials beyond what float32 holds
+        logits = torch.cat([part for _, part in logits_by_slices(model, states[: len(pack.scored)])], dim=1)
+        return _summarise(logits, pack.rows, pack.targets, pack.owners, pack.n_windows, pack.needs_greedy)
+    return _windows(*read, pack.owners, pack.n_windows, model.dtype)
 
 
 @torch.inference_mode()
@@ -104,25 +103,50 @@ def _summarise(
     needs_greedy: bool,
 ) -> list[Scored]:
     """logits [S, V]; for every predicted token its row, its id and its window -> one Scored a window."""
-    log_probs, is_best = _read(logits, rows, targets, needs_greedy)
-    return _windows(log_probs, is_best, owners, n_windows, logits.dtype)
+    read = _read([(0, logits)], len(logits), rows, targets, needs_greedy)
+    if read is None:
+        shifted = logits.float() - logits.amax(dim=-1, keepdim=True).float()
+        if not bool(torch.isfinite(shifted).all()):
+            raise NonFinite("the model's logits are not finite")
+        read = _read([(0, shifted)], len(logits), rows, targets, needs_greedy)
+    assert read is not None, "a shifted row's sum is at least 1 and at most its length"
+    return _windows(*read, owners, n_windows, logits.dtype)
 
 
 def _read(
-    logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, needs_greedy: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each predicted token, by its row of logits [S, V] and its id: its log-probability [P], float32, and whether
-    it is the first of the most likely ones [P], bool."""
-    normalisers = _normalisers(logits)
-    chosen = logits[rows, targets]
-    log_probs = chosen.float() - normalisers[rows]
-    if not bool(torch.isfinite(normalisers).all()) or not bool(torch.isfinite(log_probs).all()):
-        raise NonFinite("the model's logits are not finite")
-    is_best = torch.zeros(len(rows), dtype=torch.bool, device=logits.device)
+    slices: Iterable[tuple[int, torch.Tensor]],
+    n_rows: int,
+    rows: torch.Tensor,
+    targets: torch.Tensor,
+    needs_greedy: bool,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Of each predicted token, by its row and its id: its log-probability [P], float32, and whether it is the first of
+    the most likely ones [P], bool. slices: logits [S, tokens] by ranges of the vocabulary, ascending.
+
+    Exponentials are summed without a shift, which spares a pass; None where that is not safe.
+    """
+    device = rows.device
+    sums, best = torch.zeros(n_rows, device=device), torch.full((n_rows,), -torch.inf, device=device)
+    home = torch.zeros(n_rows, dtype=torch.long, device=device)  # first token of the slice that holds the best
+    chosen = torch.zeros(len(rows), device=device)
+    is_best = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    for first, logits in slices:
+        sums += _sums(logits)
+        here = ((targets >= first) & (targets < first + logits.shape[1])).nonzero()[:, 0]
+        chosen[here] = logits[rows[here], targets[here] - first].float()
+        if needs_greedy:
+            top = logits.amax(dim=-1).float()
+            home = torch.where(top > best, first, home)
+            best = torch.maximum(best, top)
+            check = here[chosen[here] == top[rows[here]]]  # argmax is slow and ties are rare: only where it can matter
+            is_best[check] = logits[rows[check]].argmax(dim=-1) == targets[check] - first
+    if not bool(((sums > SAFE_SUMS[0]) & (sums < SAFE_SUMS[1])).all()):
+        return None
     if needs_greedy:
-        is_best = chosen == logits.amax(dim=-1)[rows]
-        check = is_best.nonzero()[:, 0]  # argmax is slow and ties are rare: only where it can still matter
-        is_best[check] = logits[rows[check]].argmax(dim=-1) == targets[check]
+        is_best &= (chosen == best[rows]) & (targets >= home[rows])
+    log_probs = chosen - sums.log_()[rows]
+    if not bool(torch.isfinite(log_probs).all()):
+        raise NonFinite("the model's logits are not finite")
     return log_probs, is_best
 
 
@@ -138,14 +162,8 @@ def _windows(
     return [Scored(*row) for row in zip(*columns, strict=True)]
 
 
-def _normalisers(logits: torch.Tensor) -> torch.Tensor:
-    """log(sum(exp(logits))) of [S, V] in float32, [S]. Not finite where a logit is NaN or plus infinity."""
+def _sums(logits: torch.Tensor) -> torch.Tensor:
+    """sum(exp(logits)) of [S, tokens] in float32, [S]."""
     limit = CHUNK_ELEMENTS if logits.device.type == "cpu" else CHUNK_ELEMENTS_GPU
     chunks = logits.split(max(1, limit // logits.shape[1]))
-    sums = [chunk.to(torch.float32, copy=True).exp_().sum(dim=-1) for chunk in chunks]
-    total = torch.cat(sums)
-    beyond = ((total < SAFE_SUMS[0]) | ~(total < SAFE_SUMS[1])).nonzero()[:, 0]
-    normalisers = total.log_()
-    if len(beyond):
-        normalisers[beyond] = torch.cat([logits[row].float().logsumexp(dim=-1)[None] for row in beyond])
-    return normalisers
+    return torch.cat([chunk.to(torch.float32, copy=True).exp_().sum(dim=-1) for chunk in chunks])

@@ -245,9 +245,10 @@ def memory_row(setting: Setting) -> dict[str, float]:
         "from tests.bench.engine import *\n"
         "s = build_spec(json.loads(sys.argv[1]))\n"
         "bench = Workbench.open(s, s.objectives, max_examples=int(sys.argv[2]))\n"
+        "distinct = bench.family.distinct_bytes\n"
         "space = build_space(s, bench.family.n_layers)\n"
         "[bench.score(p, int(sys.argv[2])) for p in plans_of(space, bench, 3)]\n"
-        "print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, bench.family.distinct_bytes]))\n"
+        "print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, distinct]))\n"
     )
     command = [sys.executable, "-c", code, setting.spec.model_dump_json(), str(setting.examples)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
