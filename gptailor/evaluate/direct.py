@@ -44,7 +44,7 @@ def is_plain(model: PreTrainedModel) -> bool:
     body: Any = model.get_decoder()
     if _children(body) != BODY or not isinstance(model.get_output_embeddings(), nn.Linear):
         return False
-    if getattr(body.rotary_emb, "rope_type", None) not in FIXED_ROTATIONS:
+    if str(getattr(body.rotary_emb, "rope_type", None)) not in FIXED_ROTATIONS:
         return False
     layer: Any = body.layers[0]
     if _children(layer) != LAYER or not MLP - {"act_fn"} <= _children(layer.mlp) <= MLP:
