@@ -132,8 +132,11 @@ def test_a_larger_vocabulary_and_other_settings_are_noted(copied, make_spec):
             tensors[name] = torch.cat([tensors[name], torch.zeros(12, 32)])
 
     edit_weights(copied / "code", grow)
-    edit_json(copied / "code" / "config.json", vocab_size=312, rms_norm_eps=0.5)
+    edit_json(copied / "code" / "config.json", vocab_size=312, rms_norm_eps=0.5, num_attention_heads=2)
+    edit_json(copied / "math" / "config.json", rope_parameters=None, rope_theta=10000.0)  # as transformers 4 wrote it
     notes = "\n".join(preflight(make_spec(copied)).notes)
+    assert "candidates.code: its num_attention_heads is 2, the base's is 4; the base's is used" in notes
+    assert "candidates.math" not in notes
     assert "candidates.code: its vocabulary has 312 entries, the base's has 300" in notes
     assert "candidates.code: its rms_norm_eps is 0.5, the base's is 1e-06; the base's is used" in notes
     open_family(make_spec(copied))

@@ -21,8 +21,11 @@ from gptailor.spec import RunSpec
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 MAX_LINES_A_MODEL = 5
 TOKEN_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
-# What a layer's arithmetic takes from the configuration: always the base's, so a difference is worth a note.
+# What a layer's arithmetic takes from the configuration: always the base's, so a difference is worth a note. Versions of
+# transformers name the same thing differently, so that only what both state is compared.
 SILENT = (
+    "num_attention_heads",
+    "num_key_value_heads",
     "rope_theta",
     "rope_parameters",
     "rope_scaling",
@@ -243,5 +246,5 @@ def _notes(candidate: Checkpoint, base: Checkpoint) -> Iterator[str]:
         )
     for key in SILENT:
         mine, its = base.text_config.get(key), candidate.text_config.get(key)
-        if mine != its:
+        if key in base.text_config and key in candidate.text_config and mine != its:
             yield f"{candidate.where}: its {key} is {its}, the base's is {mine}; the base's is used"
