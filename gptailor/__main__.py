@@ -64,6 +64,18 @@ def baseline(arguments: argparse.Namespace) -> int:
     return _run_here(folder, arguments)
 
 
+def experiment(arguments: argparse.Namespace) -> int:
+    """Run a set of runs that differ in a few keys, one after another, and show one table of them."""
+    from gptailor.experiment import load_experiment, run_experiment
+
+    asked = load_experiment(arguments.file, arguments.run, arguments.set)
+    if arguments.dry:
+        print("\n".join(asked.runs))
+        return OK
+    done = run_experiment(asked, arguments.runs, lambda text: print(text, flush=True))
+    return OK if done else RUN_FAILED
+
+
 def engine(arguments: argparse.Namespace) -> int:
     """Run, or go on with, a run that is prepared (what the dashboard starts)."""
     return _engine(_folder(arguments))
@@ -284,6 +296,11 @@ def _parser() -> argparse.ArgumentParser:
 
     add(search, run_file=True)
     add(baseline, name="NAME|all", run_file=True)
+    several = add(experiment)
+    several.add_argument("file", metavar="FILE", help="such as data/experiments/operations.yaml")
+    several.add_argument("--run", metavar="RUN.yaml", help="start from this run file instead of the experiment's")
+    several.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every run")
+    several.add_argument("--dry", action="store_true", help="check the files and list the runs, no more")
     add(check, run_file=True).add_argument("--json", action="store_true", help="machine-readable, problems included")
     add(engine, run_id=True)
     add(runs).add_argument("--json", action="store_true", help="machine-readable")

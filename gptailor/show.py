@@ -57,7 +57,7 @@ def runs_text(root: str | Path) -> str:
     ]
     if not rows:
         return f"No runs in {root}. Start one: python -m gptailor search data/presets/demo.yaml"
-    return _table([("run", "state", "trials", "layers", "retention"), *rows])
+    return as_table([("run", "state", "trials", "layers", "retention"), *rows])
 
 
 def run_json(folder: RunFolder) -> dict[str, Any]:
@@ -134,7 +134,11 @@ def run_text(story: dict[str, Any]) -> str:
         )
         for plan in story["front"]
     ]
-    lines += ["", "Full-budget scores (± standard error) of the references and of the front:", _table([header, *rows])]
+    lines += [
+        "",
+        "Full-budget scores (± standard error) of the references and of the front:",
+        as_table([header, *rows]),
+    ]
     if not story["front"]:
         lines.append("No trial has succeeded at the full budget yet, so there is no front.")
     else:
@@ -188,7 +192,7 @@ def _held_out_text(story: dict[str, Any]) -> list[str]:
         return []
     header = ("", "average", "average*", "retention", "above chance", "gap")
     lines = ["", "Held out (average*: without the calibration's benchmarks; gap: what calibration promises too much):"]
-    lines.append(_table([header, *rows]))
+    lines.append(as_table([header, *rows]))
     for test in story["tests"]:
         lines.append(
             f"{story['best']} less {story['control']} on {test['benchmark']}: {test['difference']:+.4f} "
@@ -282,6 +286,7 @@ def _cell(score: dict[str, Any] | None) -> str:
     return f"{score['score']:.4f}{error}"
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def as_table(rows: list[tuple[str, ...]]) -> str:
+    """Rows of cells, the first the heading, in columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -43,6 +43,7 @@ FLOORS: list[tuple[str, float, set[str]]] = [
     ("gptailor.judgement", 2.5, {"torch", "smac", "duckdb", "streamlit", "altair"}),
     ("gptailor.show", 3, {"torch", "smac", "duckdb", "streamlit"}),
     ("gptailor.check", 3.2, {"smac", "duckdb", "streamlit"}),
+    ("gptailor.experiment", 3.2, {"torch", "smac", "duckdb", "streamlit"}),
     ("gptailor.take_home", 3.2, {"smac", "duckdb", "streamlit"}),
     ("gptailor.launch", 3, {"torch", "streamlit", "smac", "ConfigSpace", "duckdb", "altair"}),
     ("gptailor.interchange", 3, {"smac", "ConfigSpace", "streamlit", "duckdb"}),

@@ -1,0 +1,129 @@
+"""A set of runs that differ in a few keys, one after another, and one table at the end: the paper's ablations.
+
+Each run is an ordinary run with an engine process of its own. Runs are recognised by what was asked of them, so that an
+experiment that was stopped goes on where it was, and one that is started again only shows its table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gptailor import judgement, launch
+from gptailor.errors import UserError
+from gptailor.launch.process import python
+from gptailor.show import as_table, run_json
+from gptailor.spec import RunSpec, load_spec
+from gptailor.store import RunFolder, queries
+from gptailor.trial import RunStatus
+
+KEYS = ("name", "run", "runs", "evaluate")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """runs: label -> what is asked. evaluate: subjects that each run judges on its held-out benchmarks, if any."""
+
+    name: str
+    runs: Mapping[str, RunSpec]
+    evaluate: tuple[str, ...]
+
+
+def load_experiment(path: str | Path, run_file: str | None = None, changes: Sequence[str] = ()) -> Experiment:
+    """Read an experiment: `name`, `run` (a run file), `runs` (label -> changed keys), `evaluate` (subjects).
+
+    run_file: another run file to start from, for another family or size; changes: `key=value` for every run. Raises
+    UserError.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"experiment {path}: no such file") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"experiment {path}: not valid YAML: {error}") from error
+    if not isinstance(data, Mapping) or not isinstance(data.get("runs"), Mapping) or not data["runs"]:
+        raise UserError(f"experiment {path}: expected the keys {', '.join(KEYS)}, with at least one entry under runs")
+    if unknown := [key for key in data if key not in KEYS]:
+        raise UserError(f"experiment {path}: unknown key {unknown[0]!r}; accepted here: {', '.join(KEYS)}")
+    start = run_file or data.get("run")
+    if not isinstance(start, str):
+        raise UserError(f"experiment {path}: run: name the run file to start from, here or with --run")
+    name = str(data.get("name") or path.stem)
+    runs = {}
+    for label, changed in data["runs"].items():
+        if not isinstance(changed, Mapping):
+            raise UserError(f"experiment {path}: runs.{label}: expected keys of a run file and their values")
+        keys = [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in changed.items()]
+        title = yaml.safe_dump(f"{name}: {label}"[:80], default_flow_style=True).partition("\n")[0]
+        runs[str(label)] = load_spec(start, [*keys, *changes, f"name={title}"])
+    return Experiment(name, runs, tuple(data.get("evaluate") or ()))
+
+
+def run_experiment(experiment: Experiment, root: str | Path, say: Callable[[str], None]) -> bool:
+    """Run, or go on with, every run, judge it, and say the table. Whether all of them finished."""
+    folders: dict[str, RunFolder] = {}
+    for label, spec in experiment.runs.items():
+        asked = hashlib.sha256(spec.to_yaml().encode()).hexdigest()
+        folders[label] = folder = launch.prepare(root, spec, token=asked)
+        say(f"{label}: run {folder.run_id}")
+        if _status(folder) is not RunStatus.FINISHED:
+            _command(folder, "engine")
+        if _status(folder) is RunStatus.FINISHED and spec.held_out and experiment.evaluate and not _is_judged(folder):
+            _command(folder, "evaluate", "--subjects", ",".join(experiment.evaluate))
+    say("")
+    say(as_table(table(folders)))
+    say(f"Side by side: the dashboard's Compare page, ?runs={','.join(f.run_id for f in folders.values())}")
+    return all(_status(folder) is RunStatus.FINISHED for folder in folders.values())
+
+
+def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
+    """A row a run: its best plan (the selection's choice, else the best by the search's own scores) and what that keeps
+    on the calibration and on the held-out benchmarks."""
+    rows: list[tuple[str, ...]] = [
+        ("run", "state", "trials", "plan", "calibration", "held-out average", "retention", "gap")
+    ]
+    for label, folder in folders.items():
+        if not folder.exists():
+            rows.append((label, "not started", "", "", "", "", "", ""))
+            continue
+        story, tables = run_json(folder), queries.read_run(folder)
+        best = story["selection"]["subject"] if story["selection"] else None
+        if best is None and story["front"]:
+            best = f"config:{story['front'][0]['config_id']}"
+        believed = judgement.calibration(tables).get(str(best))
+        found = judgement.averages(judgement.judged(tables), judgement.calibration(tables))
+        own = found[found["subject"] == best]
+        judged: Any = own.iloc[0] if len(own) else None
+        rows.append(
+            (
+                label,
+                story["status"],
+                str(sum(story["trials"]["by_status"].values())),
+                (best or "").replace("config:", ""),
+                "" if believed is None else f"{believed:.1%}",
+                "" if judged is None else f"{judged['average']:.4f} ±{judged['stderr']:.4f}",
+                "" if judged is None else f"{judged['retention']:.1%}",
+                "" if judged is None else f"{judged['gap']:+.1%}",
+            )
+        )
+    return rows
+
+
+def _status(folder: RunFolder) -> RunStatus | None:
+    return RunStatus(queries.read_run(folder).runs["status"].iloc[0]) if folder.exists() else None
+
+
+def _is_judged(folder: RunFolder) -> bool:
+    return not judgement.averages(judgement.judged(queries.read_run(folder))).empty
+
+
+def _command(folder: RunFolder, command: str, *arguments: str) -> None:
+    """Run a command of this project on a run, in a process of its own, its words where ours go."""
+    subprocess.run(python(command, folder.run_id, "--runs", str(folder.root.resolve()), *arguments), check=False)

@@ -1,0 +1,88 @@
+"""Experiments: the files in data/experiments are right; a set of runs ends in one table and goes on where it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from test_search import gptailor, write_benchmark
+
+from gptailor.errors import UserError
+from gptailor.experiment import load_experiment
+from gptailor.spec import Baseline, SpaceOperation
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / "data" / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_files_are_right(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = load_experiment(path)
+    assert found.name == path.stem and len(found.runs) >= 3 and found.evaluate
+    assert len({spec.to_yaml() for spec in found.runs.values()}) == len(found.runs)
+    assert {spec.name for spec in found.runs.values()} == {f"{found.name}: {label}" for label in found.runs}
+
+
+def test_another_family_and_changes_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    llama = "data/presets/llama-2-7b.yaml"
+    found = load_experiment("data/experiments/operations.yaml", llama, ["trials=7"])
+    assert {spec.trials for spec in found.runs.values()} == {7}
+    assert all("llama" in spec.base_model.lower() for spec in found.runs.values())
+    assert found.runs["remove, fold"].operations == (SpaceOperation.REMOVE, SpaceOperation.FOLD)
+    assert Baseline.BLOCK_INFLUENCE in found.runs["one-shot"].baselines
+
+
+@pytest.mark.slow
+def test_runs_end_in_one_table(tiny_family: Path, tmp_path: Path) -> None:
+    write_benchmark(tmp_path, "first_words", 20, 0)
+    run = {
+        "name": "x",
+        "base_model": str(tiny_family / "base"),
+        "candidates": {"math": str(tiny_family / "math")},
+        "operations": ["remove"],
+        "remove": 2,
+        "objectives": [{"benchmark": "first_words", "metric": "acc"}],
+        "held_out": [{"benchmark": "first_words", "metric": "acc_norm"}],
+        "include_path": [str(tmp_path)],
+        "budget": {"min": 6, "max": 6},
+        "trials": 4,
+        "device": "cpu",
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    asked = {
+        "run": str(tmp_path / "run.yaml"),
+        "runs": {"search": {"operations": ["remove", "fold"]}, "one-shot": {"baselines": ["last"]}},
+        "evaluate": ["dense", "front"],
+    }
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(asked, sort_keys=False))
+    done = gptailor("experiment", file, "--runs", tmp_path / "runs", timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [
+        line for line in done.stdout.splitlines() if "finished" in line and line.startswith(("search", "one-shot"))
+    ]
+    assert len(lines) == 2 and all(line.count("%") == 3 and "±" in line for line in lines), done.stdout
+    again = gptailor("experiment", file, "--runs", tmp_path / "runs")
+    assert again.returncode == 0 and "rung" not in again.stdout, "nothing is run twice"
+    assert len([path for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"runs": {}}, "at least one entry under runs"),
+        ({"runs": {"a": {}}, "step": 1}, "unknown key 'step'"),
+        ({"runs": {"a": {}}}, "run: name the run file to start from"),
+        ({"run": "none.yaml", "runs": {"a": {}}}, "no such file"),
+        ({"run": "r.yaml", "runs": {"a": 3}}, "runs.a: expected keys of a run file"),
+    ],
+)
+def test_mistakes(tmp_path: Path, data: dict, message: str) -> None:
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(UserError, match=message):
+        load_experiment(tmp_path / "x.yaml")
+    with pytest.raises(UserError, match="no such file"):
+        load_experiment(tmp_path / "none.yaml")
