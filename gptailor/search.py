@@ -13,6 +13,7 @@ import logging
 import math
 import platform
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -27,6 +28,7 @@ from typing import Any, Protocol
 from gptailor import __version__, launch
 from gptailor.errors import UserError
 from gptailor.evaluate import NonFinite, Stopped
+from gptailor.evaluate.tasks import find_tasks
 from gptailor.family import preflight
 from gptailor.family.residence import pick_device
 from gptailor.plan import StitchPlan
@@ -133,6 +135,7 @@ class Search:
         spec = self.spec
         if spec.walltime_seconds is not None:
             self.deadline = time.monotonic() + spec.walltime_seconds - _seconds_spent(self.stored)
+        find_tasks([b.benchmark for b in (*spec.objectives, *spec.held_out)], spec.include_path)  # not after days
         bench = Workbench.open(spec, spec.objectives, max_examples=spec.budget.max)
         bench.known = queries.load_examples(self.folder)
         space = build_space(spec, bench.family.n_layers, merge_source_counts(spec.merge.method))
@@ -342,6 +345,7 @@ def _stop_on_signal() -> Iterator[threading.Event]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
+        print("stopping after the examples at hand; once more to stop at once", file=sys.stderr, flush=True)
 
     kept = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

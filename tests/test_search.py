@@ -246,6 +246,7 @@ def test_trials_that_all_fail_alike_stop_the_run_with_the_cause(
         ("remove=6", "remove: 6 takes 6 of 6 layers"),
         ("objectives.0.benchmark=first_wrods", "first_words"),
         ("objectives.0.metric=accuracy", "acc"),
+        ("held_out=[{benchmark: last_wrods}]", "last_wrods"),
         ("merge.method=stir", "stir"),
     ],
 )

@@ -97,16 +97,19 @@ def table(runs: Sequence[Run], notes: Mapping[str, Notes]) -> list[Run]:
     optional = [name for name in ("left", "tags") if _says_something(frame[name])]
     shown = [name for name in _COLUMNS if name in optional or name not in ("left", "tags")]
     room = WIDTH - sum(_COLUMNS[name]["width"] for name in shown if name != "objectives")
+    is_narrow = room < _COLUMNS["objectives"]["width"]
+    row_height = 58 if is_narrow else 35  # text wraps in higher rows
     event: Any = st.dataframe(
         frame[shown],
         hide_index=True,
-        height=min(38 + 35 * max(len(frame), 1), 560),
+        row_height=row_height,
+        height=min(38 + row_height * max(len(frame), 1), 560),
         on_select="rerun",
         selection_mode="multi-row",
         key=table_key(runs),
         alt="Table of all saved runs",
         placeholder="–",
-        column_config=_COLUMNS | {"objectives": _COLUMNS["objectives"] | {"width": max(room, 150)}},
+        column_config=_COLUMNS | {"objectives": _COLUMNS["objectives"] | {"width": max(room, 120)}},
     )
     return [runs[row] for row in event["selection"]["rows"] if row < len(runs)]
 

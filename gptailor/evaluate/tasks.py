@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,14 +33,14 @@ def find_tasks(names: Iterable[str], include_path: Sequence[str]) -> TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     use_sandboxed_templates()
-    folders = [_folder(path) for path in include_path]
+    folders = tuple(_folder(path) for path in include_path)
     trusted = Path(lm_eval.tasks.__file__).parent
     wanted = set(names)
     own = found = _index(folders, include_defaults=False)
     missing = _closure(own, wanted)[1]
     if missing:
         _explain_unread(missing, own, folders, trusted)
-        found = _index(folders, include_defaults=True)
+        found = _whole_index(folders)
         missing = _closure(found, wanted)[1] & wanted
         if missing:
             raise UserError("\n".join(_unknown(name, found, own) for name in sorted(missing)))
@@ -111,6 +112,11 @@ def _choose_shots(task: Task, spec: Benchmark) -> None:
     elif fixed is None:
         task.set_config("num_fewshot", 0)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
+
+
+@cache
+def _whole_index(folders: tuple[Path, ...]) -> TaskManager:
+    return _index(folders, include_defaults=True)
 
 
 def _index(folders: Sequence[Path], include_defaults: bool) -> TaskManager:

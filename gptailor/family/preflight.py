@@ -21,8 +21,8 @@ from gptailor.spec import RunSpec
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 MAX_LINES_A_MODEL = 5
 TOKEN_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
-# What a layer's arithmetic takes from the configuration: always the base's, so a difference is worth a note. Versions of
-# transformers name the same thing differently, so that only what both state is compared.
+# What a layer's arithmetic takes from the configuration: always the base's, so a difference is worth a note. Versions
+# of transformers name the same thing differently, so that only what both state is compared.
 SILENT = (
     "num_attention_heads",
     "num_key_value_heads",
