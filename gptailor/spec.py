@@ -42,7 +42,7 @@ def _interval(value: tuple[float, float], *, lowest: float, highest: float) -> t
     low, high = value
     if not lowest <= low <= high <= highest:
         raise ValueError(f"must be [low, high] with {lowest} <= low <= high <= {highest}")
-    return value
+    return round(low, 6), round(high, 6)  # ConfigSpace has no finer ranges
 
 
 class SpaceOperation(StrEnum):

@@ -329,7 +329,7 @@ def test_the_log_is_read_when_it_is_opened(root: Path) -> None:
 
 def test_compare_two_runs_with_shared_objectives() -> None:
     app = visit("Compare", runs="finished,running,lost")
-    assert "is ahead of" in words(app) and len(charts(app)) == 4
+    assert "is ahead of" in words(app) and len(charts(app)) == 5
     table = app.dataframe[0].value
     assert list(table.columns) == ["measure", "finished", "running", "lost"]
 

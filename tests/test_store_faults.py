@@ -127,9 +127,11 @@ def test_readers_and_a_writer_at_once(tmp_path: Path) -> None:
     process = child(WRITE_FOR_EVER, folder.path, 0)
     assert process.stdout is not None
     process.stdout.readline()
-    seen = [len(queries.read_run(folder, patience=10).trials) for _ in range(8)]
+    seen, end = [], time.monotonic() + 60
+    while time.monotonic() < end and (len(seen) < 8 or seen[-1] < seen[0] + 3):
+        seen.append(len(queries.read_run(folder, patience=10).trials))
     done = len(kill(process).split())
-    assert seen == sorted(seen) and seen[-1] > seen[0] and done >= 3
+    assert seen == sorted(seen) and seen[-1] >= seen[0] + 3 and done >= 3
 
 
 def test_a_torn_last_line_is_tolerated(run: RunFolder) -> None:
