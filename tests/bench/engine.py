@@ -263,6 +263,7 @@ def main() -> None:
     parser.add_argument("--family", type=Path, help="folder with base, language, math and code (SmolLM2)")
     parser.add_argument("--quick", action="store_true", help="fewer plans, examples and trials")
     parser.add_argument("--rows", default="engine,resident,floor,pipeline,memory,suggest,search", help="which rows")
+    parser.add_argument("--plans", type=int, help="score this many plans (by default 10, or 3 with --quick)")
     parser.add_argument("--pipeline-plans", type=int, help="time the pipeline on this many of the plans only")
     parser.add_argument("--peer-trials", type=int, default=4, help="trials a rung that the peer is timed on")
     arguments = parser.parse_args()
@@ -274,7 +275,7 @@ def main() -> None:
     one_rung = this.spec.model_copy(update={"budget": Budget(min=n, max=n)})  # else examples beyond n share packs
     bench = Workbench.open(one_rung, one_rung.objectives, max_examples=max(n, this.spec.budget.max))
     space = build_space(this.spec, bench.family.n_layers)
-    plans = plans_of(space, bench, this.n_plans)
+    plans = plans_of(space, bench, arguments.plans or this.n_plans)
 
     engine = [timed(lambda p=p: bench.score(p, n))[0] for p in plans]
     bench.known.clear()
