@@ -215,6 +215,8 @@ def test_rows_on_values(store: Path) -> None:
     assert row["objectives"].startswith(f"piqa_local {best:.3f} · commonsense… ")
     many = {f"{name}/acc": 0.25 for name in ("one", "three", "sixteen", "twenty", "more")}
     assert run_table.best_scores(many) == "one 0.25 · three 0.25 · sixt… 0.25 · +2"
+    assert run_table.only_numbers(many) == f"0.250 · 0.250 · +{len(many) - 2}"
+    assert run_table.only_numbers({"wiki/word_perplexity": 36.31}) == "36.3"
 
 
 def test_time_left_is_at_the_pace_so_far(store: Path) -> None:

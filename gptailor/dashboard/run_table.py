@@ -59,6 +59,12 @@ def best_scores(scores: Mapping[str, float]) -> str:
     return " · ".join(words + [f"+{len(names) - 3}"] * (len(names) > 3))
 
 
+def only_numbers(scores: Mapping[str, float]) -> str:
+    """The same where there is no room for names, which show when a run is ticked."""
+    shown = [f"{score:.3f}" if abs(score) < 10 else f"{score:.3g}" for score in list(scores.values())[:2]]
+    return " · ".join(shown + [f"+{len(scores) - 2}"] * (len(scores) > 2))
+
+
 def seconds_left(run: Run) -> float | None:
     """What the remaining trials take at the pace so far; None before the first trial has ended."""
     summary = run.summary
@@ -97,13 +103,12 @@ def table(runs: Sequence[Run], notes: Mapping[str, Notes]) -> list[Run]:
     optional = [name for name in ("left", "tags") if _says_something(frame[name])]
     shown = [name for name in _COLUMNS if name in optional or name not in ("left", "tags")]
     room = WIDTH - sum(_COLUMNS[name]["width"] for name in shown if name != "objectives")
-    is_narrow = room < _COLUMNS["objectives"]["width"]
-    row_height = 58 if is_narrow else 35  # text wraps in higher rows
+    if room < _COLUMNS["objectives"]["width"]:
+        frame["objectives"] = [only_numbers(run.summary.best_scores) for run in runs]
     event: Any = st.dataframe(
         frame[shown],
         hide_index=True,
-        row_height=row_height,
-        height=min(38 + row_height * max(len(frame), 1), 560),
+        height=min(38 + 35 * max(len(frame), 1), 560),
         on_select="rerun",
         selection_mode="multi-row",
         key=table_key(runs),
@@ -147,7 +152,7 @@ _COLUMNS: dict[str, Any] = {
         help="Mean share of the dense model's scores that the best plan keeps, at the full budget.",
     ),
     "objectives": _column.TextColumn(
-        "Scores of the best plan", width=240, help="The objectives (the first three) at the full budget."
+        "Best plan's scores", width=240, help="The objectives (the first three) at the full budget."
     ),
     "hypervolume": _column.NumberColumn(
         "Hypervolume",
