@@ -18,6 +18,7 @@ import yaml
 from gptailor import judgement, launch
 from gptailor.errors import UserError
 from gptailor.launch.process import python
+from gptailor.runfile import load_yaml, read_text
 from gptailor.show import as_table, run_json
 from gptailor.spec import RunSpec, load_spec
 from gptailor.store import RunFolder, queries
@@ -42,12 +43,7 @@ def load_experiment(path: str | Path, run_file: str | None = None, changes: Sequ
     UserError.
     """
     path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"experiment {path}: no such file") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"experiment {path}: not valid YAML: {error}") from error
+    data = load_yaml(read_text(path, "experiment"), f"experiment {path}")
     if not isinstance(data, Mapping) or not isinstance(data.get("runs"), Mapping) or not data["runs"]:
         raise UserError(f"experiment {path}: expected the keys {', '.join(KEYS)}, with at least one entry under runs")
     if unknown := [key for key in data if key not in KEYS]:

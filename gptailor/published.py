@@ -23,10 +23,9 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from gptailor.errors import UserError
 from gptailor.plan import BASE, LayerChoice, StitchPlan
+from gptailor.runfile import load_yaml, read_text
 from gptailor.spec import RunSpec, build_spec
 
 MAX_BYTES = 4 * 1024 * 1024
@@ -82,12 +81,7 @@ def plan_of(data: Any, candidates: Sequence[str] = (), base_at: BaseAt = "source
 def read_family(path: str | Path) -> RunSpec:
     """A family file: YAML with base_model and candidates (and dtype, device, trust_remote_code); a run file will do."""
     path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"family file {path}: no such file") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"family file {path}: not valid YAML: {error}") from error
+    data = load_yaml(read_text(path, "family file"), f"family file {path}")
     if not isinstance(data, Mapping):
         raise UserError(f"family file {path}: expected the keys base_model and candidates")
     keys = ("base_model", "candidates", "dtype", "device", "trust_remote_code")

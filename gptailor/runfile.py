@@ -1,4 +1,5 @@
-"""The text of run files: YAML read strictly, `key=value` changes, and what is wrong said in a person's words.
+"""The text of run files and their like: YAML read strictly, `key=value` changes, and what is wrong said in a person's
+words.
 
 YAML lets a key stand twice and keeps the last one, so that a candidate or a budget would vanish without a word; here it
 is refused. pydantic speaks of tuples and dictionaries, which a run file has not.
@@ -8,12 +9,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from gptailor.errors import UserError
 
+MAX_BYTES = 256 * 1024
 _WORDS = {
     "string_type": "must be text (in quotes, where YAML would read a number, a date or true)",
     "bool_type": "must be true or false",
@@ -35,6 +38,18 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.composer.ComposerError(None, None, f"{key.value!r} is given twice", key.start_mark)
                 seen.add(key.value)
         return found
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a file that a person wrote; what: "run file". Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"{what} {path}: {'is a folder; name a YAML file' if path.is_dir() else 'no such file'}")
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{what} {path}: larger than {MAX_BYTES // 1024} KiB; is it a {what}?")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
 def load_yaml(text: str, where: str) -> Any:

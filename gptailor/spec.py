@@ -16,9 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, fiel
 
 from gptailor.errors import UserError
 from gptailor.plan import BASE
-from gptailor.runfile import apply_change, explain, kind, load_yaml
+from gptailor.runfile import apply_change, explain, kind, load_yaml, read_text
 
-MAX_RUN_FILE_BYTES = 256 * 1024
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 Whole = Annotated[int, Strict()]
@@ -306,16 +305,7 @@ class RunSpec(_Record):
 
 def load_spec(path: str | Path, changes: list[str] | None = None) -> RunSpec:
     """Read a run file and apply `key=value` changes (dotted keys, YAML values). Raises UserError."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"run file {path}: {'is a folder; name a YAML file' if path.is_dir() else 'no such file'}")
-    if path.stat().st_size > MAX_RUN_FILE_BYTES:
-        raise UserError(f"run file {path}: larger than {MAX_RUN_FILE_BYTES // 1024} KiB; is it a run file?")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"run file {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    return parse_spec(text, changes, where=f"run file {path}")
+    return parse_spec(read_text(Path(path), "run file"), changes, where=f"run file {path}")
 
 
 def parse_spec(text: str, changes: list[str] | None = None, where: str = "run file") -> RunSpec:

@@ -37,6 +37,20 @@ def export_model(folder: RunFolder, config_id: int, out: Path, say: Say) -> None
     tables = queries.read_run(folder)
     plan = plan_of(tables, config_id)
     spec = load_spec(folder.spec)
+    scores, facts = scores_of(tables, config_id), facts_of(tables, spec, config_id)
+    _write(spec, plan, out, say, title=f"{spec.name}: ", scores=scores, facts=facts)
+
+
+def stitch_plan(plan_file: str, family_file: str, out: Path, say: Say, *, base_at: BaseAt = "source") -> None:
+    """Write the model of a plan's file as a plain Hugging Face folder, proven as exports are. Raises UserError."""
+    spec = read_family(family_file)
+    plan = read_plan(plan_file, tuple(spec.candidates), base_at)
+    say(strip_text(plan))
+    _write(spec, plan, out, say, facts={"Plan": Path(plan_file).name})
+
+
+def _write(spec: RunSpec, plan: StitchPlan, out: Path, say: Say, *, title: str = "", **card: Any) -> None:
+    """Export the plan of the family of `spec`; title begins the model card's, `card` is what else it says."""
     from gptailor.family import open_family
     from gptailor.interchange import export_hf, refuse_folder
 
@@ -47,36 +61,14 @@ def export_model(folder: RunFolder, config_id: int, out: Path, say: Say) -> None
         family,
         plan,
         out,
-        title=f"{spec.name}: {len(plan.kept)} of {plan.n_layers} layers of {family.label('base')}",
-        scores=scores_of(tables, config_id),
-        facts=facts_of(tables, spec, config_id),
+        title=f"{title}{len(plan.kept)} layers stitched from {plan.n_layers} of {family.label('base')}",
         progress=lambda step, share: say(f"{share:4.0%} {step}"),
+        **card,
     )
     say(
         f"{done.folder}: {done.n_layers} layers, {done.n_parameters:,} parameters, {done.n_bytes / 1e6:.1f} MB; "
         f"reloaded, its logits differ from the engine's by at most {done.max_difference:.2g}"
     )
-
-
-def stitch_plan(plan_file: str, family_file: str, out: Path, say: Say, *, base_at: BaseAt = "source") -> None:
-    """Write the model of a plan's file as a plain Hugging Face folder, proven as exports are. Raises UserError."""
-    spec = read_family(family_file)
-    plan = read_plan(plan_file, tuple(spec.candidates), base_at)
-    say(strip_text(plan))
-    say("  0% opening the family")
-    from gptailor.family import open_family
-    from gptailor.interchange import export_hf
-
-    family = open_family(spec.model_copy(update={"device": "cpu"}))
-    done = export_hf(
-        family,
-        plan,
-        out,
-        title=f"{len(plan.kept)} layers stitched from {family.label('base')}",
-        facts={"Plan": Path(plan_file).name},
-        progress=lambda step, share: say(f"{share:4.0%} {step}"),
-    )
-    say(f"{done.folder}: {done.n_layers} layers, {done.n_parameters:,} parameters, {done.n_bytes / 1e6:.1f} MB")
 
 
 # --- what the store knows of a configuration --------------------------------------------------------------------------

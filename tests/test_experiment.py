@@ -86,3 +86,6 @@ def test_mistakes(tmp_path: Path, data: dict, message: str) -> None:
         load_experiment(tmp_path / "x.yaml")
     with pytest.raises(UserError, match="no such file"):
         load_experiment(tmp_path / "none.yaml")
+    (tmp_path / "x.yaml").write_text("run: r.yaml\nruns: {a: {trials: 3}, a: {trials: 4}}")
+    with pytest.raises(UserError, match="'a' is given twice"):
+        load_experiment(tmp_path / "x.yaml")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,15 +46,19 @@ def button(app: AppTest, label: str):  # type: ignore[no-untyped-def]
     return next(found for found in app.button if found.label == label)
 
 
-def until(app: AppTest, done: str, seconds: float = 120) -> AppTest:
-    """Look again, as the page's own polling does, until it says `done`."""
-    end = time.monotonic() + seconds
-    while done not in words(app):
-        assert time.monotonic() < end, words(app)
-        time.sleep(0.5)
-        app.run()
-        assert not app.exception
-    return app
+def after_its_job(app: AppTest, root: Path, says: str) -> None:
+    """Wait for every job's process to let go of its lock, as it does when it ends; then the page `says` so."""
+    locks = [asked.parent / "lock" for asked in root.parent.rglob("job.json")]
+    with ThreadPoolExecutor() as waiting:
+        for over in [waiting.submit(is_let_go, lock) for lock in locks]:
+            over.result(timeout=120)
+    app.run()
+    assert not app.exception and says in words(app), words(app)
+
+
+def is_let_go(lock: Path) -> None:
+    with lock.open() as handle:
+        fcntl.flock(handle, fcntl.LOCK_SH)
 
 
 def test_nothing_to_take_home_yet(root: Path) -> None:
@@ -115,7 +120,7 @@ def test_export_and_try_it(root: Path, tiny_family: Path) -> None:
     assert not app.exception and app.get("progress")
     again = open_models(folder)  # whoever opens the page finds the same export under way
     assert "Export as a Hugging Face folder" not in [found.label for found in again.button]
-    until(app, "Exported, reloaded and compared")
+    after_its_job(app, root, "Exported, reloaded and compared")
     out = root.parent / "exports" / f"tiny-run-{CONFIG}"
     assert (out / "model.safetensors").is_file() and (out / "README.md").is_file()
     assert f"from_pretrained('{out}')" in app.code[0].value
@@ -123,7 +128,7 @@ def test_export_and_try_it(root: Path, tiny_family: Path) -> None:
     app.text_area(key="models.text").set_value("--plain <b>the cat</b> sat")
     app.number_input(key="models.tokens").set_value(6)
     button(app, "Generate").click().run()
-    until(app, "**Plan 7**")
+    after_its_job(app, root, "**Plan 7**")
     shown = words(app)
     assert "**Dense base**: 6 layers" in shown and "4 layers" in shown and shown.count("tokens/s") == 2
     assert not (folder.path / "jobs").exists()
@@ -135,6 +140,6 @@ def test_an_export_that_fails_says_why(root: Path, tiny_family: Path, tmp_path: 
     folder.spec.write_text(folder.spec.read_text().replace(str(tiny_family / "base"), "nowhere/at/all"))
     app = open_models(folder)
     button(app, "Export as a Hugging Face folder").click().run()
-    until(app, "The export failed")
+    after_its_job(app, root, "The export failed")
     assert "no such folder" in app.error[0].value and "Traceback" not in app.error[0].value
     assert button(app, "Export as a Hugging Face folder")

@@ -17,6 +17,7 @@ from gptailor.errors import UserError
 from gptailor.mergekit_config import mergekit_yaml
 from gptailor.plan import LayerChoice, StitchPlan
 from gptailor.published import plan_of, read_family, read_plan, strip_text
+from gptailor.take_home import stitch_plan
 
 NAMES = ("math", "code", "prose")
 
@@ -120,6 +121,10 @@ def test_stitch_builds_what_the_file_means(tiny_family: Path, tmp_path: Path) ->
     copy = gptailor("stitch", out / "gptailor_plan.json", "--family", family, "--out", tmp_path / "copy")
     assert copy.returncode == 0, copy.stderr
     assert (tmp_path / "copy" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    said: list[str] = []
+    with pytest.raises(UserError, match="holds an earlier export already"):
+        stitch_plan(str(file), str(family), out, said.append)
+    assert not any("opening" in line for line in said), "refused before the family is opened"
 
 
 def test_show_draws_a_plan_without_weights(tmp_path: Path) -> None:
@@ -159,6 +164,9 @@ def test_further_refusals(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             read_plan(tmp_path / name)
     with pytest.raises(UserError, match="no such file"):
+        read_family(tmp_path / "family.yaml")
+    (tmp_path / "family.yaml").write_text("base_model: a\nbase_model: b")
+    with pytest.raises(UserError, match="'base_model' is given twice"):
         read_family(tmp_path / "family.yaml")
     (tmp_path / "family.yaml").write_text("candidates: {}")
     with pytest.raises(UserError, match="base_model: is required but missing"):

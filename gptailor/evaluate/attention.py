@@ -23,6 +23,10 @@ EVEN_KEYS = 16
 _UNKNOWN = ("s_aux", "sinks", "position_bias", "head_mask", "block_table")  # change the result in ways not done here
 
 
+class NotDriven(Exception):
+    """The model's attention asks for what is not done here; it is scored another way."""
+
+
 class PackMasks:
     """A pack on its way through the layers, with its masks: built once a forward, shared by all layers."""
 
@@ -78,12 +82,12 @@ def pack_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention of every example of the pack to itself. query [1, H, T, D], key/value [1, Hkv, T, D] -> [1, T, H, D].
 
-    Raises NotImplementedError for what a model asks beyond causal attention with a window or a soft cap.
+    Raises NotDriven for what a model asks beyond causal attention with a window or a soft cap.
     """
     strange = [name for name in _UNKNOWN if kwargs.get(name) is not None]
     if gptailor_pack is None or attention_mask is not None or strange or kwargs.get("is_causal") is False:
         asked = ", ".join(strange) or "other than causal attention"
-        raise NotImplementedError(f"{type(module).__name__} asks for {asked}")
+        raise NotDriven(f"{type(module).__name__} asks for {asked}")
     return attend_pack(query, key, value, gptailor_pack, scaling, sliding_window, softcap), None
 
 

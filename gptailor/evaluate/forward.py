@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from gptailor.evaluate.attention import PackMasks, attending_by_pack
+from gptailor.evaluate.attention import NotDriven, PackMasks, attending_by_pack
 from gptailor.evaluate.direct import logits_by_slices, scored_states
 from gptailor.evaluate.examples import Window
 from gptailor.evaluate.packing import Pack
@@ -61,7 +61,7 @@ def score_tree(model: PreTrainedModel, pack: Pack) -> list[Scored]:
             gptailor_pack=PackMasks(pack, model.dtype, by_buckets),
         ).logits[0]
     if logits.shape[0] != len(pack.scored):
-        raise NotImplementedError(f"{type(model).__name__} does not take logits_to_keep")
+        raise NotDriven(f"{type(model).__name__} does not take logits_to_keep")
     return _summarise(logits, pack.rows, pack.targets, pack.owners, pack.n_windows, pack.needs_greedy)
 
 

@@ -107,7 +107,7 @@ def _unpack(archive: Path, into: Path) -> None:
         EOFError,
         OSError,
     ) as error:
-        # RuntimeError: zipfile's word for an encrypted entry
+        # zipfile's words: RuntimeError for an encrypted entry, NotImplementedError for a compression unknown to it
         raise refuse(f"the zip cannot be read ({error})") from error
     if not (into / "run.duckdb").exists():
         raise refuse("there is no run.duckdb in it")

@@ -13,7 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -28,13 +30,11 @@ N_LAYERS, N_REMOVED, N_BENCHMARKS = 40, 10, 14
 RUNGS = (111, 111, 111, 333, 333, 1000)
 
 
-def read_for_ever(path: Path) -> None:
-    while True:
-        try:
+def read_until(ended: Event, path: Path) -> None:
+    """A reader that looks once a second, as a page does."""
+    while not ended.wait(1):
+        with suppress(StoreBusy):
             queries.read_run(RunFolder(path))
-        except StoreBusy:
-            pass
-        time.sleep(1)
 
 
 def main(n_trials: int = 500, n_readers: int = 0) -> None:
@@ -55,7 +55,8 @@ def main(n_trials: int = 500, n_readers: int = 0) -> None:
             folder.run_id, "bench", spec.model_dump(mode="json"), "x", N_LAYERS, N_REMOVED, 0, datetime.now(UTC)
         )
         writer = RunWriter.create(folder, record, spec.to_yaml())
-        readers = [multiprocessing.Process(target=read_for_ever, args=(folder.path,)) for _ in range(n_readers)]
+        ended = multiprocessing.Event()
+        readers = [multiprocessing.Process(target=read_until, args=(ended, folder.path)) for _ in range(n_readers)]
         for reader in readers:
             reader.start()
         starts, ends = _Times(), _Times()
@@ -80,8 +81,9 @@ def main(n_trials: int = 500, n_readers: int = 0) -> None:
                     writer.finish_trial(trial_id, Outcome(TrialStatus.SUCCESS, datetime.now(UTC), scores, 0.1, 1.0))
 
             ends.time(record_end)
+        ended.set()
         for reader in readers:
-            reader.kill()
+            reader.join()
         before = time.perf_counter()
         queries.read_run(folder)
         print(f"{n_trials} trials, {n_readers} readers")
