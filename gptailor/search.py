@@ -76,6 +76,7 @@ def search(folder: RunFolder, progress: Progress) -> RunStatus:
         error: str | None = None
         with _heartbeat(writer):
             try:
+                _look_up_benchmarks(spec)
                 with launch.DeviceQueue(folder, str(pick_device(spec.device))):
                     writer.set_status(RunStatus.RUNNING)
                     status, error = _work_of(spec)(folder, spec, writer, progress, signalled).run()
@@ -90,6 +91,12 @@ def search(folder: RunFolder, progress: Progress) -> RunStatus:
             writer.set_status(status, error)
     progress.ended(status, error)
     return status
+
+
+def _look_up_benchmarks(spec: RunSpec) -> None:
+    """Raise UserError for a name that is nowhere, also of what only judges: now, not after days."""
+    asked = (*spec.objectives, *spec.selection, *spec.held_out)
+    find_tasks([benchmark.benchmark for benchmark in asked], spec.include_path)
 
 
 def _work_of(spec: RunSpec) -> type[Search]:
@@ -135,7 +142,6 @@ class Search:
         spec = self.spec
         if spec.walltime_seconds is not None:
             self.deadline = time.monotonic() + spec.walltime_seconds - _seconds_spent(self.stored)
-        find_tasks([b.benchmark for b in (*spec.objectives, *spec.held_out)], spec.include_path)  # not after days
         bench = Workbench.open(spec, spec.objectives, max_examples=spec.budget.max)
         bench.known = queries.load_examples(self.folder)
         space = build_space(spec, bench.family.n_layers, merge_source_counts(spec.merge.method))

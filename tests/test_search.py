@@ -247,6 +247,7 @@ def test_trials_that_all_fail_alike_stop_the_run_with_the_cause(
         ("objectives.0.benchmark=first_wrods", "first_words"),
         ("objectives.0.metric=accuracy", "acc"),
         ("held_out=[{benchmark: last_wrods}]", "last_wrods"),
+        ("selection=[{benchmark: last_wrods}]", "last_wrods"),
         ("merge.method=stir", "stir"),
     ],
 )

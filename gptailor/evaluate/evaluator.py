@@ -27,8 +27,7 @@ PROBE_TOKENS = 256  # of padded rows whose whole logits are in memory while the 
 LOGITS = 2**26  # of one pack
 LOGIT_BYTES = 6  # a scored position's logit in half precision and, in chunks, in single
 
-
-Asked = tuple[OpenBenchmark, int, int]
+Span = tuple[OpenBenchmark, int, int]
 """Examples [first, last) of a benchmark."""
 
 
@@ -77,7 +76,7 @@ class Evaluator:
         return self.items_of(model, [(benchmark, first, last)], should_stop)[0]
 
     def items_of(
-        self, model: PreTrainedModel, asked: Sequence[Asked], should_stop: Callable[[], bool] | None = None
+        self, model: PreTrainedModel, asked: Sequence[Span], should_stop: Callable[[], bool] | None = None
     ) -> list[list[Any]]:
         """The same for several benchmarks at once, which leaves no processor waiting for another between them."""
         for benchmark, first, last in asked:
@@ -105,7 +104,7 @@ class Evaluator:
         """lm-eval's aggregation of the items of examples 0, 1, ... with our standard error."""
         return score_of(benchmark, items)
 
-    def _items(self, model: PreTrainedModel, asked: Sequence[Asked], between: Callable[[], None]) -> list[list[Any]]:
+    def _items(self, model: PreTrainedModel, asked: Sequence[Span], between: Callable[[], None]) -> list[list[Any]]:
         windows = self._windows(model, asked, between)
         items: list[list[Any]] = []
         for (benchmark, first, last), found in zip(asked, windows, strict=True):
@@ -127,7 +126,7 @@ class Evaluator:
         return [(start, stop) for start, stop in pairs if start < last and stop > first]
 
     def _windows(
-        self, model: PreTrainedModel, asked: Sequence[Asked], between: Callable[[], None]
+        self, model: PreTrainedModel, asked: Sequence[Span], between: Callable[[], None]
     ) -> list[dict[int, list[Scored]]]:
         """For each that is asked, log-likelihoods by example, from the packs that hold a wanted example."""
         jobs = [
