@@ -5,6 +5,7 @@ import streamlit as st
 from gptailor.dashboard import controls, readers, text, widgets
 from gptailor.dashboard.charts import layers as layer_charts
 from gptailor.dashboard.charts import progress as charts
+from gptailor.dashboard.charts.common import draw
 from gptailor.dashboard.frames import layers as layer_frames
 from gptailor.dashboard.frames import progress as frames
 from gptailor.dashboard.text import plural
@@ -38,7 +39,7 @@ def moving() -> None:
         one = layer_frames.strip(view.layers, now.config_id)
         if len(one):
             widgets.show_chart(
-                layer_charts.strip(one, facts),
+                view.once(("strip", now.config_id), lambda: draw(layer_charts.strip(one, facts))),
                 one,
                 title=f"Now: trial {now.trial_id}, plan {now.config_id} on {now.budget} examples",
                 note="× is removed, · is the base's own layer, letters are candidates.",
@@ -46,9 +47,10 @@ def moving() -> None:
                 key="strip",
             )
     show_curves(view)
-    bars = frames.timeline(trials, now.elapsed / 3600 if now.elapsed and run.is_active else None)
+    hours = now.elapsed / 3600 if now.elapsed and run.is_active else None
+    bars = view.once("timeline", lambda: frames.timeline(trials, hours))
     widgets.show_chart(
-        charts.timeline(bars, facts.rungs),
+        view.once("timeline drawn", lambda: draw(charts.timeline(bars, facts.rungs))),
         bars,
         title="What was tried when",
         note=f"{plural(len(bars), 'trial')}"
@@ -110,7 +112,7 @@ def show_numbers(now: frames.Numbers, view: widgets.View) -> None:
 
 def show_curves(view: widgets.View) -> None:
     facts = view.facts
-    best = frames.best_so_far(view.trials, facts)
+    best = view.once("best", lambda: frames.best_so_far(view.trials, facts))
     if best.empty:
         ended = int((view.trials["status"] != "running").sum())
         if ended:
@@ -124,7 +126,10 @@ def show_curves(view: widgets.View) -> None:
     left, right = st.columns(2, gap="large")
     with left:
         widgets.show_chart(
-            charts.best_so_far(best, by, facts.average_label, facts.average_is_share),
+            view.once(
+                ("best drawn", by),
+                lambda: draw(charts.best_so_far(best, by, facts.average_label, facts.average_is_share)),
+            ),
             best,
             title="Best so far",
             note=f"{facts.average_label} of {widgets.judged_note(view)} Points are plans, diamonds are new bests.",
@@ -135,7 +140,7 @@ def show_curves(view: widgets.View) -> None:
     with right:
         if best["hypervolume"].notna().any():
             widgets.show_chart(
-                charts.hypervolume_so_far(best, by),
+                view.once(("hypervolume drawn", by), lambda: draw(charts.hypervolume_so_far(best, by))),
                 best[["trials", "hours", "config_id", "hypervolume"]],
                 title="Hypervolume so far",
                 note=f"Share of the space of scores that the front of {plural(len(view.plans), 'plan')} at "

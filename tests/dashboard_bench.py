@@ -43,8 +43,9 @@ PAGES = ("Progress", "Fidelity", "Trade-offs", "Layers", "Compare", "Models", "L
 WRITE_EVERY = 0.5
 WRITES = 80
 BROWSERS = 10
-HASTE = 5
-"""Times quicker than a browser polls, while memory is watched: an hour in twelve minutes."""
+HASTE, TRIAL_EVERY = 4, 6
+"""While memory is watched, browsers poll and trials (one in TRIAL_EVERY seconds) end as in an hour, up to HASTE times
+as quickly where fewer minutes are given."""
 
 # --- what is measured on ----------------------------------------------------------------------------------------------
 
@@ -71,8 +72,8 @@ class Engine:
         self._lock.__enter__()
         self._writer = RunWriter.open(self.folder)
 
-    def write(self, count: int) -> list[float]:
-        """Seconds of `count` trials' writes: start and end together."""
+    def write(self, count: int, every: float = WRITE_EVERY) -> list[float]:
+        """Seconds of `count` trials' writes, one in `every` seconds: start and end together."""
         took = []
         for _ in range(count):
             started = time.monotonic()
@@ -85,7 +86,7 @@ class Engine:
                 self._writer.start_trial(Trial(number, number, 111, 0, Origin.MODEL, {}, now, 0.1))
             self._writer.finish_trial(number, Outcome(TrialStatus.SUCCESS, now, scores, 0.1, 1.0))
             took.append(time.monotonic() - started)
-            time.sleep(max(0.0, WRITE_EVERY - took[-1]))
+            time.sleep(max(0.0, every - took[-1]))
         return took
 
     def close(self) -> None:
@@ -166,7 +167,7 @@ class Browsers:
         self._port, self._query, self._count = port, f"run={run_id}", count
         self.answers = 0
         self.problem: object = None
-        self.haste = 1
+        self.haste = 1.0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._all(),), daemon=True)
 
@@ -267,19 +268,20 @@ def live(runs: Path, minutes: float) -> list[tuple[str, str, str, bool]]:
             engine.write(20)
             watched = engine.write(WRITES)
             memory, heap, polled = [process.memory_info().rss / 1e6], [real.heap()], browsers.answers
-            browsers.haste = HASTE
+            browsers.haste = min(max(60 / minutes, 1.0), HASTE)
             end = time.monotonic() + 60 * minutes
             while time.monotonic() < end:
-                engine.write(10)
+                engine.write(1, TRIAL_EVERY / browsers.haste)
                 memory.append(process.memory_info().rss / 1e6)
+                print(f"{memory[-1]:.0f} MB", end=" ", file=sys.stderr, flush=True)
             heap.append(real.heap())
             polled = browsers.answers - polled
             real.close()
     finally:
         engine.close()
     slower = 1000 * (statistics.median(watched) - statistics.median(alone))
-    half = len(memory) // 2
-    grown = statistics.mean(memory[half:][-5:]) - statistics.mean(memory[half:][:5])
+    quarter = len(memory) // 4
+    grown = statistics.mean(memory[-quarter:]) - statistics.mean(memory[quarter : 2 * quarter])
     return [
         ("write, nobody looks", f"{1000 * statistics.median(alone):.0f} ms", f"max {1000 * max(alone):.0f} ms", True),
         (
@@ -291,7 +293,7 @@ def live(runs: Path, minutes: float) -> list[tuple[str, str, str, bool]]:
         (
             f"server memory, {BROWSERS} browsers polling",
             f"{memory[0]:.0f} to {memory[-1]:.0f} MB",
-            f"{grown:+.1f} MB in the second half of {minutes:g} min, {polled} answers",
+            f"{grown:+.1f} MB from the second quarter of {minutes:g} min to the last, {polled} answers",
             grown < 15,
         ),
         (

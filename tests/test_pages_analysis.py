@@ -394,7 +394,7 @@ def test_a_busy_file_shows_the_last_answer(tmp_path: Path, monkeypatch: pytest.M
     assert readers.read(run) is first
 
 
-def test_a_live_run_is_read_at_most_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_live_run_is_read_once_in_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_run(tmp_path, "live", n_trials=5, run_id="live", status=RunStatus.RUNNING)
     with launch.EngineLock(folder):
         run = readers._run(folder)
@@ -402,4 +402,6 @@ def test_a_live_run_is_read_at_most_once_a_second(tmp_path: Path, monkeypatch: p
         folder.database.touch()
         assert readers.read(run) is first
         monkeypatch.setattr(readers, "LEAST_SECONDS", 0.0)
+        assert readers.read(run) is first, "a reading that took long is not begun again at once"
+        monkeypatch.setattr(readers, "REST", 0)
         assert readers.read(run) is not first

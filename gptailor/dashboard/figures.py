@@ -13,11 +13,11 @@ from gptailor.dashboard.text import plain
 from gptailor.dashboard.text import safe as text_safe
 
 if TYPE_CHECKING:  # brings altair, which a page without charts opens sooner without
-    from gptailor.dashboard.charts.common import Chart
+    from gptailor.dashboard.charts.common import Chart, Drawing
 
 
 def show_chart(
-    chart: Chart,
+    chart: Chart | Drawing,
     frame: pd.DataFrame,
     *,
     title: str,
@@ -31,15 +31,18 @@ def show_chart(
 
     percent: averages in the data are shares. Returns the selection where `select` is set.
     """
+    from gptailor.dashboard.charts.common import Drawing, draw
+
+    drawing = chart if isinstance(chart, Drawing) else draw(chart)
     st.markdown(f"**{text_safe(title, 160)}**")
     if note:
         st.caption(text_safe(note, 600))
     event = None
     if select:
-        event = st.altair_chart(chart, width="stretch", key=f"chart.{key}", on_select="rerun", alt=alt)
+        event = st.vega_lite_chart(drawing.spec, width="stretch", key=f"chart.{key}", on_select="rerun", alt=alt)
     else:
-        st.altair_chart(chart, width="stretch", key=f"chart.{key}", alt=alt)
-    _data_below(chart, frame, title, note, key, percent)
+        st.vega_lite_chart(drawing.spec, width="stretch", key=f"chart.{key}", alt=alt)
+    _data_below(drawing.chart, frame, title, note, key, percent)
     return event
 
 

@@ -2,7 +2,8 @@
 busy.
 
 A run's version is its database's modification time, so an unchanged file is never opened; and however many browsers
-watch a live run, its file is opened at most once in `LEAST_SECONDS`, so that readers do not stand in the engine's way.
+watch a live run, its file is opened at most once in `LEAST_SECONDS`, or in `REST` times what the last reading took, so
+that readers do not stand in the engine's way.
 Answers are held by reference and shared: frames are read, never changed. Only the newest version of a run is kept.
 """
 
@@ -31,7 +32,7 @@ DEMO = Path(__file__).resolve().parents[2] / "data" / "demo"
 Read-only."""
 ACTIVE = ("queued", "running", "paused")
 """States in which an engine lives, or will."""
-LEAST_SECONDS = 1.0
+LEAST_SECONDS, REST = 1.0, 10
 KEPT_RUNS = 24
 
 
@@ -110,6 +111,7 @@ class _Shelf:
     lock: threading.Lock
     view: View | None = None
     read_at: float = 0.0
+    took: float = 0.0
 
 
 _shelves: OrderedDict[str, _Shelf] = OrderedDict()
@@ -125,9 +127,10 @@ def read(run: Run) -> View:
     with shelf.lock:
         view = shelf.view
         if view is not None:
-            fresh = time.monotonic() - shelf.read_at < LEAST_SECONDS
+            fresh = time.monotonic() - shelf.read_at < max(LEAST_SECONDS, REST * shelf.took)
             if view.tables.version == run.folder.version() or (fresh and run.is_active):
                 return view
+        started = time.monotonic()
         try:
             shelf.view = View(queries.read_run(run.folder))
         except StoreBusy:
@@ -135,6 +138,7 @@ def read(run: Run) -> View:
                 raise
             return view
         shelf.read_at = time.monotonic()
+        shelf.took = shelf.read_at - started
         return shelf.view
 
 

@@ -104,27 +104,30 @@ class EngineLock:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        self._handle: int | None = None
+        self.handle = -1
 
     def __enter__(self) -> EngineLock:
-        self._handle = inherited_lock(self.folder.lock)
-        if self._handle is None:
-            self._handle = take_lock(self.folder.lock, wait=1.0)
-            if self._handle is not None:
+        handle = inherited_lock(self.folder.lock)
+        if handle is None:
+            handle = take_lock(self.folder.lock, wait=1.0)
+            if handle is not None:
                 _clear(self.folder, STOP, PAUSE)  # what was asked of an engine before this one
-        if self._handle is None:
+        if handle is None:
             holder = read_holder(self.folder.lock)
             who = f"process {holder.pid} on {holder.host}" if holder else "another process"
             raise UserError(f"run {self.folder.run_id}: {who} is running it already")
-        write_holder(self._handle, os.getpid())
+        self.handle = handle
+        self.is_mine()
         return self
+
+    def is_mine(self) -> None:
+        """Note that this process is the one to send signals to."""
+        write_holder(self.handle, os.getpid())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        os.close(self.handle)
 
 
 def is_alive(folder: RunFolder) -> bool:

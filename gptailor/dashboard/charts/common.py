@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
+import pandas as pd
+import pyarrow as pa
 from altair.utils import schemapi
 
 from gptailor.dashboard import theme
@@ -13,14 +16,31 @@ from gptailor.dashboard.text import plain
 
 Chart = alt.Chart | alt.LayerChart | alt.HConcatChart | alt.VConcatChart | alt.ConcatChart | alt.FacetChart
 """What a drawing step gives back, whichever of Altair's kinds it is."""
-# Altair checks every part of a chart while it is put together, half of a page's time. The finished chart is still
-# checked, and all charts are in the tests.
+# Altair checks every part of a chart while it is put together, half of a page's time; the tests check all charts.
 schemapi.disable_debug_mode()
+alt.theme.enable("none")  # Streamlit's theme is the browser's, export.py's the pictures'
+alt.data_transformers.disable_max_rows()  # frames are bounded by what a person can look at
 PERCENT, NUMBER = ".1%", ".3f"
 LEGEND_COLUMNS = 6
 _AXIS, _LEGEND = 62, 58
 """Pixels below a plot for an axis with a title, and above it for a legend: Streamlit's height is the whole
 picture's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A chart as it goes to browsers: Vega-Lite with its data as Arrow tables. Whoever looks at the same may share
+    it."""
+
+    chart: Chart
+    spec: dict[str, Any]
+
+
+def draw(chart: Chart) -> Drawing:
+    spec = chart.to_dict(validate=False)
+    data = spec.get("datasets", {})
+    tables = {name: pa.Table.from_pandas(pd.DataFrame(rows), preserve_index=False) for name, rows in data.items()}
+    return Drawing(chart, {**spec, "datasets": tables})
 
 
 def height(plot: float, axis: bool = True, legend: bool = False) -> float:

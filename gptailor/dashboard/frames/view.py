@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar, cast
 
 import pandas as pd
 
 from gptailor.dashboard.frames import facts, layers, tradeoffs, trials
 from gptailor.store.queries import RunTables
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,13 @@ class View:
     """Shared by all readers of one version of a run: look, do not change."""
 
     tables: RunTables
+    _made: dict[Hashable, object] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, name: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gives, made for the first who asks under this name: many browsers poll the same version."""
+        if name not in self._made:
+            self._made[name] = make()
+        return cast(Made, self._made[name])
 
     @cached_property
     def facts(self) -> facts.Facts:
