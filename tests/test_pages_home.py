@@ -13,7 +13,7 @@ from make_runs import make_run
 from streamlit.testing.v1 import AppTest
 
 from gptailor import launch
-from gptailor.dashboard import home, readers, run_table
+from gptailor.dashboard import actions, readers, run_table
 from gptailor.store import RunFolder
 from gptailor.store.imports import import_run
 from gptailor.store.notes import MAX_NAME, Notes, read_notes, write_notes
@@ -186,7 +186,8 @@ def test_delete_takes_the_name(store: Path) -> None:
 def test_a_download_can_be_imported_again(store: Path, tmp_path: Path) -> None:
     folder = make_run(store, "travels", n_trials=8)
     archive = tmp_path / "run.zip"
-    archive.write_bytes(home._zipped(folder))
+    [run] = readers.runs()
+    archive.write_bytes(actions.take(run))
     assert zipfile.ZipFile(io.BytesIO(archive.read_bytes())).testzip() is None
     launch.delete_run(folder)
     app = open_home()

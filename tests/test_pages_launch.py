@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 from tiny_run import tiny_spec
 
 from gptailor import launch
-from gptailor.dashboard import checking, form, readers, starting
+from gptailor.dashboard import actions, checking, form, readers
 from gptailor.spec import RunSpec
 from gptailor.store import RunFolder, run_folders
 from gptailor.trial import RunStatus
@@ -122,7 +122,7 @@ def test_a_second_click_on_a_sent_form_does_nothing(root: Path, spec: RunSpec, u
 
 def test_many_people_at_once_start_one_engine(root: Path, spec: RunSpec) -> None:
     found: list[RunFolder] = []
-    people = [threading.Thread(target=lambda: found.append(starting.launch_once(spec))) for _ in range(6)]
+    people = [threading.Thread(target=lambda: found.append(actions.start(spec))) for _ in range(6)]
     for person in people:
         person.start()
     for person in people:
@@ -133,12 +133,12 @@ def test_many_people_at_once_start_one_engine(root: Path, spec: RunSpec) -> None
 
 
 def test_an_ended_run_makes_room_for_another(root: Path, spec: RunSpec) -> None:
-    first = starting.launch_once(spec)
-    assert starting.launch_once(spec).run_id == first.run_id
+    first = actions.start(spec)
+    assert actions.start(spec).run_id == first.run_id
     launch.stop(first, patience=0.5)
     old = first.spec.stat().st_mtime - 60  # older than an engine takes to come up
     os.utime(first.spec, (old, old))
-    assert starting.launch_once(spec).run_id != first.run_id
+    assert actions.start(spec).run_id != first.run_id
 
 
 def test_what_is_wrong_is_shown_as_text_at_its_field(root: Path, unchecked: None) -> None:

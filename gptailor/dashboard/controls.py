@@ -1,7 +1,8 @@
 """Pause, resume, stop: what a person may ask of a run's engine, and the switch that keeps a page live.
 
 The engine is a process of its own: pausing leaves a request in the run's folder that it honours between batches, and
-stopping asks first and insists later (gptailor.launch).
+stopping asks first and insists later (gptailor.launch). Whether this person may ask is decided where it is done
+(actions.py); the buttons only say so beforehand.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from collections.abc import Callable
 import streamlit as st
 
 from gptailor import launch
-from gptailor.dashboard import readers
+from gptailor.dashboard import access, actions, readers
 from gptailor.dashboard.text import safe
 from gptailor.errors import UserError
-from gptailor.store import RunFolder
 
 _PROBLEM = "control.problem"
 
@@ -32,27 +32,42 @@ def show(run: readers.Run) -> bool:
         )
     if run.status == "queued":
         _queue(run)
-    live = False
+    live, not_you = False, access.why_not()
     with st.container(horizontal=True, vertical_alignment="center"):
         if run.status == "running":
-            _pause(run)
+            _pause(run, not_you)
         elif run.status != "queued" and run.status != "finished" and not run.is_demo:
-            st.button("Resume", icon=":material/play_arrow:", type="primary", on_click=_try, args=(launch.resume, run))
+            st.button(
+                "Resume",
+                icon=":material/play_arrow:",
+                type="primary",
+                disabled=not_you is not None,
+                help=not_you,
+                on_click=_try,
+                args=(actions.resume, run),
+            )
         if run.is_active:
-            st.button("Stop …", icon=":material/stop:", on_click=_confirm_stop, args=(run,))
+            st.button(
+                "Stop …",
+                icon=":material/stop:",
+                disabled=not_you is not None,
+                help=not_you,
+                on_click=_confirm_stop,
+                args=(run,),
+            )
             live = st.toggle("Live", value=True, key="live", help="Keep this page up to date by itself.")
     return live
 
 
-def _pause(run: readers.Run) -> None:
+def _pause(run: readers.Run, not_you: str | None) -> None:
     asked = launch.asked(run.folder, "pause")
     st.button(
         "Pausing …" if asked else "Pause",
         icon=":material/pause:",
-        disabled=asked,
-        help="The engine finishes the current batch, then waits.",
+        disabled=asked or not_you is not None,
+        help=not_you or "The engine finishes the current batch, then waits.",
         on_click=_try,
-        args=(lambda folder: launch.request(folder, "pause"), run),
+        args=(actions.pause, run),
     )
 
 
@@ -64,9 +79,9 @@ def _queue(run: readers.Run) -> None:
         st.info(f"Waits for its device behind: {words}.", icon=":material/hourglass_top:")
 
 
-def _try(act: Callable[[RunFolder], object], run: readers.Run) -> None:
+def _try(act: Callable[[readers.Run], object], run: readers.Run) -> None:
     try:
-        act(run.folder)
+        act(run)
     except UserError as error:
         st.session_state[_PROBLEM] = str(error)
 
@@ -76,5 +91,5 @@ def _confirm_stop(run: readers.Run) -> None:
     st.write("The trial at hand is given up; everything that was scored stays. A stopped run can be resumed.")
     if st.button("Stop the run", icon=":material/stop:", type="primary"):
         with st.spinner("Stopping …"):
-            _try(launch.stop, run)
+            _try(actions.stop, run)
         st.rerun()

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from gptailor import launch
-from gptailor.dashboard import readers, run_table, text, widgets
+from gptailor.dashboard import access, actions, readers, run_table, text, widgets
 from gptailor.dashboard.readers import Run
 from gptailor.errors import UserError
-from gptailor.store import RunFolder
-from gptailor.store.imports import import_run
-from gptailor.store.notes import MAX_NAME, MAX_NOTE, MAX_TAGS, Notes, read_notes, write_notes
-from gptailor.store.sharing import copy_run
+from gptailor.store.notes import MAX_NAME, MAX_NOTE, MAX_TAGS, Notes, read_notes
 
 POLL_SECONDS = 4
 MAX_UPLOAD_MB = 200
@@ -89,12 +83,13 @@ def find(runs: Sequence[Run], notes: Mapping[str, Notes]) -> list[Run]:
     return run_table.matching(runs, notes, words, chosen or (), tagged)
 
 
-def actions(ticked: Sequence[Run]) -> None:
+def offer(ticked: Sequence[Run]) -> None:
     """What can be done with the ticked runs."""
     if not ticked:
         st.caption("Tick runs at the left of the table to open, compare, name, download or delete them.")
         return
     one = ticked[0] if len(ticked) == 1 else None
+    not_you = access.why_not()
     with st.container(horizontal=True, vertical_alignment="center"):
         if one:
             if st.button("Open", type="primary", icon=":material/timeline:", help="See how it went, page by page."):
@@ -105,14 +100,17 @@ def actions(ticked: Sequence[Run]) -> None:
             if st.button("Compare", type="primary", icon=":material/balance:", disabled=too_many, help=why):
                 st.switch_page("pages/6_Compare.py", query_params={"runs": ",".join(run.run_id for run in ticked)})
         only_one = None if one else "Tick a single run for this."
-        own = None if one is None or not one.is_demo else "The shipped example stays as it is."
+        own = not_you if one is None or not one.is_demo else actions.DEMO_STAYS
         if st.button(
-            "Name, note, tags …", icon=":material/edit:", disabled=not one or one.is_demo, help=own or only_one
+            "Name, note, tags …",
+            icon=":material/edit:",
+            disabled=not one or own is not None,
+            help=own or only_one,
         ):
             _describe(ticked[0])
         st.download_button(
             "Download",
-            partial(_zipped, ticked[0].folder),
+            partial(actions.take, ticked[0]),
             f"{ticked[0].run_id}.zip",
             "application/zip",
             icon=":material/download:",
@@ -124,7 +122,7 @@ def actions(ticked: Sequence[Run]) -> None:
         if st.button(
             "Delete …",
             icon=":material/delete:",
-            disabled=not one or one.is_demo or one.is_active,
+            disabled=not one or own is not None or one.is_active,
             help=own or active or only_one,
         ):
             _delete(ticked[0])
@@ -156,6 +154,10 @@ def bring_in() -> None:
             "A zip as Download gives it, from any machine. Nothing in it is trusted: names, tables and values are "
             "checked, and the rows are written into a new database."
         )
+        if not_you := access.why_not():
+            st.caption(text.safe(not_you, 600))
+            return
+        access.expect_upload()
         attempt = st.session_state.setdefault("home.imports", 0)
         file = st.file_uploader(
             "Zip file",
@@ -167,10 +169,7 @@ def bring_in() -> None:
         if file is None:
             return
         try:
-            with tempfile.TemporaryDirectory(prefix="gptailor-upload-") as scratch:
-                archive = Path(scratch) / "upload.zip"
-                archive.write_bytes(file.getbuffer())
-                folder = import_run(archive, readers.runs_root())
+            folder = actions.bring_in(file.getbuffer())
         except UserError as error:
             st.error(text.safe(error, 600), icon=":material/error:")
             return
@@ -200,11 +199,6 @@ def _moving_parts(runs: Sequence[Run]) -> list[tuple[Any, ...]]:
 # --- the actions ------------------------------------------------------------------------------------------------------
 
 
-def _zipped(folder: RunFolder) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="gptailor-download-") as scratch:
-        return copy_run(folder, Path(scratch) / "run.zip").read_bytes()
-
-
 @st.dialog("Name, note, tags")
 def _describe(run: Run) -> None:
     noted = read_notes(run.folder)
@@ -221,7 +215,7 @@ def _describe(run: Run) -> None:
     note = st.text_area("Note", noted.note, max_chars=MAX_NOTE, height=160)
     if st.button("Save", type="primary"):
         try:
-            write_notes(run.folder, Notes(name.strip(), note, tuple(tag.strip() for tag in tags)))
+            actions.describe(run, Notes(name.strip(), note, tuple(tag.strip() for tag in tags)))
         except UserError as error:
             st.error(text.safe(error, 300))
         else:
@@ -238,7 +232,7 @@ def _delete(run: Run) -> None:
     typed = st.text_input("Type the run's name to confirm", placeholder=shown, key=f"home.delete.{run.run_id}")
     if st.button("Delete for good", icon=":material/delete:", type="primary", disabled=text.plain(typed) != shown):
         try:
-            launch.delete_run(run.folder)
+            actions.delete(run)
         except UserError as error:
             st.error(text.safe(error, 300))
         else:

@@ -5,14 +5,13 @@ What is written goes beside the runs folder; the browser never names a path.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import streamlit as st
 
 from gptailor import launch
-from gptailor.dashboard import readers, text
+from gptailor.dashboard import access, actions, readers, text
 from gptailor.dashboard.readers import Run
 from gptailor.errors import UserError
 from gptailor.launch import Job, JobState, JobStatus
@@ -50,7 +49,7 @@ def is_running(found: JobState | None) -> bool:
 def begin(run: Run, work: Job, arguments: Sequence[str]) -> None:
     """Start `python -m gptailor ARGUMENTS` on the run's folder; what hinders it is shown by show_problem."""
     try:
-        launch.start_job(_place(run), [*arguments, "--runs", str(run.folder.root.resolve())], work.name)
+        actions.begin(run, _place(run), arguments, work.name)
     except UserError as error:
         st.session_state["jobs.problem"] = str(error)
 
@@ -70,8 +69,12 @@ def follow(work: Job, show: Callable[[JobState], None]) -> None:
             st.rerun()
             return
         show(found)
-        if st.button("Cancel", key=f"jobs.cancel.{work.name}"):
-            launch.stop_job(work)
+        not_you = access.why_not()
+        if st.button("Cancel", key=f"jobs.cancel.{work.name}", disabled=not_you is not None, help=not_you):
+            try:
+                actions.cancel(work)
+            except UserError as error:
+                st.session_state["jobs.problem"] = str(error)
             st.rerun()
 
     look()
@@ -85,14 +88,6 @@ def say_failure(found: JobState, what: str) -> None:
     _, ours, message = found.output.strip().rpartition("gptailor: ")
     lines = message.splitlines() if ours else message.splitlines()[-1:]
     st.error("  \n".join([f"{what} failed.", *(text.safe(line, 600) for line in lines[:20])]), icon=":material/error:")
-
-
-def forget_old(run: Run, prefix: str, kept: int) -> None:
-    """Remove the oldest ended jobs of a kind, so that a curious visitor does not fill the disk."""
-    ours = [work for work in launch.list_jobs(_place(run)) if work.name.startswith(prefix)]
-    for work in sorted(ours, key=lambda work: work.asked.stat().st_mtime)[:-kept]:
-        if not is_running(state(work)):
-            shutil.rmtree(work.path, ignore_errors=True)
 
 
 def _place(run: Run) -> Path:

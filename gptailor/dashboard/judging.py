@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from gptailor import judgement
-from gptailor.dashboard import text, widgets
+from gptailor.dashboard import actions, text, widgets
 from gptailor.dashboard.frames import held_out as frames
 from gptailor.dashboard.frames.compare import Entry
 from gptailor.dashboard.frames.view import View
@@ -77,7 +77,7 @@ def report_button(view: View, run: Run) -> None:
     """The run as one HTML page, made when it is asked for."""
     st.download_button(
         "Report (HTML)",
-        partial(_report, view, run),
+        partial(actions.report, run, partial(_report, view, run)),
         f"{run.run_id}.html",
         "text/html",
         key="models.report",

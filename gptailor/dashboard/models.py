@@ -13,7 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from gptailor import launch
-from gptailor.dashboard import jobs, judging, text, widgets
+from gptailor.dashboard import access, jobs, judging, text, widgets
 from gptailor.dashboard.frames import tradeoffs
 from gptailor.dashboard.frames.facts import Facts
 from gptailor.dashboard.frames.view import View
@@ -23,7 +23,6 @@ from gptailor.launch.process import PROJECT
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 MAX_PROMPT = 2000
-KEPT_ANSWERS = 20
 
 # --- facts ------------------------------------------------------------------------------------------------------------
 
@@ -130,13 +129,14 @@ def judge(run: Run, config_id: int, missing: int) -> None:
     if missing and state is not None and state.status is not JobStatus.DONE:
         jobs.say_failure(state, "Scoring")
     if missing and not run.is_active and not run.is_demo:
-        subjects = f"dense,config:{config_id}"
+        subjects, not_you = f"dense,config:{config_id}", access.why_not()
         st.button(
             "Score it on the held-out benchmarks",
             icon=":material/quiz:",
             on_click=jobs.begin,
             args=(run, work, ["evaluate", run.run_id, "--subjects", subjects]),
-            help="All of their examples, for this plan and the dense base: this may take a while.",
+            disabled=not_you is not None,
+            help=not_you or "All of their examples, for this plan and the dense base: this may take a while.",
         )
 
 
@@ -177,8 +177,11 @@ def export(run: Run, config_id: int) -> None:
             "A plain Hugging Face folder that needs nothing of gptailor: weights, tokenizer and a model card. It is "
             f"reloaded and its logits are compared before it counts as done. It goes to {text.safe(shown, 300)}."
         )
+        not_you = access.why_not()
         st.button(
             "Export as a Hugging Face folder",
+            disabled=not_you is not None,
+            help=not_you,
             icon=":material/download:",
             type="primary",
             on_click=jobs.begin,
@@ -235,12 +238,13 @@ def try_it(run: Run, facts: Facts, config_id: int) -> None:
             key="models.device",
         )
         templated = chat.toggle("Chat template", value=True, key="models.chat", help="Where the tokenizer has one.")
-        sent = st.form_submit_button("Generate", icon=":material/play_arrow:", disabled=jobs.is_running(state))
+        not_you = access.why_not()
+        busy = jobs.is_running(state) or not_you is not None
+        sent = st.form_submit_button("Generate", icon=":material/play_arrow:", disabled=busy, help=not_you)
     if sent and prompt.strip():
-        wanted = "".join(c for c in prompt if c in "\n\t" or c.isprintable())
+        wanted = "".join(c for c in prompt[:MAX_PROMPT] if c in "\n\t" or c.isprintable())
         arguments = ["generate", run.run_id, str(config_id), f"--prompt={wanted}", f"--tokens={count}"]
         arguments += [f"--device={where}"] + ([] if templated else ["--plain"])
-        jobs.forget_old(run, "generate-", KEPT_ANSWERS)
         jobs.begin(run, work, arguments)
         state = jobs.state(work)
     elif sent:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -12,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from gptailor import launch
-from gptailor.dashboard import checking, form, readers, text, widgets
+from gptailor.dashboard import access, actions, form, readers, text, widgets
 from gptailor.dashboard.checking import Answer
 from gptailor.dashboard.form import Preset
 from gptailor.errors import UserError
@@ -22,19 +21,18 @@ from gptailor.store import RunFolder
 
 POLL_SECONDS = 1.0
 FOLLOW_SECONDS = 3.0
-TRIES = 1000
 
 # --- what it will take ------------------------------------------------------------------------------------------------
 
 
 def outlook(spec: RunSpec) -> bool:
     """What the search takes and whether it can run, as far as that is known yet. Returns whether it may be started."""
-    desk = checking.desk()
-    pending = desk.ask(spec, readers.runs_root())
-    answer = pending.result() if pending.done() else None
+    refused = access.why_not()
+    pending = None if refused else actions.check(spec)
+    answer = pending.result() if pending and pending.done() else None
     facts = answer.facts if answer else {}
     memory, estimate = facts.get("memory"), facts.get("estimate")
-    unknown = "–" if answer else "…"
+    unknown = "…" if pending and not answer else "–"
     trials, examples = st.columns(2)
     trials.metric("Trials", text.count(spec.trials), border=True)
     examples.metric(
@@ -60,6 +58,9 @@ def outlook(spec: RunSpec) -> bool:
     st.caption(
         "Computed: examples of each benchmark that are scored anew. A plan that climbs keeps what it scored below."
     )
+    if pending is None:
+        widgets.empty(text.safe(refused, 600), ":material/lock:")
+        return False
     if answer is None:
         _await(pending)
         return False
@@ -117,7 +118,7 @@ def _verdict(spec: RunSpec, answer: Answer) -> bool:
         for note in facts["notes"]:
             st.caption(text.safe(f"Note: {note}", 400))
     if st.button("Check again", icon=":material/refresh:", type="tertiary"):
-        checking.desk().ask(spec, readers.runs_root(), again=True)
+        actions.check(spec, again=True)
         st.rerun()
     return not problems
 
@@ -147,33 +148,19 @@ def start_button(spec: RunSpec | None, ready: bool) -> None:
         disabled=spec is None or not ready,
         on_click=_start,
         args=(spec, form_token),
-        help=None if ready else "Possible once the fields are right and the models are checked.",
+        help=access.why_not() or (None if ready else "Possible once the fields are right and the models are checked."),
     )
 
 
-def _start(spec: RunSpec, form_token: str) -> None:
-    if st.session_state.get("launch.form") != form_token:
-        return  # a second click on a form that was sent
+def _start(spec: RunSpec | None, form_token: str) -> None:
+    if spec is None or st.session_state.get("launch.form") != form_token:
+        return  # an event that no button of ours sent, or a second click on a form that was sent
     try:
-        launch_once(spec)
+        actions.start(spec)
     except UserError as error:
         st.session_state["launch.problem"] = str(error)
     else:
         st.session_state["launch.form"] = secrets.token_hex(8)
-
-
-def launch_once(spec: RunSpec) -> RunFolder:
-    """The active run that asks for exactly this, started now if there is none: whoever asks gets the same one.
-
-    Raises UserError where no run can be made or started.
-    """
-    text_of = spec.to_yaml()
-    for attempt in range(TRIES):  # an attempt that has ended makes room for the next
-        token = hashlib.sha256(f"{attempt}\n{text_of}".encode()).hexdigest()
-        folder, is_new = launch.launch(readers.runs_root(), spec, token)
-        if is_new or any(run.run_id == folder.run_id and run.is_active for run in readers.runs()):
-            return folder
-    raise UserError(f"this very search was run {TRIES} times; change its name or seed")
 
 
 def _asks_for(folder: RunFolder, spec: RunSpec) -> bool:

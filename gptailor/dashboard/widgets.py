@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
 
-from gptailor.dashboard import readers, text
+from gptailor.dashboard import access, readers, text
 from gptailor.dashboard.figures import show_chart, show_table
 from gptailor.dashboard.frames.facts import Facts
 from gptailor.dashboard.frames.layers import plan_name
@@ -89,10 +89,12 @@ def open_page(title: str) -> None:
         page_title=f"{page.title} · gptailor", page_icon=str(ICON), layout="wide", initial_sidebar_state=SIDEBAR
     )
     st.html(TIGHT)
+    access.enter()
     with st.sidebar:
         st.markdown("### :material/content_cut: gptailor", width="stretch")
         _links("All runs", [page for page in PAGES if page.title in _ALL_RUNS])
         _links("This run", [page for page in PAGES if page.title not in _ALL_RUNS])
+        access.badge()
     st.title(page.title, anchor=False)
     st.caption(page.question)
 
