@@ -16,8 +16,8 @@ from gptailor.evaluate.forward import Scored, score_direct, score_rows, score_tr
 from gptailor.evaluate.generation import batches_of, run_batches
 from gptailor.evaluate.packing import Pack, build_pack, pack_examples
 from gptailor.evaluate.scoring import NonFinite, item_of, needs_greedy, score_of
-from gptailor.evaluate.workers import side_by_side
 from gptailor.trial import Score
+from gptailor.workers import side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,6 @@ class Evaluator:
         self._packs: dict[tuple[int, int, int], list[Pack]] = {}
         self._was_halved = False
         self.path: str | None = None  # "direct", "tree" or "rows", once the first model has been looked at
-        if self.device.type == "cpu":
-            keep_freed_memory()
 
     def items(
         self,
@@ -89,8 +87,8 @@ class Evaluator:
 
         try:
             return self._items(model, asked, between)
-        except torch.OutOfMemoryError:
-            if self._was_halved:
+        except (MemoryError, RuntimeError) as error:
+            if self._was_halved or not is_out_of_memory(error):
                 raise
             self._was_halved = True
             self._max_tokens = max(1, self._pack_limit(model) // 2)
@@ -138,6 +136,8 @@ class Evaluator:
         ]
         if jobs and self.path is None:
             self.path = self._choose_path(model)
+            if self.device.type == "cpu":
+                keep_freed_memory()  # from now on: the whole logits of the comparison are not to be kept
 
         def score(job: tuple[int, Pack]) -> list[Scored]:
             between()
@@ -229,15 +229,25 @@ class Evaluator:
         return [longest, *[example for example in examples[:4] if example is not longest][:3]]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of a device (torch.OutOfMemoryError), of the machine (Python's and torch's allocators), or of an Apple GPU."""
+    texts = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    )
+
+
 def _difference(
     way: Callable[[PreTrainedModel, Pack], list[Scored]], model: PreTrainedModel, pack: Pack, plain: Sequence[Scored]
 ) -> str | None:
     """What is wrong with the pack's log-likelihoods beside those of plain rows, or None. Raises NonFinite."""
     try:
         tree = way(model, pack)
-    except (NonFinite, torch.OutOfMemoryError):
+    except NonFinite:
         raise
     except Exception as error:  # whatever a model's code makes of our attention, the plain way still works
+        if is_out_of_memory(error):
+            raise
         return f"{type(error).__name__}: {error}"
     apart = sum(abs(a.precise - b.precise) for a, b in zip(tree, plain, strict=True)) / len(pack.targets)
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1

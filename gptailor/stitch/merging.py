@@ -2,7 +2,7 @@
 
 mergekit registers its methods with contracts and typed parameters, so any of them can be named in a run file and is
 checked before a run starts. Task arithmetic is on the path of every trial: mergekit takes about 0.26 s for it on a
-layer of 3.5M parameters. Here it is computed block by block in float32, in about 0.015 s of one core. Keeping sums of
+layer of 3.5M parameters. Here it is computed block by block in float32, in about 0.010 s of one core. Keeping sums of
 differences would save a third of that, and cost twice the bytes of every merge ever tried, so they are not kept.
 """
 
@@ -22,9 +22,9 @@ State = Mapping[str, torch.Tensor]
 TASK_ARITHMETIC = "task_arithmetic"
 SET_BY_FACTOR = ("weight", "t", "lambda")
 NOT_MERGES = ("passthrough",)
-CPU_BLOCK, DEVICE_BLOCK = 1 << 15, 1 << 25
-"""Elements at a time. 32768 floats stay in a core's cache, and torch works on so few with one thread: on a machine that
-others use too, thousands of small parallel sections took a hundred times longer than the arithmetic."""
+CPU_BLOCK, DEVICE_BLOCK = 1 << 17, 1 << 25
+"""Elements at a time. 131072 floats stay in a core's cache; layers are merged side by side, each by one thread: on a
+machine that others use too, thousands of small parallel sections took a hundred times longer than the arithmetic."""
 
 
 def merge_methods() -> tuple[str, ...]:
@@ -67,6 +67,11 @@ def merge_method_problem(method: str, parameters: Mapping[str, Any], n_candidate
     return None
 
 
+def is_plain(choice: LayerChoice) -> bool:
+    """Task arithmetic without further parameters: ours, not mergekit's."""
+    return choice.method == TASK_ARITHMETIC and not choice.parameters
+
+
 def choice_problem(choice: LayerChoice) -> str | None:
     """What is wrong with one merged layer of a plan, wherever the plan comes from; None if nothing is."""
     problem = merge_method_problem(choice.method, dict(choice.parameters), len(choice.sources))
@@ -90,7 +95,7 @@ def merge(choice: LayerChoice, base: State, candidates: Mapping[str, State]) -> 
         and tensor.is_floating_point()
     }
     assert choice.factor is not None
-    if choice.method == TASK_ARITHMETIC and not choice.parameters:
+    if is_plain(choice):
         return {
             name: _task_arithmetic(tensor, [state[name] for state in candidates.values()], choice.factor)
             for name, tensor in changed.items()

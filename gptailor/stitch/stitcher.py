@@ -6,8 +6,9 @@ tensors of their own, and those are kept, up to a bound in bytes, because a prom
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
 import psutil
@@ -20,34 +21,38 @@ from gptailor.family import Family
 from gptailor.family.residence import n_bytes, tensors_of
 from gptailor.family.structure import scaled, set_layer_index, with_tensors
 from gptailor.plan import BASE, LayerChoice, StitchPlan
-from gptailor.stitch.merging import choice_problem, fold, merge
+from gptailor.stitch.merging import choice_problem, fold, is_plain, merge
+from gptailor.workers import side_by_side
 
 CACHE_SHARE = 0.1
 """The cache's default bound, as a share of the family's bytes (about a dozen layers of a 30-layer model)."""
 
 
 class LayerCache:
-    """The most recently used layers, up to `capacity` bytes of tensors that are theirs alone."""
+    """The most recently used layers, up to `capacity` bytes of tensors that are theirs alone. Threads may share it."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.n_bytes = 0
         self._layers: OrderedDict[Hashable, tuple[nn.Module, int]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._layers)
 
     def get(self, key: Hashable, make: Callable[[], tuple[nn.Module, int]]) -> nn.Module:
         """The kept layer, or what `make` gives (layer, its own bytes)."""
-        if key in self._layers:
-            self._layers.move_to_end(key)
-            return self._layers[key][0]
+        with self._lock:
+            if key in self._layers:
+                self._layers.move_to_end(key)
+                return self._layers[key][0]
         layer, size = make()
-        if size <= self.capacity:
-            self._layers[key] = (layer, size)
-            self.n_bytes += size
-        while self.n_bytes > self.capacity:
-            self.n_bytes -= self._layers.popitem(last=False)[1][1]
+        with self._lock:
+            if size <= self.capacity and key not in self._layers:
+                self._layers[key] = (layer, size)
+                self.n_bytes += size
+            while self.n_bytes > self.capacity:
+                self.n_bytes -= self._layers.popitem(last=False)[1][1]
         return layer
 
 
@@ -65,7 +70,7 @@ class Stitcher:
     def stitch(self, plan: StitchPlan) -> PreTrainedModel:
         """The plan's model: the family's own, re-pointed, and therefore valid until the next call. Raises UserError."""
         self.check(plan)
-        layers = [self.layer(choice) for choice in plan.kept]
+        layers = self._all(plan.kept)
         for position, layer in enumerate(layers):
             set_layer_index(layer, position)
         setattr(self._parent, self.family.layers_path.rpartition(".")[2], nn.ModuleList(layers))
@@ -84,6 +89,13 @@ class Stitcher:
         for choice in plan.kept:
             if choice.is_merged and (problem := choice_problem(choice)):
                 raise UserError(f"layer {choice.layer}: {problem}")
+
+    def _all(self, choices: Sequence[LayerChoice]) -> list[nn.Module]:
+        """Merged side by side on a CPU; not by mergekit, whose random methods share torch's generator."""
+        merged = [choice for choice in choices if choice.is_merged]
+        if self.family.device.type == "cpu" and merged and all(map(is_plain, merged)):
+            return side_by_side(self.layer, choices, [len(choice.sources) for choice in choices])
+        return [self.layer(choice) for choice in choices]
 
     def layer(self, choice: LayerChoice) -> nn.Module:
         """One kept layer, merged and scaled as chosen."""

@@ -1,7 +1,7 @@
-"""Packs side by side: one thread a processor, each computing its packs alone.
+"""Jobs side by side: one thread a processor, each computing its jobs alone.
 
-Small products split over processors wait for each other at every step; whole packs do not. It also makes scores
-independent of how many processors there are.
+Small products and sums split over processors wait for each other at every step; whole packs and whole layers do not. It
+also makes scores independent of how many processors there are.
 """
 
 from __future__ import annotations
