@@ -194,6 +194,8 @@ def test_the_engine_gets_none_of_the_servers_secrets(folder: RunFolder, monkeypa
     for name in (
         "GPTAILOR_COOKIE_SECRET",
         "GPTAILOR_OIDC_CLIENT",
+        "HF_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
         "AWS_SECRET_ACCESS_KEY",
         "STREAMLIT_AUTH",
         "DB_PASSWORD",
@@ -207,6 +209,14 @@ def test_the_engine_gets_none_of_the_servers_secrets(folder: RunFolder, monkeypa
     assert "secret value" not in seen and seen.count("kept value") == 6
     assert "PYTHONHASHSEED=0" in seen and f"\n{ROOT}\n" in seen
     assert clean_environment({"PATH": "/bin", "TOKEN": "x", "HOMEPAGE": "x"}).keys() & {"TOKEN", "HOMEPAGE"} == set()
+
+
+def test_the_engine_gets_a_token_only_by_name() -> None:
+    found = {"HF_TOKEN": "t", "HF_TOKEN_PATH": "p", "DB_URL": "d", "PYTHON_KEYRING_BACKEND": "k", "HF_HOME": "h"}
+    assert clean_environment(found).keys() & found.keys() == {"HF_HOME"}
+    handed = clean_environment(found | {"GPTAILOR_ENGINE_ENV": "HF_TOKEN, DB_URL,,MISSING"})
+    assert handed.keys() & {*found, "MISSING"} == {"HF_HOME", "HF_TOKEN", "DB_URL"}
+    assert clean_environment({"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"})["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
 
 
 def test_only_the_lock_is_handed_over(folder: RunFolder) -> None:

@@ -23,6 +23,7 @@ from gptailor.errors import UserError
 from gptailor.launch import Job, JobStatus, StopResult
 from gptailor.spec import RunSpec
 from gptailor.store import RunFolder
+from gptailor.store.folder import RUN_ID
 from gptailor.store.imports import import_run
 from gptailor.store.notes import Notes, write_notes
 from gptailor.store.sharing import copy_run
@@ -54,6 +55,12 @@ def _door(action: str, run_id: str, act: Callable[[], T], role: Role = Role.OPER
 
 def _of(run: Run) -> str | None:
     return DEMO_STAYS if run.is_demo else None
+
+
+def notice_link(run_id: str) -> None:
+    """Leave a line where a link names what no run can be called: somebody tries something."""
+    if not RUN_ID.fullmatch(run_id):
+        audit.record(readers.runs_root(), access.visitor().name, "open", run_id, "refused: no run has such a name")
 
 
 # --- a run's engine ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
 
-from gptailor.dashboard import access, readers, text
+from gptailor.dashboard import access, actions, readers, text
 from gptailor.dashboard.figures import show_chart, show_table
 from gptailor.dashboard.frames.facts import Facts
 from gptailor.dashboard.frames.layers import plan_name
@@ -192,6 +192,7 @@ def pick_run() -> readers.Run:
         choose("config", None)  # a plan remembered from another run has nothing to do with this one's
     st.session_state["config.run"] = run.run_id
     if asked and asked not in by_id:
+        actions.notice_link(asked)
         st.warning(f"The link asks for the run {text_safe(asked)}, which is not saved here. This is another one.")
     return run
 

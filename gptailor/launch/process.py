@@ -29,7 +29,9 @@ _ALLOWED = re.compile(
     r"(PATH|HOME|USER|LANG|TZ|TMPDIR|VIRTUAL_ENV|LD_LIBRARY_PATH|"
     r"(LC|CUDA|NVIDIA|HF|TRANSFORMERS|OMP|MKL|TORCH|PYTORCH|XDG|PYTHON|GPTAILOR)(_?[A-Z0-9_]*))"
 )
-_SECRET = re.compile(r"GPTAILOR_.*(SECRET|TOKEN|PASSWORD|KEY|COOKIE|AUTH|OIDC)")
+_SECRET = re.compile(r"(?!.*DISABLE).*(SECRET|TOKEN|PASSWORD|KEY|COOKIE|CREDENTIAL|AUTH|OIDC).*")
+HANDED_OVER = "GPTAILOR_ENGINE_ENV"
+"""Environment variable in which an operator names, by commas, further variables that engines get, such as HF_TOKEN."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,15 @@ class Holder:
 
 
 def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What model work needs of the environment, and nothing of the dashboard's secrets."""
+    """What model work needs of the environment, and nothing of the dashboard's secrets (Streamlit puts them there) nor
+    anybody's tokens, unless the operator hands them over by name."""
     found = os.environ if environment is None else environment
-    kept = {name: value for name, value in found.items() if _ALLOWED.fullmatch(name) and not _SECRET.match(name)}
+    handed = set(filter(None, (name.strip() for name in found.get(HANDED_OVER, "").split(","))))
+    kept = {
+        name: value
+        for name, value in found.items()
+        if name in handed or (_ALLOWED.fullmatch(name) and not _SECRET.fullmatch(name))
+    }
     # Devices are counted as nvidia-ml-py counts them; SMAC repeats itself only under a fixed hash seed.
     return kept | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
 
