@@ -22,7 +22,6 @@ RUNS = "data/runs"
 def main(argv: list[str] | None = None) -> int:
     """Run a command. 0: done; 1: the run failed; 2: something asked is wrong; 130: interrupted or stopped."""
     arguments = _parser().parse_args(argv)
-    _fix_hash_seed(arguments.command)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     try:
         status = arguments.function(arguments)
@@ -241,6 +240,10 @@ def _run_here(folder: Any, arguments: argparse.Namespace) -> int:
 
 
 def _engine(folder: Any) -> int:
+    from gptailor import launch
+
+    if not launch.is_child():
+        return launch.supervise(folder)
     from gptailor.progress import Report
     from gptailor.search import search as run_search
     from gptailor.trial import RunStatus
@@ -262,13 +265,6 @@ def _folder(arguments: argparse.Namespace) -> Any:
             f"run {arguments.run_id}: there is none in {arguments.runs}; `python -m gptailor runs` lists them"
         )
     return folder
-
-
-def _fix_hash_seed(command: str) -> None:
-    """SMAC repeats itself across processes only under a fixed hash seed, which Python reads when it starts."""
-    if command in ("search", "engine") and os.environ.get("PYTHONHASHSEED") != "0":
-        os.environ["PYTHONHASHSEED"] = "0"
-        os.execv(sys.executable, [sys.executable, "-m", "gptailor", *sys.argv[1:]])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,7 +3,7 @@
 It counts trials and time itself (SMAC enforces neither in ask and tell), and it is the one writer of the run's store.
 A run that was stopped or killed is gone through again from the start: SMAC is asked with the same seed, stored trials
 are told as they were, and the first trial that is missing is run. That brings Hyperband's brackets back exactly, which
-SMAC's own state files do not: they are not safe against a kill.
+SMAC's own state files do not: they are not safe against a kill. Where the replay departs, see `replay.py`.
 """
 
 from __future__ import annotations
@@ -11,27 +11,25 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import platform
-import signal
-import sys
+import re
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from types import FrameType
 from typing import Any, Protocol
 
 from gptailor import __version__, launch
 from gptailor.errors import UserError
-from gptailor.evaluate import NonFinite, Stopped
+from gptailor.evaluate import NonFinite, Stopped, is_out_of_memory
 from gptailor.evaluate.tasks import find_tasks
 from gptailor.family import preflight
 from gptailor.family.residence import pick_device
 from gptailor.plan import StitchPlan
+from gptailor.replay import changed_versions, seconds_spent, stored_trials, teach
 from gptailor.selection import select
 from gptailor.space import PlanSpace, build_space, initial_design
 from gptailor.spec import RunSpec, SpaceOperation, load_spec
@@ -41,12 +39,12 @@ from gptailor.store.connection import StoreFull, StoreUnwritable
 from gptailor.store.folder import write_atomically
 from gptailor.suggest import Suggester, Suggestion, cost
 from gptailor.trial import Evaluation, Origin, Outcome, RunRecord, RunStatus, Score, Trial, TrialStatus
+from gptailor.watch import TimeLimit, TookTooLong, heartbeat, stop_on_signal
 from gptailor.workbench import PlanScores, Workbench
 
 log = logging.getLogger("gptailor")
 
 EQUAL_FAILURES_BEFORE_GIVING_UP = 3
-HEARTBEAT_SECONDS = 5.0
 FULL_DISK_SECONDS = 5.0
 INITIAL_SHARE = 0.25
 """Share of the trials that the initial design may take."""
@@ -71,17 +69,22 @@ def search(folder: RunFolder, progress: Progress) -> RunStatus:
     Raises UserError where it cannot begin (a wrong path, an unfit family); the run is then marked failed.
     """
     spec = load_spec(folder.spec)
-    with launch.EngineLock(folder), _stop_on_signal() as signalled:
+    with launch.EngineLock(folder), stop_on_signal() as signalled:
         writer = _open_writer(folder, spec)
         error: str | None = None
-        with _heartbeat(writer):
+        with heartbeat(writer.heartbeat):
             try:
+                if cause := os.environ.pop(launch.DEATHS, None):
+                    _blame_the_trial(folder, writer, cause)
                 _look_up_benchmarks(spec)
                 with launch.DeviceQueue(folder, str(pick_device(spec.device))):
                     writer.set_status(RunStatus.RUNNING)
                     status, error = _work_of(spec)(folder, spec, writer, progress, signalled).run()
             except (Stopped, launch.StopAsked):
                 status = RunStatus.STOPPED
+            except KeyboardInterrupt:
+                writer.set_status(RunStatus.STOPPED)
+                raise
             except UserError as problem:
                 writer.set_status(RunStatus.FAILED, str(problem))
                 raise
@@ -97,6 +100,15 @@ def _look_up_benchmarks(spec: RunSpec) -> None:
     """Raise UserError for a name that is nowhere, also of what only judges: now, not after days."""
     asked = (*spec.objectives, *spec.selection, *spec.held_out)
     find_tasks([benchmark.benchmark for benchmark in asked], spec.include_path)
+
+
+def _blame_the_trial(folder: RunFolder, writer: RunWriter, cause: str) -> None:
+    """Record the trial at which the engine died again and again as crashed. Raises UserError where there is none."""
+    trials = queries.read_run(folder).trials
+    if not (open_trials := trials.trial_id[trials.status == TrialStatus.RUNNING].tolist()):
+        raise UserError(f"the engine's process died again and again before a trial began: {cause}")
+    error = f"Died: the engine's process died {launch.DEATHS_AT_A_TRIAL} times while it ran this trial ({cause})"
+    writer.finish_trial(open_trials[-1], Outcome(TrialStatus.CRASHED, now(), error=error))
 
 
 def _work_of(spec: RunSpec) -> type[Search]:
@@ -133,7 +145,7 @@ class Search:
         self.folder, self.spec, self.writer, self.progress = folder, spec, writer, progress
         self.signalled = signalled
         writer.retry = self._wait_for_space
-        self.stored = _stored_trials(folder)
+        self.stored = stored_trials(folder)
         self.dense: dict[str, float] = {}
         self.failures: list[str] = []
         self.deadline = math.inf
@@ -141,7 +153,7 @@ class Search:
     def run(self) -> tuple[RunStatus, str | None]:
         spec = self.spec
         if spec.walltime_seconds is not None:
-            self.deadline = time.monotonic() + spec.walltime_seconds - _seconds_spent(self.stored)
+            self.deadline = time.monotonic() + spec.walltime_seconds - seconds_spent(self.stored)
         bench = Workbench.open(spec, spec.objectives, max_examples=spec.budget.max)
         bench.known = queries.load_examples(self.folder)
         space = build_space(spec, bench.family.n_layers, merge_source_counts(spec.merge.method))
@@ -151,46 +163,76 @@ class Search:
         if space.n_removed:
             one_shot = StitchPlan.without(set(initial[0].removed), space.n_layers)  # the initial design begins with it
             self._reference(bench, BLOCK_INFLUENCE, one_shot)
-        suggester = Suggester(spec, space, initial, self.folder.smac)
-        status, error = self._loop(bench, space, suggester)
-        suggester.save()
+        status, error = self._loop(bench, space, initial)
         if status is RunStatus.FINISHED and spec.selection:
             select(self.folder, spec, bench, self.writer, self.progress.note, self._stop_asked)
         return status, error
 
-    def _loop(self, bench: Workbench, space: PlanSpace, suggester: Suggester) -> tuple[RunStatus, str | None]:
+    def _loop(self, bench: Workbench, space: PlanSpace, initial: list[StitchPlan]) -> tuple[RunStatus, str | None]:
+        suggester = Suggester(self.spec, space, initial, self.folder.smac)
+        has_departed = False
         for trial_id in range(self.spec.trials):
-            if trial_id not in self.stored:
+            known = self.stored.get(trial_id)
+            if known is None:
                 self._wait_while_paused()
                 if self._stop_asked():
                     return RunStatus.STOPPED, None
                 if time.monotonic() > self.deadline:
                     self.progress.note(f"the time of {self.spec.walltime} is used up")
                     break
+            elif has_departed:
+                continue  # it was told with all the others
             before = time.monotonic()
-            suggestion = suggester.ask()
+            suggestion = self._ask_for_new(suggester) if has_departed else suggester.ask()
+            if known is not None and (suggestion is None or not known.matches(suggestion)):
+                suggester, has_departed = self._depart(trial_id, space, initial), True
+                continue
             if suggestion is None:
                 self.progress.note("every plan of the space has been tried")
                 break
             suggest_seconds = time.monotonic() - before
-            known = self.stored.get(trial_id)
-            if known is not None and not known.matches(suggestion):
-                raise UserError(
-                    f"trial {trial_id} of this run was stored for another configuration than the search now asks for: "
-                    "libraries or the run file changed since. Start a new run, or go back to the versions that "
-                    "`show --json` lists."
-                )
             outcome = known.outcome if known else self._trial(bench, trial_id, suggestion, suggest_seconds)
             if outcome.status is TrialStatus.CANCELLED:
                 return RunStatus.STOPPED, None
-            costs = [cost(score, self.dense[score.name]) for score in outcome.scores] or None
+            costs = self._costs(outcome)
             suggester.tell(suggestion, costs, outcome.evaluate_seconds)
             trial = trial_record(trial_id, suggestion, suggest_seconds)
             retention = 1.0 - sum(costs) / len(costs) if costs else None
             self.progress.trial(trial, outcome, retention, replayed=known is not None)
-            if problem := self._same_failure_again(outcome):
+            if known is None and (problem := self._same_failure_again(outcome)):
                 return RunStatus.FAILED, problem
+        suggester.save()
         return RunStatus.FINISHED, None
+
+    def _depart(self, trial_id: int, space: PlanSpace, initial: list[StitchPlan]) -> Suggester:
+        """A suggester that was told of every stored trial, for a run whose own would not ask for them again."""
+        then = json.loads(queries.read_run(self.folder).runs.versions.iloc[0] or "{}")
+        why = changed_versions(then, _versions()) or "its run file or gptailor's search changed"
+        self.progress.note(
+            f"trial {trial_id + 1} was stored for another configuration than the search asks for now ({why}): the "
+            f"search goes on from the {len(self.stored)} stored trials as a warm start, with brackets of its own"
+        )
+        tried = {trial.plan.hash for trial in self.stored.values()}
+        fresh = [plan for plan in initial if plan.hash not in tried]
+        suggester = Suggester(self.spec, space, fresh, self.folder.smac)
+        if refused := teach(suggester, [(trial, self._costs(trial.outcome)) for trial in self.stored.values()]):
+            self.progress.note(f"{refused} of them are not of this space any more, and stay in the store only")
+        return suggester
+
+    def _ask_for_new(self, suggester: Suggester) -> Suggestion | None:
+        """Like ask; what was scored before the replay departed is answered from the store."""
+        answers = {(trial.plan.hash, trial.budget): trial.outcome for trial in self.stored.values()}
+        while (suggestion := suggester.ask()) is not None:
+            outcome = answers.get((suggestion.plan.hash, suggestion.budget))
+            if outcome is None:
+                break
+            suggester.tell(suggestion, self._costs(outcome), outcome.evaluate_seconds)
+        return suggestion
+
+    def _costs(self, outcome: Outcome) -> list[float] | None:
+        """One an objective, in the run file's order, which that of stored scores need not be; None for a crash."""
+        scores = {score.name: score for score in outcome.scores}
+        return [cost(scores[name], dense) for name, dense in self.dense.items()] if scores else None
 
     def _trial(self, bench: Workbench, trial_id: int, suggestion: Asked, suggest_seconds: float) -> Outcome:
         """Run one trial and record it. Whatever goes wrong inside is its status and cause, never a score."""
@@ -198,15 +240,37 @@ class Search:
         with self.writer.batch():
             self.writer.record_plan(suggestion.config_id, suggestion.plan, bench.stitcher.n_parameters(suggestion.plan))
             self.writer.start_trial(trial)
-        try:
-            result = bench.score(suggestion.plan, suggestion.budget, self._stop_asked)
+
+        def hung() -> None:
+            error = f"TookTooLong: longer than {self.spec.trial_walltime}, and it never came back"
+            self.writer.finish_trial(trial_id, Outcome(TrialStatus.CRASHED, now(), error=error))
+            os._exit(launch.START_ME_AGAIN)
+
+        result, error = None, None
+        with TimeLimit(self.spec.trial_walltime_seconds, hung) as limit:
+
+            def should_stop() -> bool:
+                limit.check()
+                return self._stop_asked()
+
+            try:
+                result = bench.score(suggestion.plan, suggestion.budget, should_stop)
+            except (Stopped, KeyboardInterrupt) as problem:
+                cancelled = Outcome(TrialStatus.CANCELLED, now(), error="stopped while it ran")
+                self.writer.finish_trial(trial_id, cancelled)
+                if isinstance(problem, KeyboardInterrupt):
+                    raise
+                return cancelled
+            except (NonFinite, TookTooLong) as problem:
+                error = f"{type(problem).__name__}: {problem}"
+            except Exception as problem:  # a trial may fail in any way (a driver, a merge); the search goes on
+                memory = f"OutOfMemory: {_last_line(str(problem))}\n" if is_out_of_memory(problem) else ""
+                error = traceback.format_exc() + memory
+        if result is None:
+            bench.free()
+            outcome = Outcome(TrialStatus.CRASHED, now(), error=error)
+        else:
             outcome = Outcome(TrialStatus.SUCCESS, now(), result.scores, result.stitch_seconds, result.evaluate_seconds)
-        except Stopped:
-            result, outcome = None, Outcome(TrialStatus.CANCELLED, now(), error="stopped while it ran")
-        except NonFinite as problem:
-            result, outcome = None, Outcome(TrialStatus.CRASHED, now(), error=f"NonFinite: {problem}")
-        except Exception:  # a trial may fail in any way (memory, a driver, a merge); the search goes on without it
-            result, outcome = None, Outcome(TrialStatus.CRASHED, now(), error=traceback.format_exc())
         with self.writer.batch():
             if result is not None:
                 self._remember(suggestion.plan, result)
@@ -267,46 +331,10 @@ class Search:
             return None
         self.failures.append(_last_line(outcome.error))
         recent = self.failures[-EQUAL_FAILURES_BEFORE_GIVING_UP:]
-        if len(recent) == EQUAL_FAILURES_BEFORE_GIVING_UP and len(set(recent)) == 1:
-            return f"{len(recent)} trials in a row failed alike: {recent[0]}"
+        alike = {re.sub(r"\d[\d.]*", "#", failure) for failure in recent}  # "tried to allocate 20 MiB", then 24
+        if len(recent) == EQUAL_FAILURES_BEFORE_GIVING_UP and len(alike) == 1:
+            return f"{len(recent)} trials in a row failed alike: {recent[-1]}"
         return None
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A trial that this run finished earlier."""
-
-    plan_hash: str
-    budget: int
-    outcome: Outcome
-
-    def matches(self, suggestion: Suggestion) -> bool:
-        return (self.plan_hash, self.budget) == (suggestion.plan.hash, suggestion.budget)
-
-
-def _stored_trials(folder: RunFolder) -> dict[int, _Stored]:
-    """Finished trials (successes and crashes) by their number; running and cancelled ones are to be run again."""
-    tables = queries.read_run(folder)
-    hashes = dict(zip(tables.plans.config_id, tables.plans.plan_hash, strict=True))
-    scores: dict[int, list[Score]] = {}
-    for row in tables.scores.itertuples():
-        stderr = None if row.stderr is None or math.isnan(row.stderr) else float(row.stderr)
-        scores.setdefault(row.trial_id, []).append(
-            Score(row.benchmark, row.metric, row.score, stderr, row.n_samples, bool(row.higher_is_better))
-        )
-    stored = {}
-    for row in tables.trials.itertuples():
-        if row.status in (TrialStatus.SUCCESS, TrialStatus.CRASHED):
-            outcome = Outcome(
-                TrialStatus(row.status),
-                row.ended_at.to_pydatetime(),
-                tuple(scores.get(row.trial_id, ())),
-                float(row.stitch_seconds),
-                float(row.evaluate_seconds),
-                row.error if isinstance(row.error, str) else None,
-            )
-            stored[int(row.trial_id)] = _Stored(hashes[row.config_id], int(row.budget), outcome)
-    return stored
 
 
 def _open_writer(folder: RunFolder, spec: RunSpec) -> RunWriter:
@@ -342,43 +370,6 @@ def _refuse_merge(spec: RunSpec) -> None:
         raise UserError(problem)
 
 
-@contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """The first SIGINT or SIGTERM asks the search to stop; a second one interrupts it where it is."""
-    asked = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        print("stopping after the examples at hand; once more to stop at once", file=sys.stderr, flush=True)
-
-    kept = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _heartbeat(writer: RunWriter) -> Iterator[None]:
-    """A sign of life every few seconds while trials run."""
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(HEARTBEAT_SECONDS):
-            writer.heartbeat()
-
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
 def trial_record(trial_id: int, suggestion: Asked, suggest_seconds: float) -> Trial:
     return Trial(
         trial_id,
@@ -390,10 +381,6 @@ def trial_record(trial_id: int, suggestion: Asked, suggest_seconds: float) -> Tr
         now(),
         suggest_seconds,
     )
-
-
-def _seconds_spent(stored: dict[int, _Stored]) -> float:
-    return sum(trial.outcome.stitch_seconds + trial.outcome.evaluate_seconds for trial in stored.values())
 
 
 def _versions() -> dict[str, str]:
@@ -408,7 +395,7 @@ def _versions() -> dict[str, str]:
 
 
 def _last_line(error: str | None) -> str:
-    return (error or "unknown").strip().splitlines()[-1]
+    return ((error or "").strip() or "unknown").splitlines()[-1]
 
 
 def now() -> datetime:

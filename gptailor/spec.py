@@ -152,6 +152,7 @@ class Budget(_Record):
 class RunSpec(_Record):
     """One run, as asked. Paths are relative to the folder the command is run in.
 
+    walltime: of the run's trials together; trial_walltime: of one, which then counts as crashed.
     selection: benchmarks on splits of their own, on which a search's best plans are scored before one is called best
     (gptailor/selection.py). baselines: where any are listed, the run scores their plans instead of searching
     (gptailor/controls.py).
@@ -172,6 +173,7 @@ class RunSpec(_Record):
     trials: Annotated[Whole, Field(ge=1, le=100_000)] = 500
     baselines: tuple[Baseline, ...] = ()
     walltime: str | None = None
+    trial_walltime: str | None = None
     seed: Annotated[Whole, Field(ge=0, le=2**31 - 1)] = 0
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -221,7 +223,7 @@ class RunSpec(_Record):
     def _scale_interval(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         return value if value is None else _interval(value, lowest=0.0, highest=4.0)
 
-    @field_validator("walltime")
+    @field_validator("walltime", "trial_walltime")
     @classmethod
     def _duration(cls, value: str | None) -> str | None:
         if value is not None:
@@ -291,6 +293,10 @@ class RunSpec(_Record):
     @property
     def walltime_seconds(self) -> float | None:
         return None if self.walltime is None else parse_duration(self.walltime)
+
+    @property
+    def trial_walltime_seconds(self) -> float | None:
+        return None if self.trial_walltime is None else parse_duration(self.trial_walltime)
 
     def n_removed(self, n_layers: int) -> int:
         """Layers to remove from a base of `n_layers`: a fraction is rounded up, as in the paper. Raises UserError."""

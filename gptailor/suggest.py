@@ -19,6 +19,7 @@ from smac import HyperparameterOptimizationFacade, Scenario
 from smac.acquisition.function import EI
 from smac.initial_design.abstract_initial_design import AbstractInitialDesign
 from smac.intensifier.hyperband import Hyperband
+from smac.intensifier.hyperband_utils import determine_HB
 from smac.multi_objective.parego import ParEGO
 from smac.random_design import ProbabilityRandomDesign
 from smac.runhistory.dataclasses import TrialInfo, TrialValue
@@ -103,6 +104,10 @@ class Suggester:
             overwrite=True,
             logging_level=False,
         )
+        lowest, highest = float(scenario.min_budget or 0), float(scenario.max_budget or 0)
+        brackets = determine_HB(lowest, highest, spec.budget.eta)["budgets_in_stage"].values()
+        self._budgets = {round(budget): budget for budgets in brackets for budget in budgets}
+        self._learnt: dict[Configuration, int] = {}
 
     def ask(self) -> Suggestion | None:
         """The next trial; None when SMAC finds no new configuration (a small space is exhausted)."""
@@ -111,8 +116,9 @@ class Suggester:
         except (StopIteration, SpaceExhausted):
             return None
         assert info.budget is not None and info.seed is not None
+        fresh_id = self._smac.runhistory.get_config_id(info.config) + max(self._learnt.values(), default=0)
         return Suggestion(
-            config_id=self._smac.runhistory.get_config_id(info.config),
+            config_id=self._learnt.get(info.config, fresh_id),
             plan=self._space.decode(info.config),
             budget=round(info.budget),
             seed=int(info.seed),
@@ -123,10 +129,21 @@ class Suggester:
 
     def tell(self, suggestion: Suggestion, costs: Sequence[float] | None, seconds: float = 0.0) -> None:
         """costs: one an objective, in the run file's order; None for a trial that crashed."""
+        self._tell(suggestion.info, costs, seconds)
+
+    def learn(self, config_id: int, plan: StitchPlan, budget: int, seed: int, costs: Sequence[float] | None) -> None:
+        """Tell of a trial that was not asked for here, before the first ask. Its configuration keeps its number, and
+        later ones get higher numbers. Raises UserError for a plan that is not of this space."""
+        config = self._space.encode(plan)
+        self._learnt.setdefault(config, config_id)
+        # SMAC's own number for the budget is a hair off the whole one, and another budget to it if it is not equal.
+        self._tell(TrialInfo(config, seed=seed, budget=self._budgets.get(budget, float(budget))), costs, 0.0)
+
+    def _tell(self, info: TrialInfo, costs: Sequence[float] | None, seconds: float) -> None:
         n_objectives = self._smac.scenario.count_objectives()
         values = [WORST_COST] * n_objectives if costs is None else list(costs)
         self._smac.tell(
-            suggestion.info,
+            info,
             TrialValue(
                 cost=values if n_objectives > 1 else values[0],
                 time=seconds,

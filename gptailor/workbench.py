@@ -5,6 +5,7 @@ Everything that scores plans (the search, held-out evaluation, baselines) does i
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -112,6 +113,12 @@ class Workbench:
             for benchmark, end in zip(chosen, ends, strict=True)
         )
         return PlanScores(scores, stitch_seconds, time.monotonic() - started - stitch_seconds, tuple(fresh))
+
+    def free(self) -> None:
+        """Give back what a trial that failed held: tensors of its frames, memory that the device's allocator keeps."""
+        gc.collect()
+        if self.family.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def calibration(self, benchmarks: Sequence[OpenBenchmark] | None = None) -> list[dict[str, torch.Tensor]]:
         """The texts that pruning methods look at, in padded batches: of the run's benchmarks, or of others."""

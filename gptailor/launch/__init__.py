@@ -20,9 +20,13 @@ from gptailor.launch.engine import (
 )
 from gptailor.launch.jobs import Job, JobState, JobStatus, job_state, list_jobs, start_job, stop_job
 from gptailor.launch.queue import DeviceQueue, StopAsked, waiting_behind
+from gptailor.launch.supervisor import DEATHS, DEATHS_AT_A_TRIAL, START_ME_AGAIN, is_child, supervise
 
 __all__ = [
+    "DEATHS",
+    "DEATHS_AT_A_TRIAL",
     "LOST",
+    "START_ME_AGAIN",
     "Device",
     "DeviceQueue",
     "EngineLock",
@@ -35,6 +39,7 @@ __all__ = [
     "delete_run",
     "free_devices",
     "is_alive",
+    "is_child",
     "job_state",
     "launch",
     "list_jobs",
@@ -47,5 +52,6 @@ __all__ = [
     "state",
     "stop",
     "stop_job",
+    "supervise",
     "waiting_behind",
 ]

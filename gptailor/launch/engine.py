@@ -10,7 +10,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ from gptailor.launch.process import (
     write_holder,
 )
 from gptailor.store.folder import RunFolder, new_run_id, write_atomically
+from gptailor.store.writer import RunWriter
 from gptailor.trial import RunStatus
 
 if TYPE_CHECKING:
@@ -179,7 +180,10 @@ def resume(folder: RunFolder) -> int | None:
 
 
 def stop(folder: RunFolder, patience: float = 8.0) -> StopResult:
-    """Ask the engine to stop, SIGTERM after `patience` seconds, SIGKILL after half as many. Raises UserError."""
+    """Ask the engine to stop, SIGTERM after `patience` seconds, SIGKILL after half as many. Raises UserError.
+
+    An engine that had to be killed could not say that it was stopped: then this is written here.
+    """
     if not is_alive(folder):
         return StopResult.NOT_RUNNING
     request(folder, "stop")
@@ -197,8 +201,16 @@ def stop(folder: RunFolder, patience: float = 8.0) -> StopResult:
             signal_holder(folder.lock, number)
         if wait_until(over, seconds):
             _clear(folder, STOP, PAUSE)
+            if result is not StopResult.ASKED:
+                _note_stopped(folder)
             return result
     return StopResult.STILL_RUNNING
+
+
+def _note_stopped(folder: RunFolder) -> None:
+    with suppress(UserError):  # nothing stored yet, or somebody started it again: then it is not for us to say
+        with EngineLock(folder):
+            RunWriter.open(folder).note_stopped()
 
 
 def delete_run(folder: RunFolder) -> None:

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,8 +105,9 @@ def is_held(path: Path) -> bool:
 
 def write_holder(handle: int, pid: int) -> None:
     data = asdict(Holder(pid, socket.gethostname(), datetime.now(UTC)))
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(data, default=datetime.isoformat).encode(), 0)
+    with suppress(OSError):  # on a full disk the lock holds all the same; only signals have no address
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(data, default=datetime.isoformat).encode(), 0)
 
 
 def read_holder(path: Path) -> Holder | None:

@@ -34,7 +34,7 @@ from gptailor.store.folder import RunFolder, write_atomically
 from gptailor.store.journal import FORMAT, Event, JournalContents, append, cut_torn_line, read_journal, write_journal
 from gptailor.store.summary import RunSummary, summarise, write_summary
 from gptailor.store.tables import applied, apply, snapshot
-from gptailor.trial import Evaluation, Outcome, RunRecord, RunStatus, Score, Trial
+from gptailor.trial import Evaluation, Outcome, RunRecord, RunStatus, Score, Trial, TrialStatus
 
 log = logging.getLogger(__name__)
 CHUNK = 5000
@@ -139,6 +139,19 @@ class RunWriter:
             self._started = self._started or now
             row |= {"started_at": self._started, "engine_pid": os.getpid(), "engine_host": socket.gethostname()}
         self._record({"event": "status", "row": row})
+
+    def note_stopped(self) -> None:
+        """What an engine that was killed could not write: the run is stopped, its trial given up. Nothing for a run
+        that had ended. Raises StoreError."""
+        with open_reader(self.folder, WRITER_PATIENCE) as con:
+            ended = con.execute("SELECT status IN ('finished', 'stopped', 'failed') FROM runs").fetchone() == (True,)
+            left = con.execute("SELECT trial_id FROM trials WHERE status = 'running'").fetchall()
+        with self.batch():
+            for (trial_id,) in left:
+                error = "stopped while it ran"
+                self.finish_trial(trial_id, Outcome(TrialStatus.CANCELLED, self._clock(), error=error))
+            if not ended:
+                self.set_status(RunStatus.STOPPED)
 
     def change_spec(self, spec: dict[str, Any], spec_yaml: str) -> None:
         """The run was extended: more trials or hours. Nothing else of a run file may change. Raises StoreUnwritable."""

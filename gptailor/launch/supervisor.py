@@ -1,0 +1,105 @@
+"""A small process beside the engine: it holds the run's lock, and starts the engine anew when that dies.
+
+The engine is gigabytes of memory and other people's kernels: the machine may kill it for its memory, a driver may crash
+it, a kernel may never return. None of this can be caught inside. So the work is done by a child process. A child that
+dies of a crash is started again and runs the trial it was at once more; one at which it died three times is told so by
+GPTAILOR_DEATHS and records that trial as crashed. The child never outlives its parent (Linux sees to that): who kills
+the parent has stopped the run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from gptailor.launch.engine import EngineLock, asked
+from gptailor.launch.process import LOCK_FD, python
+from gptailor.store.folder import RunFolder
+
+SUPERVISOR = "GPTAILOR_SUPERVISOR"
+"""Environment variable: process id of the supervisor, for its child."""
+DEATHS = "GPTAILOR_DEATHS"
+"""Environment variable: what the engine died of, where it did so DEATHS_AT_A_TRIAL times without ending a trial."""
+DEATHS_AT_A_TRIAL = 3
+START_ME_AGAIN = 75
+"""Exit code (EX_TEMPFAIL) of an engine that cannot go on in its process: what it computed never came back."""
+_CRASHES = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
+_PR_SET_PDEATHSIG = 1
+
+
+def is_child() -> bool:
+    """Whether this process is the one that a supervisor started for the work. It then dies with the supervisor."""
+    if os.environ.get(SUPERVISOR) != str(os.getppid()):
+        return False
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.environ[SUPERVISOR] != str(os.getppid()):  # it died in between
+            os.kill(os.getpid(), signal.SIGKILL)
+    return True
+
+
+def supervise(folder: RunFolder) -> int:
+    """Run the engine of this run in a child, again after each crash, and return its exit code.
+
+    SIGINT and SIGTERM are passed on. Raises UserError where the run has an engine.
+    """
+    with EngineLock(folder) as lock, _passing_on() as (children, told):
+        ended, deaths, cause = -1, 0, None
+        while True:
+            # SMAC repeats itself across processes only under a fixed hash seed, which Python reads when it starts.
+            environment = os.environ | {SUPERVISOR: str(os.getpid()), LOCK_FD: str(lock.handle), "PYTHONHASHSEED": "0"}
+            if cause is not None and deaths == DEATHS_AT_A_TRIAL:
+                environment[DEATHS] = cause
+            command = python("engine", folder.run_id, "--runs", str(folder.root))
+            with subprocess.Popen(command, env=environment, pass_fds=[lock.handle]) as child:
+                children.append(child)
+                code = child.wait()
+            lock.is_mine()
+            cause = _crash(code)
+            before, ended = ended, _trials_ended(folder)
+            deaths = deaths + 1 if ended == before else 1
+            if cause is None or told or asked(folder, "stop") or deaths > DEATHS_AT_A_TRIAL:
+                return 128 - code if code < 0 else code
+            print(f"the engine's process died ({cause}); it is started again", file=sys.stderr, flush=True)
+
+
+def _crash(code: int) -> str | None:
+    """What the engine died of; None where it ended by itself, or by a signal that asks for it."""
+    if code == START_ME_AGAIN:
+        return "what it computed did not come back"
+    if -code not in _CRASHES:
+        return None
+    name = signal.Signals(-code).name
+    return f"{name}: killed, perhaps by the machine for its memory" if name == "SIGKILL" else f"{name}: crashed"
+
+
+def _trials_ended(folder: RunFolder) -> int:
+    try:
+        return folder.journal.read_bytes().count(b'"event":"trial_finished"')
+    except OSError:
+        return 0
+
+
+@contextmanager
+def _passing_on() -> Iterator[tuple[list[subprocess.Popen[bytes]], list[int]]]:
+    """Signals that ask for the end go to the newest child. Yields where children are put, and what was told."""
+    children: list[subprocess.Popen[bytes]] = []
+    told: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+        if children:
+            children[-1].send_signal(number)
+
+    kept = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield children, told
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
