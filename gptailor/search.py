@@ -44,7 +44,10 @@ from gptailor.workbench import PlanScores, Workbench
 
 log = logging.getLogger("gptailor")
 
-EQUAL_FAILURES_BEFORE_GIVING_UP = 3
+FAILURES_BEFORE_GIVING_UP = 3
+"""In a row and alike, from the first trial on: nothing works. Once some trial has succeeded, many more are needed, for a
+single broken layer of a candidate fails whatever has it until the search has learnt to avoid it."""
+FAILURES_AFTER_A_SUCCESS = 10
 FULL_DISK_SECONDS = 5.0
 INITIAL_SHARE = 0.25
 """Share of the trials that the initial design may take."""
@@ -148,6 +151,7 @@ class Search:
         self.stored = stored_trials(folder)
         self.dense: dict[str, float] = {}
         self.failures: list[str] = []
+        self.has_succeeded = any(_was_computed(trial.outcome) for trial in self.stored.values())
         self.deadline = math.inf
 
     def run(self) -> tuple[RunStatus, str | None]:
@@ -328,13 +332,20 @@ class Search:
     def _same_failure_again(self, outcome: Outcome) -> str | None:
         if outcome.status is not TrialStatus.CRASHED:
             self.failures = []
+            self.has_succeeded |= _was_computed(outcome)
             return None
         self.failures.append(_last_line(outcome.error))
-        recent = self.failures[-EQUAL_FAILURES_BEFORE_GIVING_UP:]
+        enough = FAILURES_AFTER_A_SUCCESS if self.has_succeeded else FAILURES_BEFORE_GIVING_UP
+        recent = self.failures[-enough:]
         alike = {re.sub(r"\d[\d.]*", "#", failure) for failure in recent}  # "tried to allocate 20 MiB", then 24
-        if len(recent) == EQUAL_FAILURES_BEFORE_GIVING_UP and len(alike) == 1:
+        if len(recent) == enough and len(alike) == 1:
             return f"{len(recent)} trials in a row failed alike: {recent[-1]}"
         return None
+
+
+def _was_computed(outcome: Outcome) -> bool:
+    """Whether a model was scored: the first trial's examples, for one, are known from the references."""
+    return outcome.status is TrialStatus.SUCCESS and outcome.stitch_seconds > 0
 
 
 def _open_writer(folder: RunFolder, spec: RunSpec) -> RunWriter:

@@ -18,7 +18,7 @@ from gptailor.spec import RunSpec, load_spec
 from gptailor.store import RunFolder, queries
 from gptailor.trial import RunStatus, TrialStatus
 
-# A run in this process, whose scoring meets trouble: `trouble(tokens of a pack, trials that ended)`.
+# A run in this process, whose scoring meets trouble: `trouble` sees the tokens of a pack and how many trials began and ended.
 SEARCH = """
 import sys, time
 import torch
@@ -32,12 +32,12 @@ gptailor.watch.LATE_SECONDS = 0.5
 folder = RunFolder(__import__("pathlib").Path(arguments[0]))
 score = Evaluator._score
 def troubled(self, model, benchmark, pack):
-    ended = folder.journal.read_bytes().count(b'"event":"trial_finished"')
-    trouble(len(pack.tokens), ended)
+    begun, ended = (folder.journal.read_bytes().count(b'"event":"trial_%s"' % e) for e in (b"started", b"finished"))
+    trouble(len(pack.tokens), begun, ended)
     return score(self, model, benchmark, pack)
 Evaluator._score = troubled
-def trouble(tokens, ended):
-    %s
+def trouble(tokens, begun, ended):
+    TROUBLE
 print("ended:", search(folder, Report()))
 """
 
@@ -51,13 +51,14 @@ def warm() -> WarmEngines:
 def spec(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
     folder = tmp_path_factory.mktemp("benchmarks")
     write_benchmark(folder, "first_words", 60, 0)
+    write_benchmark(folder, "few_words", 60, 5)
     asked = {
         "name": "bad luck",
         "base_model": str(tiny_family / "base"),
         "candidates": {name: str(tiny_family / name) for name in ("math", "code")},
         "operations": ["remove", "select"],
         "remove": 2,
-        "objectives": [{"benchmark": "first_words", "metric": "acc"}],
+        "objectives": [{"benchmark": name, "metric": "acc"} for name in ("first_words", "few_words")],
         "include_path": [str(folder)],
         "budget": {"min": 6, "max": 54},
         "trials": 12,
@@ -69,9 +70,13 @@ def spec(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSpec
     return load_spec(path)
 
 
+def search_with(trouble: str) -> str:
+    return SEARCH.replace("TROUBLE", trouble)
+
+
 def troubled(warm: WarmEngines, root: Path, spec: RunSpec, trouble: str) -> tuple[RunFolder, str]:
     folder = launch.prepare(root, spec)
-    return folder, warm.run(SEARCH % trouble, folder.path)
+    return folder, warm.run(search_with(trouble), folder.path)
 
 
 def crashed(folder: RunFolder) -> dict[int, str]:
@@ -95,7 +100,7 @@ def test_out_of_memory(warm: WarmEngines, spec: RunSpec, tmp_path: Path) -> None
     }
     assert len(kills.trials(hungry)) == 12, "and the search went on, its costs finite"
 
-    bad, said = troubled(warm, tmp_path / "bad", spec, "if ended > 3: torch.empty(2**46 + 2**40 * ended)")
+    bad, said = troubled(warm, tmp_path / "bad", spec, "if begun: torch.empty(2**46 + 2**40 * ended)")
     assert len(crashed(bad)) == 3 and "3 trials in a row failed alike: OutOfMemory" in said
     assert queries.run_summary(bad).status is RunStatus.FAILED
 
@@ -107,10 +112,10 @@ def test_python_out_of_memory(warm: WarmEngines, spec: RunSpec, tmp_path: Path) 
 
 
 def test_slower_than_a_trial_may_be(warm: WarmEngines, spec: RunSpec, tmp_path: Path) -> None:
-    hurried = spec.model_copy(update={"trial_walltime": "0.5s", "batch_size": 1, "trials": 14})
-    folder, said = troubled(warm, tmp_path, hurried, "if ended == 12: time.sleep(0.6)")
+    hurried = spec.model_copy(update={"trial_walltime": "0.5s"})
+    folder, said = troubled(warm, tmp_path, hurried, "if ended == 10: time.sleep(0.6)")
     assert "ended: finished" in said
-    assert crashed(folder) == {12: "TookTooLong: longer than the 0.5 s that a trial may take"}
+    assert crashed(folder) == {10: "TookTooLong: longer than the 0.5 s that a trial may take"}
 
 
 def test_a_hang_ends_the_process_and_its_trial_alone(warm: WarmEngines, spec: RunSpec, tmp_path: Path) -> None:
@@ -119,7 +124,7 @@ def test_a_hang_ends_the_process_and_its_trial_alone(warm: WarmEngines, spec: Ru
     folder, said = troubled(warm, tmp_path, hurried, "if ended == 5: time.sleep(1e6)")
     assert "trial 5/12" in said and "ended" not in said
     assert kills.status_of(folder) == launch.LOST
-    again = warm.run(SEARCH % "pass", folder.path)
+    again = warm.run(search_with("pass"), folder.path)
     assert "6 trials are stored" in again and "ended: finished" in again
     assert crashed(folder) == {5: "TookTooLong: longer than 0.5s, and it never came back"}
     assert len(kills.trials(folder)) == 12 and kills.scored_twice(folder) == []
@@ -129,7 +134,7 @@ def test_the_engine_died_at_one_trial_again_and_again(warm: WarmEngines, spec: R
     folder, said = troubled(warm, tmp_path, spec, "if ended == 5: import os, signal; os.kill(os.getpid(), 9)")
     assert "trial 5/12" in said and kills.status_of(folder) == launch.LOST
     told = f"import os\nos.environ['{launch.DEATHS}'] = 'SIGKILL: killed'\n"
-    assert "ended: finished" in warm.run(told + SEARCH % "pass", folder.path)
+    assert "ended: finished" in warm.run(told + search_with("pass"), folder.path)
     assert crashed(folder) == {5: "Died: the engine's process died 3 times while it ran this trial (SIGKILL: killed)"}
     assert len(kills.trials(folder)) == 12
 
@@ -137,7 +142,7 @@ def test_the_engine_died_at_one_trial_again_and_again(warm: WarmEngines, spec: R
 def test_dying_before_any_trial_fails_the_run(warm: WarmEngines, spec: RunSpec, tmp_path: Path) -> None:
     folder = launch.prepare(tmp_path, spec)
     told = f"import os\nos.environ['{launch.DEATHS}'] = 'SIGSEGV: crashed'\n"
-    assert "died again and again before a trial began: SIGSEGV" in warm.run(told + SEARCH % "pass", folder.path)
+    assert "died again and again before a trial began: SIGSEGV" in warm.run(told + search_with("pass"), folder.path)
     assert queries.run_summary(folder).status is RunStatus.FAILED
 
 

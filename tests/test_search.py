@@ -210,7 +210,7 @@ def test_a_single_objective(run_file: Path, tmp_path: Path) -> None:
     assert len({plan["scores"]["first_words/acc"]["score"] for plan in story["front"]}) == 1
 
 
-def test_trials_that_all_fail_alike_stop_the_run_with_the_cause(
+def test_a_candidate_that_is_not_numbers_fails_its_trials_and_not_the_run(
     run_file: Path, tiny_family: Path, tmp_path: Path
 ) -> None:
     """A candidate whose weights are not numbers: each trial that uses it is a failure, never a score."""
@@ -235,8 +235,7 @@ def test_trials_that_all_fail_alike_stop_the_run_with_the_cause(
         if "math" in StitchPlan.from_json(json.loads(row.plan)).candidates
     }
     assert set(crashed.config_id) == uses & set(tables.trials.config_id)
-    assert done.returncode == 1 and len(tables.trials) < 40
-    assert "failed: 3 trials in a row failed alike: NonFinite" in done.stdout
+    assert done.returncode == 0 and len(tables.trials) == 40, done.stdout
 
 
 @pytest.mark.parametrize(
