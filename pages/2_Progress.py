@@ -27,7 +27,7 @@ def moving() -> None:
     if facts.error:
         st.error(text.safe(facts.error, 2000), icon=":material/error:")
     until = view.tables.as_of if run.is_active else facts.ended_at or facts.last_activity or view.tables.as_of
-    now = frames.numbers(trials, facts, until)
+    now = view.once(("numbers", run.status), lambda: frames.numbers(trials, facts, until))
     show_numbers(now, view)
     if trials.empty:
         widgets.empty(
@@ -153,11 +153,11 @@ def show_curves(view: widgets.View) -> None:
 
 
 def show_failures(view: widgets.View) -> None:
-    failed = frames.failures(view.trials)
+    failed = view.once("failures", lambda: frames.failures(view.trials))
     if failed.empty:
         return
     st.markdown(f"**{plural(len(failed), 'trial')} failed**")
-    widgets.show_table(frames.causes(failed), alt="Causes of failures by how often they happened", height=180)
+    widgets.show_table(view.once("causes", lambda: frames.causes(failed)), alt="Causes of failures by how often they happened", height=180)
     with st.expander("Every failure", icon=":material/bug_report:", key="failures", on_change="rerun") as box:
         if box.open:
             widgets.show_table(failed.drop(columns="error"), alt="Failed trials", height=280)
