@@ -45,9 +45,9 @@ from gptailor.workbench import PlanScores, Workbench
 log = logging.getLogger("gptailor")
 
 FAILURES_BEFORE_GIVING_UP = 3
-"""In a row and alike, from the first trial on: nothing works. Once some trial has succeeded, many more are needed, for a
-single broken layer of a candidate fails whatever has it until the search has learnt to avoid it."""
+"""In a row and alike, from the first trial on: nothing works."""
 FAILURES_AFTER_A_SUCCESS = 10
+"""One broken layer of a candidate fails every trial that has it, until the search has learnt to avoid it."""
 FULL_DISK_SECONDS = 5.0
 INITIAL_SHARE = 0.25
 """Share of the trials that the initial design may take."""
@@ -150,6 +150,7 @@ class Search:
         writer.retry = self._wait_for_space
         self.stored = stored_trials(folder)
         self.dense: dict[str, float] = {}
+        self.dense_at: dict[int, dict[str, float]] = {}
         self.failures: list[str] = []
         self.has_succeeded = any(_was_computed(trial.outcome) for trial in self.stored.values())
         self.deadline = math.inf
@@ -198,10 +199,10 @@ class Search:
             outcome = known.outcome if known else self._trial(bench, trial_id, suggestion, suggest_seconds)
             if outcome.status is TrialStatus.CANCELLED:
                 return RunStatus.STOPPED, None
-            costs = self._costs(outcome)
+            costs = self._costs(outcome, suggestion.budget)
             suggester.tell(suggestion, costs, outcome.evaluate_seconds)
             trial = trial_record(trial_id, suggestion, suggest_seconds)
-            retention = 1.0 - sum(costs) / len(costs) if costs else None
+            retention = 1.0 - sum(costs) / len(costs) if costs else None  # as SMAC is told it
             self.progress.trial(trial, outcome, retention, replayed=known is not None)
             if known is None and (problem := self._same_failure_again(outcome)):
                 return RunStatus.FAILED, problem
@@ -219,7 +220,9 @@ class Search:
         tried = {trial.plan.hash for trial in self.stored.values()}
         fresh = [plan for plan in initial if plan.hash not in tried]
         suggester = Suggester(self.spec, space, fresh, self.folder.smac)
-        if refused := teach(suggester, [(trial, self._costs(trial.outcome)) for trial in self.stored.values()]):
+        if refused := teach(
+            suggester, [(trial, self._costs(trial.outcome, trial.budget)) for trial in self.stored.values()]
+        ):
             self.progress.note(f"{refused} of them are not of this space any more, and stay in the store only")
         return suggester
 
@@ -230,13 +233,13 @@ class Search:
             outcome = answers.get((suggestion.plan.hash, suggestion.budget))
             if outcome is None:
                 break
-            suggester.tell(suggestion, self._costs(outcome), outcome.evaluate_seconds)
+            suggester.tell(suggestion, self._costs(outcome, suggestion.budget), outcome.evaluate_seconds)
         return suggestion
 
-    def _costs(self, outcome: Outcome) -> list[float] | None:
+    def _costs(self, outcome: Outcome, budget: int) -> list[float] | None:
         """One an objective, in the run file's order, which that of stored scores need not be; None for a crash."""
-        scores = {score.name: score for score in outcome.scores}
-        return [cost(scores[name], dense) for name, dense in self.dense.items()] if scores else None
+        scores, there = {score.name: score for score in outcome.scores}, self.dense_at.get(budget, self.dense)
+        return [cost(scores[name], dense, there[name]) for name, dense in self.dense.items()] if scores else None
 
     def _trial(self, bench: Workbench, trial_id: int, suggestion: Asked, suggest_seconds: float) -> Outcome:
         """Run one trial and record it. Whatever goes wrong inside is its status and cause, never a score."""
@@ -289,9 +292,9 @@ class Search:
                 self._remember(plan, result)
                 for objective, score in zip(self.spec.objectives, result.scores, strict=True):
                     self.writer.record_evaluation(Evaluation(subject, None, objective.split, score, now(), plan.hash))
+            if subject == "dense":
+                self.dense = self.dense_at[budget] = {score.name: score.score for score in result.scores}
         self.progress.reference(subject, result.scores)
-        if subject == "dense":
-            self.dense = {score.name: score.score for score in result.scores}
 
     def _remember(self, plan: StitchPlan, result: PlanScores) -> None:
         for benchmark, first, items in result.fresh:

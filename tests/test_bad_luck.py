@@ -18,7 +18,7 @@ from gptailor.spec import RunSpec, load_spec
 from gptailor.store import RunFolder, queries
 from gptailor.trial import RunStatus, TrialStatus
 
-# A run in this process, whose scoring meets trouble: `trouble` sees the tokens of a pack and how many trials began and ended.
+# A run in this process, whose scoring meets trouble: it sees the tokens of a pack and how many trials began and ended.
 SEARCH = """
 import sys, time
 import torch
