@@ -66,8 +66,8 @@ pytestmark = [
 class Server:
     """`streamlit run` on a port of its own, over a runs folder."""
 
-    def __init__(self, runs: Path) -> None:
-        self.runs = runs
+    def __init__(self, runs: Path, *options: str) -> None:
+        self.runs, self._options = runs, options
         self.process: subprocess.Popen[bytes] | None = None
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -76,7 +76,7 @@ class Server:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "streamlit", "run", "streamlit_app.py", "--server.port", str(self._port)]
-        command += ["--server.headless", "true", "--server.fileWatcherType", "none"]
+        command += ["--server.headless", "true", "--server.fileWatcherType", "none", *self._options]
         environment = {**os.environ, "GPTAILOR_RUNS": str(self.runs), "HF_HUB_OFFLINE": "1"}
         with open(self.runs.parent / "server.log", "ab") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -106,11 +106,11 @@ def until(condition: Callable[[], Any]) -> Any:
 class Visitor:
     """A browser tab, and everything it complained about."""
 
-    def __init__(self, browser: Any, url: str) -> None:
+    def __init__(self, browser: Any, url: str, *friends: str) -> None:
         context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light", timezone_id="UTC")
         self.page = context.new_page()
         self.page.set_default_timeout(PATIENCE)
-        self.url, self.complaints = url, list[str]()
+        self.url, self.friends, self.complaints = url, friends, list[str]()
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))
         self.page.on("request", self._request)
@@ -122,7 +122,8 @@ class Visitor:
 
     def _request(self, request: Any) -> None:
         """Nothing may be asked of anybody else: the dashboard works offline and tells nobody."""
-        if not request.url.startswith((self.url, "data:", "blob:", self.url.replace("http", "ws", 1))):
+        known = (self.url, "data:", "blob:", self.url.replace("http", "ws", 1), *self.friends)
+        if not request.url.startswith(known):
             self.complaints.append(f"asked elsewhere: {request.url}")
 
     def _dialog(self, dialog: Any) -> None:
