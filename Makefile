@@ -18,6 +18,7 @@ dashboard: $(VENV)/.ready
 test: $(VENV)/.ready-tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python tests/audit.py
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not browser"
 	$(BIN)/python -m pytest -m browser
 
