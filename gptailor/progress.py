@@ -69,6 +69,8 @@ class Report:
             print(text, file=self._stream, flush=True)
         except BrokenPipeError:  # `... | head` has seen enough; hours of search are not lost for it
             self._stream = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
+        except OSError:  # a full disk has no room for the log either; it waits in the stream until there is
+            pass
 
     def _time_left(self, trial: Trial) -> str:
         left = self._total - trial.trial_id - 1

@@ -17,6 +17,7 @@ import re
 import threading
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -88,6 +89,8 @@ def search(folder: RunFolder, progress: Progress) -> RunStatus:
             except KeyboardInterrupt:
                 writer.set_status(RunStatus.STOPPED)
                 raise
+            except StoreUnwritable:
+                raise  # nothing can be written of it, and nothing is wrong with the run
             except UserError as problem:
                 writer.set_status(RunStatus.FAILED, str(problem))
                 raise
@@ -206,7 +209,8 @@ class Search:
             self.progress.trial(trial, outcome, retention, replayed=known is not None)
             if known is None and (problem := self._same_failure_again(outcome)):
                 return RunStatus.FAILED, problem
-        suggester.save()
+        with suppress(OSError):  # a full disk; these files are for other tools alone
+            suggester.save()
         return RunStatus.FINISHED, None
 
     def _depart(self, trial_id: int, space: PlanSpace, initial: list[StitchPlan]) -> Suggester:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,15 @@ def make_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return save_family(folder, tiny_config(model_type, **changes), dtype=dtype, candidates=candidates)
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB. Mounting needs rights that a developer's machine may not give."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs needs root; a file size limit stands in for it in test_store_faults.py")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)

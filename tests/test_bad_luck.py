@@ -49,13 +49,17 @@ def warm() -> WarmEngines:
 
 @pytest.fixture(scope="module")
 def spec(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
-    folder = tmp_path_factory.mktemp("benchmarks")
+    return small_search(tiny_family, tmp_path_factory.mktemp("benchmarks"))
+
+
+def small_search(family: Path, folder: Path) -> RunSpec:
+    """Twelve trials of two packs or more each; its benchmarks are written into the folder."""
     write_benchmark(folder, "first_words", 60, 0)
     write_benchmark(folder, "few_words", 60, 5)
     asked = {
         "name": "bad luck",
-        "base_model": str(tiny_family / "base"),
-        "candidates": {name: str(tiny_family / name) for name in ("math", "code")},
+        "base_model": str(family / "base"),
+        "candidates": {name: str(family / name) for name in ("math", "code")},
         "operations": ["remove", "select"],
         "remove": 2,
         "objectives": [{"benchmark": name, "metric": "acc"} for name in ("first_words", "few_words")],

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -274,18 +273,6 @@ def test_a_removed_folder_is_told(run: RunFolder) -> None:
 
 
 # Disks
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MB. Mounting needs rights that a developer's machine may not give."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small tmpfs needs root; the file size limit below stands in for it")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
 
 
 def test_a_full_disk_pauses_and_loses_nothing(small_disk: Path) -> None:

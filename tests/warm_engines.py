@@ -64,6 +64,16 @@ class WarmEngines:
             output.seek(0)
             return output.read().decode()
 
+    def start(self, code: str, lock: Path, log: Path) -> int:
+        """The process id of Python code that runs in such a process and holds the lock."""
+        handle = take_lock(lock, wait=0.5)
+        assert handle is not None
+        with open(log, "ab") as output:
+            pid = self._fork({"code": code, "arguments": [str(lock.parent)]}, handle, output.fileno())
+        write_holder(handle, pid)
+        os.close(handle)
+        return pid
+
     def _fork(self, what: dict[str, Any], lock: int, log: int) -> int:
         socket.send_fds(self._socket, [json.dumps(what).encode()], [lock, log])
         return int(self._socket.recv(32))

@@ -30,6 +30,12 @@ def show(run: readers.Run) -> bool:
             "was scored is lost; Resume goes on from there.",
             icon=":material/help:",
         )
+    if (run.is_active or run.status == "lost") and (trouble := run.folder.trouble()):
+        st.warning(
+            f"Nothing can be written for this run: {trouble}. What was scored is kept. An engine that waits for room "
+            "goes on by itself once there is some.",
+            icon=":material/hard_drive:",
+        )
     if run.status == "queued":
         _queue(run)
     live, not_you = False, access.why_not()

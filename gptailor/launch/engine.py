@@ -109,10 +109,13 @@ class EngineLock:
 
     def __enter__(self) -> EngineLock:
         handle = inherited_lock(self.folder.lock)
-        if handle is None:
-            handle = take_lock(self.folder.lock, wait=1.0)
-            if handle is not None:
-                _clear(self.folder, STOP, PAUSE)  # what was asked of an engine before this one
+        try:
+            if handle is None:
+                handle = take_lock(self.folder.lock, wait=1.0)
+                if handle is not None:
+                    _clear(self.folder, STOP, PAUSE)  # what was asked of an engine before this one
+        except OSError as error:
+            raise UserError(f"run {self.folder.run_id}: its folder cannot be written: {error.strerror}") from error
         if handle is None:
             holder = read_holder(self.folder.lock)
             who = f"process {holder.pid} on {holder.host}" if holder else "another process"
@@ -186,13 +189,17 @@ def stop(folder: RunFolder, patience: float = 8.0) -> StopResult:
     """
     if not is_alive(folder):
         return StopResult.NOT_RUNNING
-    request(folder, "stop")
+    try:
+        request(folder, "stop")
+        heard_within = patience
+    except UserError:  # on a full or read-only disk the request cannot be left; a signal needs no disk
+        heard_within = 0.0
 
     def over() -> bool:
         return not is_alive(folder)
 
     steps = (
-        (StopResult.ASKED, None, patience),
+        (StopResult.ASKED, None, heard_within),
         (StopResult.TERMINATED, signal.SIGTERM, patience / 2),
         (StopResult.KILLED, signal.SIGKILL, 5.0),
     )
@@ -200,7 +207,8 @@ def stop(folder: RunFolder, patience: float = 8.0) -> StopResult:
         if number is not None:
             signal_holder(folder.lock, number)
         if wait_until(over, seconds):
-            _clear(folder, STOP, PAUSE)
+            with suppress(OSError):  # a read-only disk holds no requests either
+                _clear(folder, STOP, PAUSE)
             if result is not StopResult.ASKED:
                 _note_stopped(folder)
             return result

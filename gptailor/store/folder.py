@@ -20,6 +20,8 @@ from gptailor.errors import UserError
 
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,95}")
 DEFAULT_ROOT = Path("data/runs")
+ROOM = 256 * 1024
+"""Bytes without which not even a trial can be recorded."""
 
 
 @dataclass(frozen=True, order=True)
@@ -107,6 +109,18 @@ class RunFolder:
         """Bytes of the run's own files (without SMAC's)."""
         with os.scandir(self.path) as entries:
             return sum(entry.stat(follow_symlinks=False).st_size for entry in entries if entry.is_file())
+
+    def trouble(self) -> str | None:
+        """Why nothing can be written here just now, as far as can be told without writing; None where it can."""
+        try:
+            disk = os.statvfs(self.path)
+        except OSError:
+            return "its folder is gone"
+        if disk.f_flag & os.ST_RDONLY:
+            return "its disk is read-only"
+        if disk.f_bavail * disk.f_frsize < ROOM:
+            return "its disk is full"
+        return None
 
     def refuse_links(self) -> None:
         """Raise UserError if the folder or anything in it is a link, a device or a pipe."""
