@@ -185,11 +185,13 @@ def generate(
 def _answer(stitcher: Any, plan: StitchPlan, subject: str, prompt: str, max_tokens: int, chat: bool) -> Answer:
     import torch
 
+    from gptailor.evaluate.examples import chat_renderer
+
     family = stitcher.family
     model, tokenizer = stitcher.stitch(plan), family.tokenizer
     if chat and tokenizer.chat_template:
         turn = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        prompt = chat_renderer(tokenizer)(turn)
         encoded = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
     else:
         encoded = tokenizer(prompt, return_tensors="pt")

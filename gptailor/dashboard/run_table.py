@@ -24,15 +24,15 @@ STATE_COLOURS = {
 
 
 def listing(runs: Sequence[Run], notes: Mapping[str, Notes]) -> pd.DataFrame:
-    """A row a run, in the given order. state is a list of one; progress and retention are percent; best_scores,
-    retention and hypervolume are of the full budget."""
+    """A row a run, in the given order, inert: people can download the table. state is a list of one; progress and
+    retention are percent; best_scores, retention and hypervolume are of the full budget."""
     rows = []
     for run in runs:
         summary, noted = run.summary, notes.get(run.run_id, Notes())
         rows.append(
             {
                 "run_id": run.run_id,
-                "name": text.plain(run.name) + (" (example)" if run.is_demo else ""),
+                "name": text.csv_safe(text.plain(run.name)) + (" (example)" if run.is_demo else ""),
                 "state": [run.status.capitalize()],
                 "progress": 100 * min(summary.n_done / summary.n_asked, 1.0) if summary.n_asked else 0.0,
                 "left": text.duration(seconds_left(run)) if run.is_active else "",
@@ -41,7 +41,7 @@ def listing(runs: Sequence[Run], notes: Mapping[str, Notes]) -> pd.DataFrame:
                 "objectives": best_scores(summary.best_scores),
                 "hypervolume": summary.hypervolume,
                 "created_at": summary.created_at,
-                "tags": [text.plain(tag) for tag in noted.tags],
+                "tags": [text.csv_safe(text.plain(tag)) for tag in noted.tags],
             }
         )
     frame = pd.DataFrame(rows, columns=["run_id", *_COLUMNS])

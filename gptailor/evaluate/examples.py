@@ -180,7 +180,10 @@ def chat_renderer(tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
             return str(tokenizer.apply_chat_template(history, **settings))
         except jinja2.exceptions.TemplateError:  # templates without a system role; lm-eval then drops it
             history = [message for message in history if message["role"] != "system"]
-            return str(tokenizer.apply_chat_template(history, **settings))
+            try:
+                return str(tokenizer.apply_chat_template(history, **settings))
+            except jinja2.exceptions.TemplateError as error:  # also what transformers' sandbox keeps it from doing
+                raise UserError(f"chat_template: the base model's chat template cannot be rendered: {error}") from error
 
     return render
 
