@@ -82,6 +82,8 @@ PROVEN: dict[str, dict[str, list[str]]] = {
     },
     "Nothing leaves the machine": {
         "pages": ["test_browser.test_every_page_by_its_link"],
+        "the server": ["test_security.test_the_server_keeps_to_this_machine_and_tells_nobody",
+                       "test_serving.test_a_socket_is_closed_to_strangers"],
         "searches": ["test_security.test_a_search_needs_no_network"],
         "packages with known vulnerabilities": ["test_audit.test_a_known_vulnerability_fails"],
     },
@@ -127,7 +129,13 @@ def test_no_cell_of_the_table_of_runs_is_a_formula(tmp_path: Path, monkeypatch: 
 def test_uploads_have_one_limit() -> None:
     config = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())
     assert config["server"]["maxUploadSize"] == home.MAX_UPLOAD_MB <= MAX_ZIP // 1024**2
-    assert config["server"]["address"] == "127.0.0.1"
+
+
+def test_the_server_keeps_to_this_machine_and_tells_nobody() -> None:
+    config = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())
+    assert config["server"]["address"] == "127.0.0.1" and config["browser"]["gatherUsageStats"] is False
+    assert config["browser"]["serverAddress"] == "localhost"  # else it asks a host elsewhere for its own address
+    assert not {"enableXsrfProtection", "enableCORS", "enableAgentApi", "trustedUserHeaders"} & config["server"].keys()
 
 
 def test_a_file_of_five_gigabytes_is_refused_unread(tmp_path: Path) -> None:

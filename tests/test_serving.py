@@ -153,6 +153,12 @@ def test_a_socket_is_closed_to_strangers(monkeypatch: pytest.MonkeyPatch) -> Non
         pass
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/talk", headers={"Host": "rebound.example"}):
         pass
+    for origin in ("http://localhost:9999", "http://else.where", "null", "http://localhost.else.where"):
+        other = {"Host": "localhost", "Origin": origin}
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect("/talk", headers=other):
+            pass
+    with client.websocket_connect("/talk", headers={"Host": "localhost:8501", "Origin": "http://localhost:8501"}):
+        pass
     monkeypatch.setenv(access.OPEN, "1")
     with client.websocket_connect("/talk", headers={"Host": "rebound.example"}):
         pass

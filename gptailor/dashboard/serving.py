@@ -12,10 +12,12 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import streamlit as st
 from starlette.middleware import Middleware
@@ -103,12 +105,21 @@ def _refusal(scope: Scope) -> Response | None:
     path = scope["path"]
     if path.endswith((HEALTH, READY)):
         return None
-    host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), None)
+    sent = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    host, origin = sent.get(b"host"), sent.get(b"origin")
     if problem := access.closed(host):
         return HTMLResponse(f"<!doctype html><title>gptailor</title><p>{escape(problem)}", status_code=403)
+    if scope["type"] == "websocket" and origin and urlsplit(origin).netloc != host and not _other_origins():
+        return PlainTextResponse("this page is not ours", status_code=403)
     if scope.get("method") == "PUT" and not access.may_upload(path.partition(UPLOADS)[2].partition("/")[0]):
         return PlainTextResponse("no upload is expected from here", status_code=403)
     return None
+
+
+def _other_origins() -> Sequence[str]:
+    """Origins that the operator allows. Without any, Streamlit lets in pages of every port of this machine, and asks a
+    host elsewhere for this one's address to know them by."""
+    return st.get_option("server.corsAllowedOrigins") or ()
 
 
 async def ready(request: Request) -> Response:
