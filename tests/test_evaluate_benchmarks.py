@@ -301,6 +301,7 @@ CODE = {
     "hidden": ('process_docs: !<!function> "code.process"\n', "`!function` on line"),
     "object": ("process_docs: !!python/name:os.system\n", "python/name:os.system"),
     "metric": ("  - {metric: rouge, hf_evaluate: true}\n", "metric `rouge` loads a program from the hub"),
+    "unknown metric": ("  - {metric: somebody/rouge}\n", "metric `somebody/rouge` loads a program from the hub"),
     "unsafe": ("unsafe_code: true\n", "runs code that the model wrote"),
 }
 
@@ -329,6 +330,12 @@ def test_code_in_an_included_file_or_a_groups_task_is_refused(tmp_path: Path, to
     )
     for name in ("outer", "group"):
         assert "inner.yaml: it names `!function`" in refused(tmp_path, tokenizer, Benchmark(benchmark=name))
+
+
+def test_code_in_a_task_that_a_group_defines_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    task = "{task: inside, dataset_path: json, metric_list: [&own {metric: acc}, {metric: rouge, hf_evaluate: true}]}"
+    (tmp_path / "group.yaml").write_text(f"group: group\ntask:\n  - {task}\nmetadata: &loop {{again: [*loop, *own]}}\n")
+    assert "metric `rouge` loads a program" in refused(tmp_path, tokenizer, Benchmark(benchmark="group", metric="acc"))
 
 
 def test_pickled_data_is_refused(tmp_path: Path, tokenizer: Any) -> None:

@@ -1,8 +1,9 @@
 """What a benchmark's task file may not do: run code.
 
-An lm-eval task file is YAML, but `!function` imports and calls Python beside it, a Hugging Face `evaluate` metric or a
-pickled data set brings its own code, and some tasks execute what the model wrote. lm-eval's own package is trusted as
-installed; any other folder is data until the operator of the machine says otherwise.
+An lm-eval task file is YAML, but `!function` imports and calls Python beside it, a metric of Hugging Face's `evaluate`
+(where lm-eval looks for any name that it does not know) or a pickled data set brings its own code, and some tasks
+execute what the model wrote. lm-eval's own package is trusted as installed; any other folder, this project's own
+included, is data until the operator of the machine says otherwise.
 """
 
 from __future__ import annotations
@@ -48,13 +49,22 @@ def _reason_to_refuse(file: Path) -> str | None:
         if tag is not None and (not tag.startswith("tag:yaml.org,2002:") or "python" in tag):
             line = event.start_mark.line + 1 if event.start_mark else "?"
             return f"it names `{tag}` on line {line}, which runs Python code"
-    if content.get("dataset_path") in _PICKLED:
-        return f"its dataset_path `{content['dataset_path']}` reads pickled files, which can run code"
-    metrics = content.get("metric_list")
-    for metric in metrics if isinstance(metrics, list) else []:
-        if isinstance(metric, dict) and metric.get("hf_evaluate"):
-            return f"its metric `{metric.get('metric')}` loads a program from the hub (hf_evaluate)"
+    for part in _dicts(content):  # a group's file may define tasks inside it
+        if part.get("dataset_path") in _PICKLED:
+            return f"its dataset_path `{part['dataset_path']}` reads pickled files, which can run code"
+        for metric in _listed(part.get("metric_list")):
+            if isinstance(metric, dict) and _is_fetched(metric):
+                return f"its metric `{metric.get('metric')}` loads a program from the hub: it is not one of lm-eval's"
     return None
+
+
+def _is_fetched(metric: dict[str, Any]) -> bool:
+    """Whether lm-eval would look for a metric's program elsewhere."""
+    import lm_eval.api.metrics  # noqa: F401, fills the registry
+    from lm_eval.api.registry import metric_registry
+
+    name = metric.get("metric")
+    return bool(metric.get("hf_evaluate")) or not isinstance(name, str) or name not in metric_registry
 
 
 def _with_includes(path: Path, seen: set[Path]) -> Iterator[Path]:
@@ -62,9 +72,26 @@ def _with_includes(path: Path, seen: set[Path]) -> Iterator[Path]:
         return
     seen.add(path)
     yield path
-    includes = _plain(path).get("include") or []
-    for include in includes if isinstance(includes, list) else [includes]:
-        yield from _with_includes((path.parent / str(include)).resolve(), seen)
+    for part in _dicts(_plain(path)):
+        for include in _listed(part.get("include")):
+            yield from _with_includes((path.parent / str(include)).resolve(), seen)
+
+
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:
+    """All mappings in plain data, however deep, each once (YAML's aliases can make a list its own member)."""
+    todo, seen = [value], set()
+    while todo:
+        part = todo.pop()
+        if not isinstance(part, (dict, list)) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, dict):
+            yield part
+        todo += part.values() if isinstance(part, dict) else part
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 class _Plain(yaml.SafeLoader):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptailor.errors import UserError
+from gptailor.evaluate import rouge
 from gptailor.evaluate.safety import check_task_file, code_is_allowed, use_sandboxed_templates
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def find_tasks(names: Iterable[str], include_path: Sequence[str]) -> TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     use_sandboxed_templates()
+    rouge.register()
     folders = tuple(_folder(path) for path in include_path)
     trusted = Path(lm_eval.tasks.__file__).parent
     wanted = set(names)
