@@ -392,6 +392,20 @@ def test_other_peoples_text_is_shown_as_text(server: Server, visitor: Visitor) -
     visitor.no_complaints()
 
 
+def test_no_text_becomes_a_script_and_nothing_is_fetched_elsewhere(server: Server, visitor: Visitor) -> None:
+    visitor.open("Trade-offs", run=run_called(server, "first").run_id)
+    made = """async () => {
+        const name = async (act) => { try { return await act() } catch (error) { return error.name } };
+        const script = document.createElement('script');
+        script.text = 'window.made = 1';
+        document.body.append(script);
+        return [await name(() => new Function('return 1')()), await name(() => fetch('http://else.where/')),
+            typeof window.made];
+    }"""
+    assert visitor.page.evaluate(made) == ["EvalError", "TypeError", "undefined"]
+    assert len(visitor.complaints) >= 3 and all("Content Security Policy" in said for said in visitor.complaints)
+
+
 def test_runs_that_went_otherwise(server: Server, visitor: Visitor) -> None:
     runs = server.runs
     failed = make_run(runs, "failed", n_trials=12, failures=1.0, status=RunStatus.FAILED)
