@@ -334,7 +334,7 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument(
         "--subjects",
         default="dense,candidates,baselines,front",
-        help="of dense, candidates, baselines, front, config:ID",
+        help="of dense, candidates, baselines, best, front, config:ID",
     )
     judge.add_argument("--benchmarks", default="", help="names, with commas (default: all held out)")
     judge.add_argument("--examples", type=int, metavar="N", help="per benchmark (default: all)")

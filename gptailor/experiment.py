@@ -90,9 +90,7 @@ def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
             rows.append((label, "not started", "", "", "", "", "", ""))
             continue
         story, tables = run_json(folder), queries.read_run(folder)
-        best = story["selection"]["subject"] if story["selection"] else None
-        if best is None and story["front"]:
-            best = f"config:{story['front'][0]['config_id']}"
+        best = judgement.best(tables)
         believed = judgement.calibration(tables).get(str(best))
         found = judgement.averages(judgement.judged(tables), judgement.calibration(tables))
         own = found[found["subject"] == best]

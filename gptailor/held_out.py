@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from gptailor import launch
+from gptailor import judgement, launch
 from gptailor.baselines import METHODS, cuts
 from gptailor.baselines.case import Case
 from gptailor.errors import UserError
@@ -107,6 +107,10 @@ def _subjects(folder: RunFolder, names: Sequence[str]) -> list[tuple[str, int | 
             add(name, stored[name], plans[stored[name]])
         elif name in one_shot:
             add(name, None, None)
+        elif name == "best":
+            if best := judgement.best(tables):
+                config_id = int(best.removeprefix("config:"))
+                add(best, config_id, plans[config_id])
         elif name == "front":
             for plan in run_json(folder)["front"]:
                 add(f"config:{plan['config_id']}", plan["config_id"], plans[plan["config_id"]])
@@ -114,7 +118,7 @@ def _subjects(folder: RunFolder, names: Sequence[str]) -> list[tuple[str, int | 
             add(name, int(name[7:]), plans[int(name[7:])])
         else:
             raise UserError(
-                f"--subjects {name}: expected dense, candidates, baselines, front, config:ID of this run, or "
+                f"--subjects {name}: expected dense, candidates, baselines, best, front, config:ID of this run, or "
                 "baseline:NAME or baseline:NAME@CANDIDATE (block_influence, sleb, random-1, ...)"
             )
     return list(found.values())

@@ -136,6 +136,15 @@ def calibration(tables: RunTables) -> dict[str, float]:
     return {subject: sum(own.values()) / len(own) for subject, own in kept.items() if len(own) == len(objectives)}
 
 
+def best(tables: RunTables) -> str | None:
+    """The subject that the run calls its best: the selection's choice, else the plan of the highest mean retention by
+    the search's own scores. None before a plan was scored at the full budget."""
+    if chosen := choice(tables):
+        return chosen.subject
+    believed = {name: kept for name, kept in calibration(tables).items() if name.startswith("config:")}
+    return max(believed, key=lambda name: believed[name]) if believed else None
+
+
 @dataclass(frozen=True)
 class Choice:
     """The plan chosen by the selection split.

@@ -155,7 +155,9 @@ class RunSpec(_Record):
     walltime: of the run's trials together; trial_walltime: of one, which then counts as crashed.
     selection: benchmarks on splits of their own, on which a search's best plans are scored before one is called best
     (gptailor/selection.py). baselines: where any are listed, the run scores their plans instead of searching
-    (gptailor/controls.py).
+    (gptailor/controls.py), on the models that baselines_on names (base or candidates; none: all of them). aim: whether
+    the search looks for the front of all objectives, or for the best mean retention over them. suggester: `random` is
+    the control of the surrogate: the same start and rungs, then plans drawn at random.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=80)]
@@ -171,7 +173,10 @@ class RunSpec(_Record):
     include_path: tuple[str, ...] = ()
     budget: Budget = Budget()
     trials: Annotated[Whole, Field(ge=1, le=100_000)] = 500
+    aim: Literal["front", "mean"] = "front"
+    suggester: Literal["smac", "random"] = "smac"
     baselines: tuple[Baseline, ...] = ()
+    baselines_on: tuple[str, ...] = ()
     walltime: str | None = None
     trial_walltime: str | None = None
     seed: Annotated[Whole, Field(ge=0, le=2**31 - 1)] = 0
@@ -261,6 +266,9 @@ class RunSpec(_Record):
             raise ValueError("baselines: they leave layers out; set remove to how many")
         if len(set(self.baselines)) != len(self.baselines):
             raise ValueError("baselines: the same one is listed twice")
+        for name in self.baselines_on:
+            if name != BASE and name not in self.candidates:
+                raise ValueError(f"baselines_on: {name!r} is neither {BASE!r} nor a candidate of this run")
         names = [objective.name for objective in self.objectives]
         if len(set(names)) != len(names):
             raise ValueError("objectives: the same benchmark and metric is listed twice")

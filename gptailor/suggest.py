@@ -52,14 +52,17 @@ class Suggestion:
     info: TrialInfo
 
 
-def cost(score: Score, dense: float) -> float:
+def cost(score: Score, dense: float, dense_there: float | None = None) -> float:
     """What SMAC minimises: 1 - retention, so that accuracies and perplexities share one scale.
 
-    The only place where a score becomes a cost. dense: the dense base's score on the benchmark at the full budget.
+    The only place where a score becomes a cost. dense: the dense base's score on the benchmark at the full budget;
+    dense_there: on the very examples of `score`. The first examples may be easy or hard ones, for the plan as for the
+    dense base: what the base's score says of them is taken off, so that rungs can be compared.
     """
+    there = dense if dense_there is None else dense_there
     if not score.higher_is_better:
-        return 1.0 - dense / score.score if score.score > 0 else 0.0
-    return 1.0 - score.score / dense if dense > 0 else 1.0 - score.score
+        return 1.0 - there / score.score if score.score > 0 else 0.0
+    return 1.0 - (score.score - there + dense) / dense if dense > 0 else 1.0 - score.score
 
 
 class Suggester:
@@ -72,8 +75,8 @@ class Suggester:
     def __init__(self, spec: RunSpec, space: PlanSpace, initial: Sequence[StitchPlan], output: Path) -> None:
         logging.getLogger("smac").setLevel(logging.WARNING)
         self._space = space
-        n_objectives = len(spec.objectives)
-        names = [objective.name for objective in spec.objectives]
+        names = [objective.name for objective in spec.objectives] if spec.aim == "front" else ["mean"]
+        n_objectives = len(names)
         scenario = Scenario(
             space.configspace,
             name="smac",
@@ -96,7 +99,9 @@ class Suggester:
             acquisition_function=acquisition,
             acquisition_maximizer=PlanSearch(space, acquisition, seed=spec.seed),
             initial_design=_Listed(scenario, design),
-            random_design=ProbabilityRandomDesign(seed=spec.seed, probability=RANDOM_SHARE),
+            random_design=ProbabilityRandomDesign(
+                seed=spec.seed, probability=RANDOM_SHARE if spec.suggester == "smac" else 1.0
+            ),
             intensifier=Hyperband(scenario, eta=spec.budget.eta, incumbent_selection="highest_budget"),
             multi_objective_algorithm=ParEGO(scenario) if n_objectives > 1 else None,
             runhistory_encoder=RunHistoryEncoder(scenario),
@@ -141,6 +146,8 @@ class Suggester:
 
     def _tell(self, info: TrialInfo, costs: Sequence[float] | None, seconds: float) -> None:
         n_objectives = self._smac.scenario.count_objectives()
+        if costs is not None and n_objectives == 1:
+            costs = [sum(costs) / len(costs)]
         values = [WORST_COST] * n_objectives if costs is None else list(costs)
         self._smac.tell(
             info,

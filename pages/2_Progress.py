@@ -157,7 +157,8 @@ def show_failures(view: widgets.View) -> None:
     if failed.empty:
         return
     st.markdown(f"**{plural(len(failed), 'trial')} failed**")
-    widgets.show_table(view.once("causes", lambda: frames.causes(failed)), alt="Causes of failures by how often they happened", height=180)
+    causes = view.once("causes", lambda: frames.causes(failed))
+    widgets.show_table(causes, alt="Causes of failures by how often they happened", height=180)
     with st.expander("Every failure", icon=":material/bug_report:", key="failures", on_change="rerun") as box:
         if box.open:
             widgets.show_table(failed.drop(columns="error"), alt="Failed trials", height=280)

@@ -10,7 +10,9 @@ import yaml
 from planted import IDENTITIES, planted_family
 from test_search import gptailor, only_run, write_benchmark
 
+from gptailor import judgement
 from gptailor.baselines import METHODS, cuts
+from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
 from gptailor.spec import Baseline, load_spec
 from gptailor.store import RunFolder, queries
@@ -85,11 +87,11 @@ def test_what_a_method_cost_is_stored(finished: RunFolder) -> None:
 def test_show_and_held_out_evaluation_take_it_as_a_run(finished: RunFolder) -> None:
     story = json.loads(gptailor("show", finished.run_id, "--runs", finished.root, "--json").stdout)
     assert story["status"] == "finished" and story["front"]
-    best = story["front"][0]["config_id"]
-    done = gptailor("evaluate", finished.run_id, "--runs", finished.root, "--subjects", f"dense,config:{best}")
+    done = gptailor("evaluate", finished.run_id, "--runs", finished.root, "--subjects", "dense,best")
     assert done.returncode == 0, done.stderr
-    judged = queries.read_run(finished).evaluations
-    assert {"dense", f"config:{best}"} <= set(judged[judged.split == "test"].subject)
+    judged, believed = queries.read_run(finished).evaluations, judgement.calibration(queries.read_run(finished))
+    (best,) = set(judged[judged.split == "test"].subject) - {"dense"}
+    assert believed[best] == max(kept for name, kept in believed.items() if name.startswith("config:"))
     named = "baseline:sleb@math,baseline:last"
     done = gptailor("evaluate", finished.run_id, "--runs", finished.root, "--subjects", named)
     assert done.returncode == 0, done.stderr
@@ -101,6 +103,13 @@ def test_show_and_held_out_evaluation_take_it_as_a_run(finished: RunFolder) -> N
     assert told.loc["dense"].chance == pytest.approx(1 / 3)
     text = gptailor("show", finished.run_id, "--runs", finished.root).stdout
     assert "Held out" in text and "baseline:sleb@math" in text
+
+
+def test_some_of_the_models_may_be_named(run_file: Path) -> None:
+    some = load_spec(run_file, ["baselines=[last, sleb]", "baselines_on=[math]"])
+    assert [cut.subject for cut in cuts(some, some.baselines)] == ["baseline:last@math", "baseline:sleb@math"]
+    with pytest.raises(UserError, match="baselines_on: 'prose' is neither 'base' nor a candidate"):
+        load_spec(run_file, ["baselines=[last]", "baselines_on=[prose]"])
 
 
 def test_it_goes_on_where_it_stopped(finished: RunFolder, run_file: Path, tmp_path: Path) -> None:

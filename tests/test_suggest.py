@@ -16,9 +16,10 @@ N_LAYERS = 16
 WORTH = np.linspace(3.0, 0.5, N_LAYERS)
 
 
-def make_spec(n_objectives: int = 2, seed: int = 0, trials: int = 44) -> RunSpec:
+def make_spec(n_objectives: int = 2, seed: int = 0, trials: int = 44, **others: str) -> RunSpec:
     return build_spec(
         {
+            **others,
             "name": "x",
             "base_model": "b",
             "candidates": {"math": "p", "code": "q"},
@@ -85,6 +86,31 @@ def test_a_single_objective_is_plain(tmp_path: Path) -> None:
     assert len(search(make_spec(n_objectives=1, trials=30), tmp_path)) == 30
 
 
+def test_the_best_mean_may_be_looked_for(tmp_path: Path) -> None:
+    """Two objectives as one: the search asks what a search of their mean asks."""
+    space = build_space(make_spec(), N_LAYERS)
+
+    def trace(spec: RunSpec, costs_told) -> list[tuple[str, int]]:
+        suggester = Suggester(spec, space, [], tmp_path / spec.aim / str(len(spec.objectives)))
+        asked = []
+        for _ in range(30):
+            suggestion = suggester.ask()
+            assert suggestion is not None
+            asked.append((suggestion.plan.hash, suggestion.budget))
+            suggester.tell(suggestion, costs_told(costs_of(suggestion.plan, 2)))
+        return asked
+
+    both = trace(make_spec(aim="mean"), lambda costs: costs)
+    assert both == trace(make_spec(n_objectives=1), lambda costs: [sum(costs) / 2])
+    assert both != trace(make_spec(), lambda costs: costs)
+
+
+def test_the_control_draws_all_but_the_start(tmp_path: Path) -> None:
+    asked = search(make_spec(suggester="random"), tmp_path)
+    assert {s.origin for s in asked} == {Origin.INITIAL, Origin.RANDOM}
+    assert Counter(s.budget for s in asked) == {27: 18, 81: 16, 243: 10}
+
+
 @pytest.mark.slow
 def test_the_model_beats_chance(tmp_path: Path) -> None:
     """At equal trials, the plans that the model suggests are better than random ones of the same space."""
@@ -127,3 +153,11 @@ def test_an_exhausted_space_ends(tmp_path: Path) -> None:
 )
 def test_cost_is_what_is_not_retained(score: float, higher: bool, dense: float, expected: float) -> None:
     assert cost(Score("b", "m", score, None, 10, higher), dense) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("higher", "expected"), [(True, 0.2), (False, 0.2)])
+def test_easy_examples_are_easy_for_the_dense_base_too(higher: bool, expected: float) -> None:
+    """A low rung whose examples flatter plan and dense base alike says what the full budget would say."""
+    score = Score("b", "m", 0.5 if higher else 6.25, None, 10, higher)
+    there = 0.6 if higher else 5.0
+    assert cost(score, 0.5 if higher else 10.0, there) == pytest.approx(expected)

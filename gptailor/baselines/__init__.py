@@ -59,10 +59,11 @@ class Cut:
 
 
 def cuts(spec: RunSpec, names: Iterable[Baseline]) -> list[Cut]:
-    """What methods make of a run's family: on the base, then on each candidate, as often as they have seeds."""
+    """What methods make of a run's family: on the base and on each candidate (those asked for), as often as they have
+    seeds."""
     found = []
     for name in names:
-        for source in (BASE, *spec.candidates):
+        for source in spec.baselines_on or (BASE, *spec.candidates):
             for number in range(METHODS[name].seeds):
                 label = f"{name}-{number + 1}" if METHODS[name].seeds > 1 else str(name)
                 place = "" if source == BASE else f"@{source}"

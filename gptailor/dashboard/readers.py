@@ -76,7 +76,7 @@ def runs() -> list[Run]:
 
 
 def _run(folder: RunFolder) -> Run:
-    summary = _summary(str(folder.path), _summary_version(folder))
+    summary = _summary(folder)
     name = read_notes(folder).name or summary.name
     return Run(folder, summary, name, str(launch.state(folder, summary.status)))
 
@@ -96,9 +96,16 @@ def _summary_version(folder: RunFolder) -> tuple[int, ...]:
         return folder.version()
 
 
-@st.cache_data(max_entries=512, show_spinner=False)
-def _summary(path: str, version: tuple[int, ...]) -> RunSummary:
-    return queries.run_summary(RunFolder(Path(path)))
+_summaries: dict[Path, tuple[tuple[int, ...], RunSummary]] = {}
+
+
+def _summary(folder: RunFolder) -> RunSummary:
+    """The newest one of each run is kept: small, and Home shows all."""
+    version = _summary_version(folder)
+    known = _summaries.get(folder.path)
+    if known is None or known[0] != version:
+        known = _summaries[folder.path] = (version, queries.run_summary(folder))
+    return known[1]
 
 
 # --- one run's tables -------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from gptailor.launch.engine import EngineLock, asked
-from gptailor.launch.process import LOCK_FD, python
+from gptailor.launch.process import FIXED, LOCK_FD, python
 from gptailor.store.folder import RunFolder
 
 SUPERVISOR = "GPTAILOR_SUPERVISOR"
@@ -52,8 +52,7 @@ def supervise(folder: RunFolder) -> int:
     with EngineLock(folder) as lock, _passing_on() as (children, told):
         ended, deaths, cause = -1, 0, None
         while True:
-            # SMAC repeats itself across processes only under a fixed hash seed, which Python reads when it starts.
-            environment = os.environ | {SUPERVISOR: str(os.getpid()), LOCK_FD: str(lock.handle), "PYTHONHASHSEED": "0"}
+            environment = os.environ | FIXED | {SUPERVISOR: str(os.getpid()), LOCK_FD: str(lock.handle)}
             if cause is not None and deaths == DEATHS_AT_A_TRIAL:
                 environment[DEATHS] = cause
             command = python("engine", folder.run_id, "--runs", str(folder.root))
