@@ -34,8 +34,8 @@ _SECRET = re.compile(r"(?!.*DISABLE).*(SECRET|TOKEN|PASSWORD|KEY|COOKIE|CREDENTI
 HANDED_OVER = "GPTAILOR_ENGINE_ENV"
 """Environment variable in which an operator names, by commas, further variables that engines get, such as HF_TOKEN."""
 FIXED = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1", "MALLOC_ARENA_MAX": "2"}
-"""Devices are counted as nvidia-ml-py counts them. SMAC repeats itself only under a fixed hash seed. glibc gives each new
-thread a heap of its own otherwise, and every heap keeps what it freed: 160 MB after ten trials."""
+"""Devices are counted as nvidia-ml-py counts them. SMAC repeats itself only under a fixed hash seed. glibc gives each
+new thread a heap of its own otherwise, and every heap keeps what it freed: 160 MB after ten trials."""
 
 
 @dataclass(frozen=True)
