@@ -283,8 +283,8 @@ def buttons(app: AppTest) -> list[str]:
         ("running", ["Pause", "Stop …"]),
         ("lost", ["Resume"]),
         ("failures", ["Resume"]),
-        ("single", ["Resume"]),
-        ("finished", []),
+        ("single", ["Resume", "Extend …"]),
+        ("finished", ["Extend …"]),
         ("queued", ["Stop …"]),
     ],
 )
@@ -308,6 +308,14 @@ def test_stop_asks_first(root: Path) -> None:
     app.button[1].click().run()
     assert not app.exception and "A stopped run can be resumed" in words(app)
     assert not launch.asked(RunFolder.of(root, "running"), "stop")
+
+
+def test_extending_asks_for_how_much(root: Path) -> None:
+    app = visit("Progress", run="finished")
+    app.button[0].click().run()
+    assert not app.exception and "The search goes on where it ended" in words(app)
+    [trials] = [field for field in app.number_input if field.label == "Trials in all"]
+    assert trials.min == trials.value and not launch.is_alive(RunFolder.of(root, "finished"))
 
 
 def test_only_an_active_run_is_live() -> None:

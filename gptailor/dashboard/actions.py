@@ -20,6 +20,7 @@ from gptailor.dashboard.access import Role
 from gptailor.dashboard.checking import Answer
 from gptailor.dashboard.readers import Run
 from gptailor.errors import UserError
+from gptailor.extend import extend as more_for
 from gptailor.launch import Job, JobStatus, StopResult
 from gptailor.spec import RunSpec
 from gptailor.store import RunFolder
@@ -102,6 +103,11 @@ def resume(run: Run) -> None:
 
 def stop(run: Run) -> StopResult:
     return _door("stop", run.run_id, lambda: launch.stop(run.folder), stop=_of(run))
+
+
+def extend(run: Run, trials: int, walltime: str | None) -> str:
+    """Give a run that has ended this many trials, and this much time if any is said, in all; its engine goes on."""
+    return _door("extend", run.run_id, lambda: more_for(run.folder, trials, walltime), stop=_of(run))
 
 
 # --- a run's files ----------------------------------------------------------------------------------------------------

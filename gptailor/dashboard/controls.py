@@ -1,4 +1,4 @@
-"""Pause, resume, stop: what a person may ask of a run's engine, and the switch that keeps a page live.
+"""Pause, resume, stop, extend: what a person may ask of a run's engine, and the switch that keeps a page live.
 
 The engine is a process of its own: pausing leaves a request in the run's folder that it honours between batches, and
 stopping asks first and insists later (gptailor.launch). Whether this person may ask is decided where it is done
@@ -52,6 +52,15 @@ def show(run: readers.Run) -> bool:
                 on_click=_try,
                 args=(actions.resume, run),
             )
+        if run.status in ("finished", "stopped") and not run.is_demo:
+            st.button(
+                "Extend …",
+                icon=":material/add:",
+                disabled=not_you is not None,
+                help=not_you or "More trials or more time.",
+                on_click=_ask_for_more,
+                args=(run,),
+            )
         if run.is_active:
             st.button(
                 "Stop …",
@@ -90,6 +99,17 @@ def _try(act: Callable[[readers.Run], object], run: readers.Run) -> None:
         act(run)
     except UserError as error:
         st.session_state[_PROBLEM] = str(error)
+
+
+@st.dialog("Extend this run")
+def _ask_for_more(run: readers.Run) -> None:
+    before = max(run.summary.n_asked, 1)
+    trials = st.number_input("Trials in all", before, 100_000, before)
+    walltime = st.text_input("Time limit in all", placeholder="as it is", help="Such as 90m or 2h30m.", max_chars=40)
+    st.caption("The search goes on where it ended, with what it has learned.")
+    if st.button("Go on", icon=":material/play_arrow:", type="primary"):
+        _try(lambda run: actions.extend(run, int(trials), walltime.strip() or None), run)
+        st.rerun()
 
 
 @st.dialog("Stop this run?")
