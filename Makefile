@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test browser-test dashboard bench
+.PHONY: demo test browser-test dashboard bench soak kills
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m gptailor search data/presets/demo.yaml
@@ -27,6 +27,13 @@ browser-test: $(VENV)/.ready-tests
 
 bench: $(VENV)/.ready
 	PYTHONPATH=. $(BIN)/python tests/bench/engine.py
+
+# Everything at once for half an hour; and the demo search killed 20 times beside one that is left in peace.
+soak: $(VENV)/.ready-tests
+	$(BIN)/python tests/bench/soak.py --minutes 30
+
+kills: $(VENV)/.ready-tests
+	$(BIN)/python tests/kills.py
 
 $(VENV)/.ready: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "data" / "presets" / "demo.yaml"
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 300.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 1800.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited in vain"
