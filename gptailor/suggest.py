@@ -65,6 +65,25 @@ def cost(score: Score, dense: float, dense_there: float | None = None) -> float:
     return 1.0 - (score.score - there + dense) / dense if dense > 0 else 1.0 - score.score
 
 
+def scenario_of(spec: RunSpec, space: PlanSpace, output: Path) -> Scenario:
+    """A run in SMAC's words."""
+    names = [objective.name for objective in spec.objectives] if spec.aim == "front" else ["mean"]
+    several = len(names) > 1
+    return Scenario(
+        space.configspace,
+        name="smac",
+        output_directory=output,
+        deterministic=True,
+        objectives=names if several else names[0],
+        crash_cost=[WORST_COST] * len(names) if several else WORST_COST,
+        n_trials=max(spec.trials, 1),
+        # A hair below, lest rounding in log(max/min)/log(eta) lose a rung.
+        min_budget=spec.budget.rungs[0] * (1 - 1e-9),
+        max_budget=spec.budget.max,
+        seed=spec.seed,
+    )
+
+
 class Suggester:
     """Asks SMAC for configurations and tells it what came of them. Deterministic for a seed and PYTHONHASHSEED.
 
@@ -75,21 +94,7 @@ class Suggester:
     def __init__(self, spec: RunSpec, space: PlanSpace, initial: Sequence[StitchPlan], output: Path) -> None:
         logging.getLogger("smac").setLevel(logging.WARNING)
         self._space = space
-        names = [objective.name for objective in spec.objectives] if spec.aim == "front" else ["mean"]
-        n_objectives = len(names)
-        scenario = Scenario(
-            space.configspace,
-            name="smac",
-            output_directory=output,
-            deterministic=True,
-            objectives=names if n_objectives > 1 else names[0],
-            crash_cost=[WORST_COST] * n_objectives if n_objectives > 1 else WORST_COST,
-            n_trials=max(spec.trials, 1),
-            # A hair below, lest rounding in log(max/min)/log(eta) lose a rung.
-            min_budget=spec.budget.rungs[0] * (1 - 1e-9),
-            max_budget=spec.budget.max,
-            seed=spec.seed,
-        )
+        scenario = scenario_of(spec, space, output)
         design = [space.encode(plan) for plan in initial]
         acquisition = EI()
         self._smac = HyperparameterOptimizationFacade(
@@ -98,12 +103,12 @@ class Suggester:
             model=PlanForest(space, seed=spec.seed),
             acquisition_function=acquisition,
             acquisition_maximizer=PlanSearch(space, acquisition, seed=spec.seed),
-            initial_design=_Listed(scenario, design),
+            initial_design=Listed(scenario, design),
             random_design=ProbabilityRandomDesign(
                 seed=spec.seed, probability=RANDOM_SHARE if spec.suggester == "smac" else 1.0
             ),
             intensifier=Hyperband(scenario, eta=spec.budget.eta, incumbent_selection="highest_budget"),
-            multi_objective_algorithm=ParEGO(scenario) if n_objectives > 1 else None,
+            multi_objective_algorithm=ParEGO(scenario) if scenario.count_objectives() > 1 else None,
             runhistory_encoder=RunHistoryEncoder(scenario),
             config_selector=PlanSelector(scenario, retrain_after=4, min_trials=2),
             overwrite=True,
@@ -164,7 +169,7 @@ class Suggester:
         self._smac.optimizer.save()
 
 
-class _Listed(AbstractInitialDesign):
+class Listed(AbstractInitialDesign):
     """Exactly the given configurations, in their order (SMAC's own designs add drawn ones or shuffle)."""
 
     def __init__(self, scenario: Scenario, configurations: list[Configuration]) -> None:
