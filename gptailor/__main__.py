@@ -185,8 +185,12 @@ def resume(arguments: argparse.Namespace) -> int:
     from gptailor import launch
 
     folder = _folder(arguments)
+    was_paused = launch.asked(folder, "pause")
     pid = launch.resume(folder)
-    print("the pause is lifted" if pid is None else f"its engine runs as process {pid}; log: {folder.log}")
+    if pid is not None:
+        print(f"its engine runs as process {pid}; log: {folder.log}")
+    else:
+        print("the pause is lifted" if was_paused else "its engine is at work already")
     return OK
 
 
