@@ -119,7 +119,8 @@ class Controls(Search):
         dense = bench.score(StitchPlan.dense(plan.n_layers), n, self._stop_asked)
         result = bench.score(plan, n, self._stop_asked)
         with self.writer.batch():
-            self._remember(plan, result)
+            self._remember(dense)
+            self._remember(result)
         kept = [
             retention(score.score, whole.score, score.higher_is_better) or 0.0
             for score, whole in zip(result.scores, dense.scores, strict=True)

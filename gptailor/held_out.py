@@ -53,9 +53,8 @@ def evaluate(
             for benchmark in bench.benchmarks:
                 result = bench.score(plan, examples or benchmark.n_examples, benchmarks=[benchmark])
                 with writer.batch():
-                    for opened, first, items in result.fresh:
-                        of = opened.spec
-                        writer.record_examples(plan.hash, of.benchmark, of.metric, of.split, first, items)
+                    for key, first, items in result.fresh:
+                        writer.record_examples(*key, first, items)
                     score = result.scores[0]
                     writer.record_evaluation(
                         Evaluation(

@@ -284,7 +284,7 @@ class Search:
             outcome = Outcome(TrialStatus.SUCCESS, now(), result.scores, result.stitch_seconds, result.evaluate_seconds)
         with self.writer.batch():
             if result is not None:
-                self._remember(suggestion.plan, result)
+                self._remember(result)
             self.writer.finish_trial(trial_id, outcome)
         return outcome
 
@@ -293,17 +293,16 @@ class Search:
         for budget in self.spec.budget.rungs:
             result = bench.score(plan, budget, self._stop_asked)
             with self.writer.batch():
-                self._remember(plan, result)
+                self._remember(result)
                 for objective, score in zip(self.spec.objectives, result.scores, strict=True):
                     self.writer.record_evaluation(Evaluation(subject, None, objective.split, score, now(), plan.hash))
             if subject == "dense":
                 self.dense = self.dense_at[budget] = {score.name: score.score for score in result.scores}
         self.progress.reference(subject, result.scores)
 
-    def _remember(self, plan: StitchPlan, result: PlanScores) -> None:
-        for benchmark, first, items in result.fresh:
-            asked = benchmark.spec
-            self.writer.record_examples(plan.hash, asked.benchmark, asked.metric, asked.split, first, items)
+    def _remember(self, result: PlanScores) -> None:
+        for key, first, items in result.fresh:
+            self.writer.record_examples(*key, first, items)
 
     def _start(self, bench: Workbench, space: PlanSpace) -> list[StitchPlan]:
         """The plans to start from; kept in the run's folder, so that a resumed or extended run starts from the same."""

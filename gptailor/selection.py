@@ -41,9 +41,8 @@ def select(
     for subject, (config_id, plan) in subjects.items():
         result = bench.score(plan, MOST_EXAMPLES, should_stop, opened)
         with writer.batch():
-            for benchmark, first, items in result.fresh:
-                of = benchmark.spec
-                writer.record_examples(plan.hash, of.benchmark, of.metric, of.split, first, items)
+            for key, first, items in result.fresh:
+                writer.record_examples(*key, first, items)
             for benchmark, score in zip(opened, result.scores, strict=True):
                 split, now = benchmark.spec.split, datetime.now(UTC)
                 writer.record_evaluation(Evaluation(subject, config_id, split, score, now, plan.hash, benchmark.chance))

@@ -16,7 +16,8 @@ import torch
 
 from gptailor.baselines.block_influence import block_influence, removal_order
 from gptailor.errors import UserError
-from gptailor.evaluate import Evaluator, OpenBenchmark, calibration_batches, open_benchmarks
+from gptailor.evaluate import Evaluator, OpenBenchmark, calibration_batches, item_beside, open_benchmarks
+from gptailor.evaluate.evaluator import Span
 from gptailor.family import Family, open_family
 from gptailor.plan import BASE, StitchPlan
 from gptailor.spec import Benchmark, RunSpec
@@ -28,18 +29,28 @@ log = logging.getLogger(__name__)
 CALIBRATION_TEXTS = 64
 """Texts that Block Influence looks at: prompts with their right answers, from the objectives' own examples."""
 
-Items = dict[tuple[str, str, str, str], list[Any]]
-"""(plan hash, benchmark, metric, split) -> what each example gave, in nested order."""
+OPTIONS = "options"
+"""In a metric's place: the dense base's log-likelihoods of the options, which metrics that compare with it need."""
+
+Key = tuple[str, str, str, str]
+"""Plan hash, benchmark, metric, split."""
+Items = dict[Key, list[Any]]
+"""What each example gave, in nested order."""
+Fresh = tuple[Key, int, list[Any]]
+"""Where new items belong, the first's place in the nested order, and the items."""
 
 
 @dataclass(frozen=True)
 class PlanScores:
-    """Scores of one plan at one budget and the seconds they took. fresh: (benchmark, first example, new items)."""
+    """Scores of one plan at one budget and the seconds they took.
+
+    fresh: what was not known before.
+    """
 
     scores: tuple[Score, ...]
     stitch_seconds: float
     evaluate_seconds: float
-    fresh: tuple[tuple[OpenBenchmark, int, list[Any]], ...]
+    fresh: tuple[Fresh, ...]
 
 
 @dataclass
@@ -91,28 +102,58 @@ class Workbench:
     ) -> PlanScores:
         """Score a plan on the first `budget` examples of each benchmark; only examples not yet known are computed.
 
-        Raises NonFinite for a model that yields NaN or infinity, Stopped when should_stop() says so.
+        For metrics that compare with the dense base, those include its answers, where it was not scored before. Raises
+        NonFinite for a model that yields NaN or infinity, Stopped when should_stop() says so.
         """
         started = time.monotonic()
-        stitch_seconds = 0.0
-        fresh: list[tuple[OpenBenchmark, int, list[Any]]] = []
         chosen = self.benchmarks if benchmarks is None else benchmarks
         known = [self.known.get(self._key(plan, benchmark), []) for benchmark in chosen]
         ends = [min(budget, benchmark.n_examples) for benchmark in chosen]
         asked = [(b, len(items), end) for b, items, end in zip(chosen, known, ends, strict=True) if len(items) < end]
-        if asked:
-            model = self.stitcher.stitch(plan)
-            stitch_seconds = time.monotonic() - started
-            new = self.evaluator.items_of(model, asked, should_stop)
-            fresh = [(benchmark, first, items) for (benchmark, first, _), items in zip(asked, new, strict=True)]
-        for benchmark, first, items in fresh:
-            key = self._key(plan, benchmark)
-            self.known[key] = self.known.get(key, [])[:first] + items
+        fresh = self._dense_options(asked, should_stop)
+        is_dense = plan.hash == self._dense.hash
+        unknown = [span for span in asked if not (is_dense and span[0].is_relative)]
+        answers, stitch_seconds = self._answers(plan, unknown, should_stop)
+        left = iter(answers)
+        for benchmark, first, end in asked:
+            if benchmark.is_relative:
+                dense = self.known[self._options_key(benchmark)][first:end]
+                own = dense if is_dense else next(left)
+                items = [item_beside(benchmark.metric, *pair) for pair in zip(own, dense, strict=True)]
+            else:
+                items = next(left)
+            fresh.append(self._remember(self._key(plan, benchmark), first, items))
         scores = tuple(
             self.evaluator.score(benchmark, self.known[self._key(plan, benchmark)][:end])
             for benchmark, end in zip(chosen, ends, strict=True)
         )
         return PlanScores(scores, stitch_seconds, time.monotonic() - started - stitch_seconds, tuple(fresh))
+
+    def _dense_options(self, asked: Sequence[Span], should_stop: Callable[[], bool] | None) -> list[Fresh]:
+        """Make known what the dense base says of the options of what is asked, for metrics that compare with it."""
+        missing: dict[Key, Span] = {}
+        for benchmark, _, end in asked:
+            key = self._options_key(benchmark)
+            first = len(self.known.get(key, []))
+            if benchmark.is_relative and first < end:
+                missing[key] = (benchmark, first, end)
+        answers, _ = self._answers(self._dense, list(missing.values()), should_stop)
+        return [self._remember(key, missing[key][1], items) for key, items in zip(missing, answers, strict=True)]
+
+    def _answers(
+        self, plan: StitchPlan, asked: Sequence[Span], should_stop: Callable[[], bool] | None
+    ) -> tuple[list[list[Any]], float]:
+        """What a plan's model gives for each that is asked, and the seconds that stitching took."""
+        if not asked:
+            return [], 0.0
+        started = time.monotonic()
+        model = self.stitcher.stitch(plan)
+        seconds = time.monotonic() - started
+        return self.evaluator.items_of(model, asked, should_stop), seconds
+
+    def _remember(self, key: Key, first: int, items: list[Any]) -> Fresh:
+        self.known[key] = self.known.get(key, [])[:first] + items
+        return key, first, items
 
     def free(self) -> None:
         """Give back what a trial that failed held: tensors of its frames, memory that the device's allocator keeps."""
@@ -142,8 +183,17 @@ class Workbench:
                 log.warning("%s: %s; the search starts without its order", name, problem)
         return orders
 
+    @property
+    def _dense(self) -> StitchPlan:
+        return StitchPlan.dense(self.family.n_layers)
+
+    def _options_key(self, benchmark: OpenBenchmark) -> Key:
+        of = benchmark.spec
+        shots = "" if of.num_fewshot is None else f"@{of.num_fewshot}"
+        return (self._dense.hash, of.benchmark, OPTIONS + shots, of.split)
+
     @staticmethod
-    def _key(plan: StitchPlan, benchmark: OpenBenchmark) -> tuple[str, str, str, str]:
+    def _key(plan: StitchPlan, benchmark: OpenBenchmark) -> Key:
         return (plan.hash, benchmark.spec.benchmark, benchmark.spec.metric, benchmark.spec.split)
 
 

@@ -104,7 +104,9 @@ def test_directions_are_the_metrics(folder: Path, tokenizer: Any) -> None:
     assert text.chance is None
 
 
-def test_choice_prob_is_the_softmax_of_log_likelihoods_per_byte(folder: Path, tokenizer: Any, model: Any) -> None:
+def test_choice_prob_is_the_softmax_of_log_likelihoods_at_equal_length(
+    folder: Path, tokenizer: Any, model: Any
+) -> None:
     from gptailor.evaluate.forward import score_rows
 
     (benchmark,) = opened(folder, tokenizer, Benchmark(benchmark="many", metric="choice_prob", split="test"))
@@ -113,7 +115,8 @@ def test_choice_prob_is_the_softmax_of_log_likelihoods_per_byte(folder: Path, to
     for example, item in zip(benchmark.examples, items, strict=True):
         scores = [answer.precise for answer in score_rows(model, example.windows, 4096)]
         sizes = [len(f" {choice}".encode()) for choice in example.doc["choices"]]
-        shares = [math.exp(score / size) for score, size in zip(scores, sizes, strict=True)]
+        mean = sum(sizes) / len(sizes)
+        shares = [math.exp(mean * score / size) for score, size in zip(scores, sizes, strict=True)]
         assert item == pytest.approx(shares[example.doc["gold"]] / sum(shares), abs=1e-4)
     assert 0 < engine.score(benchmark, items).score < 1 and benchmark.chance == pytest.approx(1 / 3)
 
@@ -235,7 +238,16 @@ def test_refusals_name_what_exists(folder: Path, tokenizer: Any) -> None:
     said = refused(folder, tokenizer, Benchmark(benchmark="text", metric="word_perplexity", split="test"))
     assert said == "benchmark text: task text has no test split; it has validation"
     said = refused(folder, tokenizer, Benchmark(benchmark="many", metric="acc_nrom"))
-    assert said == "benchmark many: has no metric 'acc_nrom'; it has acc, acc_norm, choice_prob; did you mean acc_norm?"
+    assert said == (
+        "benchmark many: has no metric 'acc_nrom'; it has acc, acc_norm, choice_prob, agree, closeness; did you mean "
+        "acc_norm?"
+    )
+    for metric in ("choice_prob", "agree", "closeness"):
+        said = refused(folder, tokenizer, Benchmark(benchmark="text", metric=metric))
+        assert said == (
+            f"benchmark text: metric {metric} compares a question's options, and this is no multiple-choice task; it "
+            "has bits_per_byte, byte_perplexity, word_perplexity"
+        )
     said = refused(folder, tokenizer, Benchmark(benchmark="write", metric="exact_match"))
     assert said.endswith("several filters; name it: exact_match,first or exact_match,word")
     said = refused(folder, tokenizer, Benchmark(benchmark="write", metric="exact_match,last"))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptailor.errors import UserError
 from gptailor.evaluate.examples import Encoder, Example, build_examples, chat_renderer
-from gptailor.evaluate.scoring import CHOICE_PROB, chance_of, choice_prob_reason
+from gptailor.evaluate.scoring import CHOICE_PROB, OUR_METRICS, RELATIVE, chance_of, choice_prob_reason
 from gptailor.evaluate.tasks import find_tasks, load_tasks
 from gptailor.spec import Benchmark
 
@@ -44,6 +44,11 @@ class OpenBenchmark:
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether the metric compares a plan's answers with the dense base's."""
+        return self.metric in RELATIVE
 
     @property
     def n_examples(self) -> int:
@@ -172,7 +177,12 @@ def _metric(spec: Benchmark, tasks: list[Task], group: Group | None) -> tuple[st
             )
         known = [metric for metric in known if metric in listed]
     if all(task.OUTPUT_TYPE == "multiple_choice" for task in tasks):
-        known = [*known, CHOICE_PROB]
+        known = [*known, *OUR_METRICS]
+    elif asked in OUR_METRICS and asked not in known:
+        raise UserError(
+            f"benchmark {spec.benchmark}: metric {asked} compares a question's options, and this is no multiple-choice "
+            f"task; it has {', '.join(known)}"
+        )
     if asked not in known:
         close = difflib.get_close_matches(asked, known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -188,7 +198,7 @@ def _metric(spec: Benchmark, tasks: list[Task], group: Group | None) -> tuple[st
 
 
 def _direction(spec: Benchmark, tasks: list[Task], metric: str) -> bool:
-    if metric == CHOICE_PROB:
+    if metric in OUR_METRICS:
         return True
     directions = {bool(task.higher_is_better().get(metric, True)) for task in tasks}
     if len(directions) > 1:

@@ -70,7 +70,10 @@ class Evaluator:
         last: int,
         should_stop: Callable[[], bool] | None = None,
     ) -> list[Any]:
-        """Items of examples [first, last) in nested order. Raises NonFinite, and Stopped when should_stop() is true."""
+        """What scoring.item_of says of examples [first, last) in nested order.
+
+        Raises NonFinite, and Stopped when should_stop() is true.
+        """
         return self.items_of(model, [(benchmark, first, last)], should_stop)[0]
 
     def items_of(

@@ -22,9 +22,17 @@ if TYPE_CHECKING:
     from gptailor.evaluate.examples import Example
 
 CHOICE_PROB = "choice_prob"
-"""Our own metric: probability of the right option under a softmax of the options' log-likelihoods per byte."""
+"""Our own metric: probability of the right option under a softmax of the options' log-likelihoods at equal length."""
+AGREE = "agree"
+"""Our own metric: whether the plan prefers (per byte) the same option as the dense base, right or wrong."""
+CLOSENESS = "closeness"
+"""Our own metric: 1 less the Jensen-Shannon distance (base 2) between the plan's and the dense base's softmax over the
+options' log-likelihoods per byte. The distance and not its square, the divergence, which hardly sees small changes."""
+RELATIVE = (AGREE, CLOSENESS)
+"""Metrics for which an example first gives its options' log-likelihoods per byte: an item is made by `item_beside`."""
 JACKKNIFE_GROUPS = 20
-_ACCURACIES = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", CHOICE_PROB}
+OUR_METRICS = (CHOICE_PROB, *RELATIVE)
+_ACCURACIES = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", CHOICE_PROB, AGREE}
 
 
 class NonFinite(FloatingPointError):
@@ -42,12 +50,17 @@ def needs_greedy(benchmark: OpenBenchmark) -> bool:
 
 
 def item_of(benchmark: OpenBenchmark, example: Example, answers: Sequence[Any], precise: Sequence[float]) -> Any:
-    """One example's item. `answers` in lm-eval's format, one per request; `precise`: log-likelihoods in float64."""
+    """One example's item. `answers` in lm-eval's format, one per request; `precise`: log-likelihoods in float64.
+
+    For a metric of RELATIVE: what `item_beside` asks for, a list of the options' log-likelihoods per byte.
+    """
     if any(not math.isfinite(value) for value in precise):
         raise NonFinite(f"{benchmark.name}: the model's log-likelihoods are not finite")
     task = benchmark.tasks[example.task]
     if benchmark.metric == CHOICE_PROB:
         return _choice_prob(task, example, precise)
+    if benchmark.metric in RELATIVE:
+        return [float(value) for value in _at_equal_length(task, example, precise)]
     instances = [
         replace(instance, resps=[answer] * instance.repeats, filtered_resps={})
         for instance, answer in zip(example.instances, answers, strict=True)
@@ -56,6 +69,17 @@ def item_of(benchmark: OpenBenchmark, example: Example, answers: Sequence[Any], 
     ensemble.apply(instances)
     metrics = task.process_results(example.doc, [instance.filtered_resps[benchmark.filter] for instance in instances])
     return _plain(metrics.get(benchmark.metric))
+
+
+def item_beside(metric: str, plan: Sequence[float], dense: Sequence[float]) -> float:
+    """One example's item for a metric of RELATIVE from both models' log-likelihoods per byte of its options."""
+    if metric == AGREE:
+        return float(np.argmax(plan) == np.argmax(dense))
+    shares = np.stack([_shares(np.asarray(plan)), _shares(np.asarray(dense))])
+    middle = shares.mean(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = np.where(shares > 0, shares * np.log2(shares / middle), 0.0)
+    return 1.0 - math.sqrt(min(1.0, max(0.0, float(parts.sum()) / 2)))
 
 
 def score_of(benchmark: OpenBenchmark, items: Sequence[Any], is_objective: bool = True) -> Score:
@@ -95,7 +119,7 @@ def _aggregate(benchmark: OpenBenchmark, items: Sequence[Any], owners: Sequence[
 def _aggregation(benchmark: OpenBenchmark, task: int) -> Callable[[Sequence[Any]], float]:
     from lm_eval.api.metrics import mean
 
-    if benchmark.metric == CHOICE_PROB:
+    if benchmark.metric in OUR_METRICS:
         return mean
     return benchmark.tasks[task].aggregation()[benchmark.metric]
 
@@ -121,12 +145,24 @@ def _stderr(benchmark: OpenBenchmark, items: Sequence[Any], owners: Sequence[int
 
 
 def _choice_prob(task: Task, example: Example, precise: Sequence[float]) -> float:
-    gold = gold_options(task, example)
+    shares = _shares(_at_equal_length(task, example, precise))
+    return float(shares[gold_options(task, example)].sum())
+
+
+def _at_equal_length(task: Task, example: Example, precise: Sequence[float]) -> np.ndarray:
+    """Each option's log-likelihood per byte, as acc_norm compares them, times the options' mean length in bytes.
+
+    Per byte alone, a softmax sees hardly any difference: all options come out about equally likely.
+    """
     n_options = _n_options(task, example)
     sizes = [max(1, len(instance.args[1].encode())) for instance in example.instances[:n_options]]
-    per_byte = np.asarray(precise[:n_options], dtype=np.float64) / np.asarray(sizes)
-    shares = np.exp(per_byte - per_byte.max())
-    return float(shares[gold].sum() / shares.sum())
+    return np.asarray(precise[:n_options], dtype=np.float64) / np.asarray(sizes) * np.mean(sizes)
+
+
+def _shares(levels: np.ndarray) -> np.ndarray:
+    """The options' probabilities: a softmax."""
+    weights = np.exp(levels - levels.max())
+    return np.asarray(weights / weights.sum())
 
 
 def choice_prob_reason(task: Task, example: Example) -> str | None:
@@ -155,7 +191,8 @@ def chance_of(metric: str, tasks: Sequence[Task], examples: Sequence[Example]) -
     if metric not in _ACCURACIES or any(task.OUTPUT_TYPE != "multiple_choice" for task in tasks):
         return None
     shares = [
-        max(1, len(gold_options(tasks[example.task], example))) / _n_options(tasks[example.task], example)
+        (1 if metric == AGREE else max(1, len(gold_options(tasks[example.task], example))))
+        / _n_options(tasks[example.task], example)
         for example in examples
     ]
     return sum(shares) / len(shares)
