@@ -2,18 +2,19 @@
 
 import streamlit as st
 
-from gptailor.dashboard import controls, readers, text, widgets
+from gptailor.dashboard import controls, pickers, readers, text, widgets
 from gptailor.dashboard.charts import layers as layer_charts
 from gptailor.dashboard.charts import progress as charts
 from gptailor.dashboard.charts.common import draw
 from gptailor.dashboard.frames import layers as layer_frames
 from gptailor.dashboard.frames import progress as frames
+from gptailor.dashboard.frames.view import View
 from gptailor.dashboard.text import plural
 
 POLL_SECONDS = 3
 
 widgets.open_page("Progress")
-run = widgets.pick_run()
+run = pickers.pick_run()
 live = controls.show(run)
 
 
@@ -22,7 +23,7 @@ def moving() -> None:
     """All that changes while the run is active; the page around it stays."""
     if readers.status(run.folder) != run.status:
         st.rerun()
-    view = widgets.read(run)
+    view = pickers.read(run)
     facts, trials = view.facts, view.trials
     if facts.error:
         st.error(text.safe(facts.error, 2000), icon=":material/error:")
@@ -66,7 +67,7 @@ def moving() -> None:
             st.code(readers.log_tail(run) or "The log is empty.", language=None, height=320)
 
 
-def show_numbers(now: frames.Numbers, view: widgets.View) -> None:
+def show_numbers(now: frames.Numbers, view: View) -> None:
     facts = view.facts
     st.progress(min(now.done / max(now.asked, 1), 1.0))
     done, rung, speed, left, failed, best = st.columns([5, 4, 4, 5, 3, 4])
@@ -79,7 +80,7 @@ def show_numbers(now: frames.Numbers, view: widgets.View) -> None:
             border=True,
         )
     else:
-        rung.metric("Plans judged", text.count(len(view.plans)), help=widgets.judged_note(view), border=True)
+        rung.metric("Plans judged", text.count(len(view.plans)), help=pickers.judged_note(view), border=True)
     speed.metric(
         "Speed",
         "–" if now.rate is None else f"{text.count(now.rate) if now.rate >= 10 else format(now.rate, '.2g')} / h",
@@ -105,12 +106,12 @@ def show_numbers(now: frames.Numbers, view: widgets.View) -> None:
     best.metric(
         "Best",
         "–" if top is None else text.value(top["average"], percent=facts.average_is_share),
-        help=f"{facts.average_label}, among {widgets.judged_note(view)}",
+        help=f"{facts.average_label}, among {pickers.judged_note(view)}",
         border=True,
     )
 
 
-def show_curves(view: widgets.View) -> None:
+def show_curves(view: View) -> None:
     facts = view.facts
     best = view.once("best", lambda: frames.best_so_far(view.trials, facts))
     if best.empty:
@@ -122,7 +123,7 @@ def show_curves(view: widgets.View) -> None:
         else:
             widgets.empty("The first trial is running; the curves start with its score.", ":material/hourglass_top:")
         return
-    by = widgets.by_trials_or_hours()
+    by = pickers.by_trials_or_hours()
     left, right = st.columns(2, gap="large")
     with left:
         widgets.show_chart(
@@ -132,7 +133,7 @@ def show_curves(view: widgets.View) -> None:
             ),
             best,
             title="Best so far",
-            note=f"{facts.average_label} of {widgets.judged_note(view)} Points are plans, diamonds are new bests.",
+            note=f"{facts.average_label} of {pickers.judged_note(view)} Points are plans, diamonds are new bests.",
             alt="Best average so far",
             key="best",
             percent=facts.average_is_share,
@@ -152,7 +153,7 @@ def show_curves(view: widgets.View) -> None:
             widgets.empty(f"The hypervolume is told for up to {frames.HYPERVOLUME_OBJECTIVES} objectives.")
 
 
-def show_failures(view: widgets.View) -> None:
+def show_failures(view: View) -> None:
     failed = view.once("failures", lambda: frames.failures(view.trials))
     if failed.empty:
         return

@@ -2,14 +2,14 @@
 
 import streamlit as st
 
-from gptailor.dashboard import widgets
+from gptailor.dashboard import pickers, widgets
 from gptailor.dashboard.charts import fidelity as charts
 from gptailor.dashboard.frames import fidelity as frames
 from gptailor.dashboard.text import plural
 
 widgets.open_page("Fidelity")
-run = widgets.pick_run()
-view = widgets.read(run)
+run = pickers.pick_run()
+view = pickers.read(run)
 facts, trials = view.facts, view.trials
 low, high = facts.rungs[0], facts.rungs[-1]
 
@@ -30,7 +30,7 @@ widgets.show_chart(
     key="shares",
 )
 
-widgets.need_plans(view)
+pickers.need_plans(view)
 st.divider()
 agreed = frames.agreement(trials, facts)
 moves = frames.rank_moves(trials, facts, low, high)

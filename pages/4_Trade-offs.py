@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from gptailor.dashboard import judging, text, widgets
+from gptailor.dashboard import judging, pickers, text, url, widgets
 from gptailor.dashboard.charts import layers as layer_charts
 from gptailor.dashboard.charts import tradeoffs as charts
 from gptailor.dashboard.frames import layers as layer_frames
@@ -11,9 +11,9 @@ from gptailor.dashboard.frames.progress import HYPERVOLUME_OBJECTIVES
 from gptailor.dashboard.text import plural
 
 widgets.open_page("Trade-offs")
-run = widgets.pick_run()
-view = widgets.read(run)
-widgets.need_plans(view)
+run = pickers.pick_run()
+view = pickers.read(run)
+pickers.need_plans(view)
 judging.show_choice(view)
 facts, plans = view.facts, view.plans
 axes = {axis.label: axis for axis in frames.axes(view.tables, plans, facts)}
@@ -23,7 +23,7 @@ on_front = frames.front_of_all(plans, facts)
 knee = frames.knee_of_all(plans, facts)
 best = plans.iloc[0]
 first, second, third, fourth = st.columns(4)
-first.metric("Plans judged", text.count(len(plans)), help=widgets.judged_note(view), border=True)
+first.metric("Plans judged", text.count(len(plans)), help=pickers.judged_note(view), border=True)
 second.metric(
     "On the front",
     text.count(int(on_front.sum())),
@@ -33,7 +33,7 @@ second.metric(
 third.metric(
     f"Best {facts.average_label.lower()}",
     text.value(best["average"], best["average ±"], percent=facts.average_is_share),
-    help=f"Plan {best['config_id']:.0f}, ± one standard error. {widgets.judged_note(view)}",
+    help=f"Plan {best['config_id']:.0f}, ± one standard error. {pickers.judged_note(view)}",
     border=True,
 )
 exact = len(facts.objectives) <= HYPERVOLUME_OBJECTIVES
@@ -47,27 +47,27 @@ fourth.metric(
 )
 
 # --- two of them ------------------------------------------------------------------------------------------------------
-x, y = widgets.pick_axes(axes, facts)
+x, y = pickers.pick_axes(axes, facts)
 points = frames.front(plans, x, y)
-current = widgets.chosen_plan(view)
+current = pickers.chosen_plan(view)
 event = widgets.show_chart(
     charts.front(points, x, y, current),
     points,
     title=f"{x.label} against {y.label}",
-    note=f"{widgets.judged_note(view)} Strong points are not dominated in these two; the diamond is the knee. Bars "
+    note=f"{pickers.judged_note(view)} Strong points are not dominated in these two; the diamond is the knee. Bars "
     "are one "
     "standard error: plans whose bars overlap may well be equal. Click a plan to look at it below.",
     alt=f"Scatter plot of {len(points)} plans by {x.label} and {y.label}, with their Pareto front",
     key="front",
     select=True,
 )
-widgets.adopt_click(event, charts.SELECTION, view)
+pickers.adopt_click(event, charts.SELECTION, view)
 
 # --- all of them ------------------------------------------------------------------------------------------------------
 if len(facts.objectives) > 1 and len(plans) > 1:
     st.divider()
     st.markdown("#### What matters to you?")
-    weights = widgets.weights(facts.names)
+    weights = pickers.weights(facts.names)
     choice = frames.pick_by_weights(plans, facts, weights)
     words, button = st.columns([5, 2], vertical_alignment="center")
     if choice is None:
@@ -77,7 +77,7 @@ if len(facts.objectives) > 1 and len(plans) > 1:
         button.button(
             f"Look at plan {choice}",
             icon=":material/near_me:",
-            on_click=widgets.choose,
+            on_click=url.choose,
             args=("config", choice),
             disabled=choice == current,
         )
@@ -99,7 +99,7 @@ st.divider()
 st.markdown("#### The plan looked at")
 left, _ = st.columns([2, 3])
 with left:
-    plan = widgets.pick_plan(view)
+    plan = pickers.pick_plan(view)
 place = frames.place_of(view.trials, plans, plan)
 one = layer_frames.strip(view.layers, plan)
 row = plans[plans["config_id"] == plan].iloc[0]
@@ -107,7 +107,7 @@ a, b, c, d = st.columns(4)
 a.metric(
     "Rank",
     f"{place.rank} of {place.of}",
-    help=f"By {facts.average_label.lower()}. {widgets.judged_note(view)}",
+    help=f"By {facts.average_label.lower()}. {pickers.judged_note(view)}",
     border=True,
 )
 b.metric(

@@ -2,16 +2,16 @@
 
 import streamlit as st
 
-from gptailor.dashboard import readers, widgets
+from gptailor.dashboard import pickers, readers, widgets
 from gptailor.dashboard.charts import layers as charts
 from gptailor.dashboard.frames import layers as frames
 from gptailor.dashboard.frames import tradeoffs
 from gptailor.dashboard.text import plural, safe
 
 widgets.open_page("Layers")
-run = widgets.pick_run()
-view = widgets.read(run)
-widgets.need_plans(view)
+run = pickers.pick_run()
+view = pickers.read(run)
+pickers.need_plans(view)
 facts, plans = view.facts, view.plans
 
 # --- many plans -------------------------------------------------------------------------------------------------------
@@ -21,11 +21,11 @@ with left:
         "Plans", ["The front", "The best"], default="The best", required=True, key="layers.which"
     )
 if which == "The front":
-    shown = plans[tradeoffs.front_of_all(plans, facts)].head(widgets.ROWS)
+    shown = plans[tradeoffs.front_of_all(plans, facts)].head(pickers.ROWS)
     words = f"{plural(len(shown), 'plan')} of the front (not dominated in all objectives), best on top."
 else:
     with right:
-        count = widgets.how_many(len(plans))
+        count = pickers.how_many(len(plans))
     shown = plans.head(count)
     words = f"The best {plural(len(shown), 'plan') if len(shown) > 1 else 'plan'} by {facts.average_label.lower()}."
 grid = frames.origin_grid(view.layers, shown, facts)
@@ -33,7 +33,7 @@ widgets.show_chart(
     charts.origins(grid, facts),
     grid.drop(columns=["ink", "deviates", "choice", "row"]),
     title="Where every layer comes from",
-    note=f"{words} {widgets.judged_note(view)} × is removed, · is the base's own layer, letters are candidates; hover "
+    note=f"{words} {pickers.judged_note(view)} × is removed, · is the base's own layer, letters are candidates; hover "
     "for a merge's factor.",
     alt=f"Heatmap of {len(shown)} plans by {facts.n_layers} layers of the base: the source of each layer",
     key="origins",
@@ -54,7 +54,7 @@ st.divider()
 st.markdown("#### One plan")
 narrow, _ = st.columns([2, 3])
 with narrow:
-    plan = widgets.pick_plan(view)
+    plan = pickers.pick_plan(view)
 one = frames.strip(view.layers, plan)
 lanes = frames.strip_sources(one, view.tables.layers, facts)
 widgets.show_chart(

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from gptailor.dashboard import judging, text, widgets
+from gptailor.dashboard import judging, pickers, text, widgets
 from gptailor.dashboard.charts import compare as charts
 from gptailor.dashboard.charts import layers as layer_charts
 from gptailor.dashboard.charts import progress as progress_charts
@@ -11,8 +11,8 @@ from gptailor.dashboard.frames import compare as frames
 from gptailor.dashboard.text import plural
 
 widgets.open_page("Compare")
-named = widgets.pick_runs()
-runs = frames.entries([(run.name, widgets.read_quietly(run)) for run in named])
+named = pickers.pick_runs()
+runs = frames.entries([(run.name, pickers.read_quietly(run)) for run in named])
 labels = [entry.label for entry in runs]
 facts = runs[0].facts
 percent = facts.average_is_share
@@ -47,7 +47,7 @@ def show_scores() -> None:
 
 
 def show_curves() -> None:
-    by = widgets.by_trials_or_hours()
+    by = pickers.by_trials_or_hours()
     curves = frames.curves(runs)
     widgets.show_chart(
         progress_charts.best_of_runs(curves, by, facts.average_label, percent, labels),
@@ -64,7 +64,7 @@ def show_fronts() -> None:
     axes = {axis.label: axis for axis in frames.shared_axes(runs)}
     if len(axes) < 2:
         return
-    x, y = widgets.pick_axes(axes, facts)
+    x, y = pickers.pick_axes(axes, facts)
     points = frames.fronts(runs, x, y)
     widgets.show_chart(
         front_charts.fronts_of_runs(points, x, y, labels),

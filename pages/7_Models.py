@@ -2,15 +2,15 @@
 
 import streamlit as st
 
-from gptailor.dashboard import models, widgets
+from gptailor.dashboard import models, pickers, widgets
 from gptailor.dashboard.charts import layers as layer_charts
 from gptailor.dashboard.frames import layers as layer_frames
 
 widgets.open_page("Models")
-run = widgets.pick_run()
-view = widgets.read(run)
-widgets.need_plans(view)
-plan = widgets.pick_plan(view)
+run = pickers.pick_run()
+view = pickers.read(run)
+pickers.need_plans(view)
+plan = pickers.pick_plan(view)
 models.facts(view, run, plan)
 
 one = layer_frames.strip(view.layers, plan)

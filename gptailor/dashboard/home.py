@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from gptailor.dashboard import access, actions, readers, run_table, text, widgets
+from gptailor.dashboard import access, actions, pickers, readers, run_table, text, widgets
 from gptailor.dashboard.readers import Run
 from gptailor.errors import UserError
 from gptailor.store.notes import MAX_NAME, MAX_NOTE, MAX_TAGS, Notes, read_notes
@@ -95,8 +95,8 @@ def offer(ticked: Sequence[Run]) -> None:
             if st.button("Open", type="primary", icon=":material/timeline:", help="See how it went, page by page."):
                 st.switch_page("pages/2_Progress.py", query_params={"run": one.run_id})
         else:
-            too_many = len(ticked) > widgets.MOST_RUNS
-            why = f"Up to {widgets.MOST_RUNS} runs can be compared at once." if too_many else None
+            too_many = len(ticked) > pickers.MOST_RUNS
+            why = f"Up to {pickers.MOST_RUNS} runs can be compared at once." if too_many else None
             if st.button("Compare", type="primary", icon=":material/balance:", disabled=too_many, help=why):
                 st.switch_page("pages/6_Compare.py", query_params={"runs": ",".join(run.run_id for run in ticked)})
         only_one = None if one else "Tick a single run for this."

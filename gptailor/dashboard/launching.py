@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from gptailor import launch
-from gptailor.dashboard import form, text, widgets
+from gptailor.dashboard import form, text, url, widgets
 from gptailor.dashboard.form import Draft, Preset
 from gptailor.spec import Baseline, SpaceOperation
 
@@ -25,7 +25,7 @@ def pick_preset() -> Preset:
         widgets.empty("There is no preset: data/presets/ holds no run file that can be read.")
         st.stop()
     preset = found[
-        widgets.select(
+        url.select(
             "preset",
             "Begin with",
             list(found),

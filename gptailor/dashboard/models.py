@@ -13,7 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from gptailor import launch
-from gptailor.dashboard import access, jobs, judging, text, widgets
+from gptailor.dashboard import access, jobs, judging, pickers, text, widgets
 from gptailor.dashboard.frames import tradeoffs
 from gptailor.dashboard.frames.facts import Facts
 from gptailor.dashboard.frames.view import View
@@ -47,7 +47,7 @@ def facts(view: View, run: Run, config_id: int) -> None:
     kept.metric(
         whole.average_label,
         text.value(row["average"], row["average ±"], percent=whole.average_is_share),
-        help=f"Rank {place.rank} of {place.of}. {widgets.judged_note(view)}",
+        help=f"Rank {place.rank} of {place.of}. {pickers.judged_note(view)}",
         border=True,
     )
 

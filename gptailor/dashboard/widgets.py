@@ -1,46 +1,26 @@
-"""What every page shares: its head and navigation, the reader's choices, and the frame around each chart.
-
-A choice (which run, which configuration) has one home, the URL, so that a link sent to a colleague opens the same view;
-session state only remembers it between pages. All keys of session state and of the URL are written here. Values from
-the URL are hostile until they are found among the runs or configurations that exist.
-"""
+"""What every page shares: its head and navigation, calm notes, and (from figures.py) the frame around each chart."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
 
-from gptailor.dashboard import access, actions, readers, text
+from gptailor.dashboard import access, readers
 from gptailor.dashboard.figures import show_chart, show_table
-from gptailor.dashboard.frames.facts import Facts
-from gptailor.dashboard.frames.layers import plan_name
-from gptailor.dashboard.frames.tradeoffs import Axis
-from gptailor.dashboard.frames.trials import AVERAGE
-from gptailor.dashboard.frames.view import View
-from gptailor.dashboard.text import plain
 from gptailor.dashboard.text import safe as text_safe
-from gptailor.store.connection import StoreBusy, StoreError, StoreMissing
+from gptailor.dashboard.url import chosen
 
 __all__ = ["show_chart", "show_table", "text_safe"]  # what pages reach through here, besides what is defined here
 
 ACTIVE = readers.ACTIVE
 ICON = Path(__file__).with_name("icon.svg")
 """A file of ours: a named icon as the browser's tab icon is fetched from somebody else's server."""
-ROWS = 50
-"""Most plans that a heatmap has rows for."""
 SIDEBAR = 210
 """Pixels."""
 TIGHT = '<style>[data-testid="stMainBlockContainer"] {padding: 3rem 2.5rem 4rem}</style>'
 """Streamlit's own margins take a sixth of a laptop's window."""
-MOST_RUNS = 6
-"""Runs that can be compared at once: as many as there are colours that everybody tells apart."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +59,6 @@ STATUS_LOOK = {
 }
 
 
-# --- the head of a page -----------------------------------------------------------------------------------------------
-
-
 def open_page(title: str) -> None:
     """The page's head: browser title, navigation, heading, and the question that the page answers."""
     page = next(page for page in PAGES if page.title == title)
@@ -114,286 +91,3 @@ def status_badge(status: str) -> None:
 def empty(message: str, icon: str = ":material/inbox:") -> None:
     """A calm note where there is nothing to draw yet: says why, and what to do."""
     st.info(message, icon=icon)
-
-
-# --- choices ----------------------------------------------------------------------------------------------------------
-
-
-def chosen(name: str) -> str | None:
-    """The reader's choice as text: from the URL, else as remembered. Not checked: match it against what exists."""
-    return st.query_params.get(name) or st.session_state.get(f"choice.{name}")
-
-
-def choose(name: str, value: str | int | None) -> None:
-    """Keep a choice in the URL and for the pages to come; None forgets it."""
-    if value is None:
-        st.session_state.pop(f"choice.{name}", None)
-        st.query_params.pop(name, None)
-        return
-    st.session_state[f"choice.{name}"] = str(value)
-    if st.query_params.get(name) != str(value):
-        st.query_params[name] = str(value)
-
-
-def _adopt(name: str, key: str) -> None:
-    choose(name, st.session_state[key])
-    if name == "run":
-        choose("config", None)
-
-
-def select(
-    name: str, label: str, options: Sequence[Any], shown: Callable[[Any], str], default: Any, help: str | None = None
-) -> Any:
-    """A select box whose value lives in the URL under `name`. Options are told apart by their text form in the URL."""
-    by_text = {str(option): option for option in options}
-    current = by_text.get(chosen(name) or "", default)
-    key = f"select.{name}"
-    st.session_state[key] = current
-    st.selectbox(
-        label, options, format_func=_told_apart(options, shown), key=key, on_change=_adopt, args=(name, key), help=help
-    )
-    choose(name, current)
-    return current
-
-
-def _told_apart(options: Sequence[Any], shown: Callable[[Any], str]) -> Callable[[Any], str]:
-    """`shown`, with the option itself added where two show the same: Streamlit tells options apart by what they
-    show."""
-    labels = {option: shown(option) for option in options}
-    times = Counter(labels.values())
-
-    def label(option: Any) -> str:
-        words = labels.get(option, str(option))
-        return words if times[words] < 2 else f"{words}  ·  {plain(option, 120)}"
-
-    return label
-
-
-# --- runs and plans ---------------------------------------------------------------------------------------------------
-
-
-def pick_run() -> readers.Run:
-    """The run that the page is about, with its state and what it is; stops the page, saying why, where there is
-    none."""
-    runs = readers.runs()
-    if not runs:
-        empty("No run is saved here yet. Start one on the Launch page.")
-        st.page_link("pages/1_Launch.py", label="Launch a run", icon=":material/rocket_launch:")
-        st.stop()
-    by_id = {run.run_id: run for run in runs}
-    asked = st.query_params.get("run")
-    newest = next((run.run_id for run in runs if run.is_active), runs[0].run_id)
-    left, right = st.columns([5, 2], vertical_alignment="bottom")
-    with left:
-        run = by_id[select("run", "Run", list(by_id), lambda run_id: _run_label(by_id[run_id]), newest)]
-    with right:
-        status_badge(run.status)
-    if st.session_state.get("config.run") != run.run_id and "config" not in st.query_params:
-        choose("config", None)  # a plan remembered from another run has nothing to do with this one's
-    st.session_state["config.run"] = run.run_id
-    if asked and asked not in by_id:
-        actions.notice_link(asked)
-        st.warning(f"The link asks for the run {text_safe(asked)}, which is not saved here. This is another one.")
-    return run
-
-
-def _run_label(run: readers.Run) -> str:
-    return f"{plain(run.name)}  ·  {run.run_id[:15] if run.run_id[:8].isdigit() else plain(run.run_id, 32)}"
-
-
-def pick_runs() -> list[readers.Run]:
-    """Two to MOST_RUNS runs, in the order they were picked, kept in the URL; stops the page where there are fewer."""
-    by_id = {run.run_id: run for run in readers.runs()}
-    if len(by_id) < 2:
-        empty(
-            "Comparing takes two saved runs. There " + ("is one so far." if by_id else "is none so far."),
-            ":material/balance:",
-        )
-        st.page_link("pages/1_Launch.py", label="Launch a run", icon=":material/rocket_launch:")
-        st.stop()
-    asked = list(dict.fromkeys(run_id for run_id in (chosen("runs") or "").split(",") if run_id in by_id))
-    key = "select.runs"
-    st.session_state[key] = asked[:MOST_RUNS] or _comparable(by_id)
-
-    def adopt() -> None:
-        choose("runs", ",".join(st.session_state[key]))
-
-    picked = st.multiselect(
-        f"Runs (2 to {MOST_RUNS})",
-        list(by_id),
-        format_func=_told_apart(list(by_id), lambda run_id: _run_label(by_id[run_id])),
-        key=key,
-        max_selections=MOST_RUNS,
-        on_change=adopt,
-    )
-    choose("runs", ",".join(picked))
-    if len(picked) < 2:
-        empty("Pick at least two runs.", ":material/balance:")
-        st.stop()
-    return [by_id[run_id] for run_id in picked]
-
-
-def _comparable(by_id: Mapping[str, readers.Run]) -> list[str]:
-    """The run looked at last, else the newest, and the newest other one (sharing an objective, if one does)."""
-    first = by_id.get(chosen("run") or "", next(iter(by_id.values())))
-    others = [run for run in by_id.values() if run.run_id != first.run_id]
-    mine = set(first.summary.objectives)
-    second = next((run for run in others if mine & set(run.summary.objectives)), others[0])
-    return [first.run_id, second.run_id]
-
-
-def read_quietly(run: readers.Run) -> View:
-    """Like `read`, without the line on what the run is."""
-    try:
-        view = readers.read(run)
-        view.facts  # noqa: B018  (derived here, so that a run without a row of its own is refused here)
-    except (StoreError, ValueError) as error:
-        st.info(
-            f"{text_safe(run.name)} cannot be compared yet: {text_safe(error, 600)}", icon=":material/hourglass_empty:"
-        )
-        st.stop()
-    return view
-
-
-def by_trials_or_hours() -> str:
-    """Whether curves run over trials or over hours."""
-    names = {"trials": "By trials", "hours": "By hours"}
-    return str(
-        st.segmented_control(
-            "Curves",
-            list(names),
-            format_func=names.__getitem__,
-            default="trials",
-            required=True,
-            key="by",
-            persist_state="session",
-            label_visibility="collapsed",
-        )
-    )
-
-
-def read(run: readers.Run) -> View:
-    """The run's tables, with a line on what it is; stops the page, saying why, where they cannot be read."""
-    try:
-        view = readers.read(run)
-        about = _about(view)
-    except (StoreMissing, StoreBusy) as error:
-        waiting = "The run waits for its device; nothing has been written yet."
-        empty(waiting if run.status == "queued" else text_safe(error, 600), ":material/hourglass_empty:")
-        st.stop()
-    except (StoreError, ValueError) as error:
-        st.error(f"This run cannot be shown: {text_safe(error, 600)}", icon=":material/error:")
-        st.stop()
-    st.caption(about)
-    if view.tables.notice:
-        st.warning(text_safe(view.tables.notice, 600))
-    return view
-
-
-def _about(view: View) -> str:
-    facts = view.facts
-    rungs = " / ".join(map(str, facts.rungs))
-    parts = [
-        f"Base {text_safe(facts.base_model, 60)}",
-        f"{facts.n_layers} → {facts.n_layers - facts.n_removed} layers",
-        text.plural(len(facts.candidates), "candidate") if facts.candidates else "no candidates",
-        text.plural(len(facts.objectives), "objective"),
-        f"rungs of {rungs} examples",
-        f"read at {clock(view.tables.as_of)}",
-    ]
-    return "  ·  ".join(parts)
-
-
-def clock(moment: datetime) -> str:
-    """Hours, minutes and seconds where the reader is, else in UTC."""
-    try:
-        return moment.astimezone(ZoneInfo(st.context.timezone or "")).strftime("%H:%M:%S")
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return moment.strftime("%H:%M:%S UTC")
-
-
-def need_plans(view: View) -> None:
-    """Stop the page with a sentence where no trial has succeeded."""
-    if len(view.plans):
-        return
-    ended = view.trials[view.trials["status"] != "running"]
-    if ended.empty:
-        empty(
-            "No trial has ended yet. This page fills as soon as the first plan is scored.", ":material/hourglass_empty:"
-        )
-    else:
-        empty(
-            f"All {text.plural(len(ended), 'trial')} so far failed; the Progress page lists the causes.",
-            ":material/error:",
-        )
-    st.stop()
-
-
-def judged_note(view: View) -> str:
-    """What "best" means here: n and the budget it is judged at."""
-    n = text.plural(len(view.plans), "plan")
-    if view.judged_in_full:
-        return f"{n} scored at the full budget of {view.top_budget} examples a benchmark."
-    full = f"(the full budget is {view.facts.full_budget})"
-    return f"{n} scored at {view.top_budget} examples a benchmark, the highest rung reached so far {full}."
-
-
-def chosen_plan(view: View) -> int:
-    """config_id of the plan that is looked at: the one in the URL where it was judged, else the best one."""
-    asked, judged = chosen("config"), view.plans["config_id"].astype(int).tolist()
-    return int(asked) if asked and asked.isdecimal() and len(asked) < 10 and int(asked) in judged else judged[0]
-
-
-def pick_plan(view: View, label: str = "Plan") -> int:
-    """A select box of the judged plans, best first, on the plan that is looked at. Returns its config_id."""
-    names = {
-        int(c): plan_name(c, a, view.facts) for c, a in zip(view.plans["config_id"], view.plans[AVERAGE], strict=True)
-    }
-    best = next(iter(names))
-    names[best] += " (best)"
-    return int(select("config", label, list(names), names.__getitem__, best))
-
-
-def adopt_click(event: Any, selection: str, view: View) -> None:
-    """Make the plan that was clicked in a chart the plan that is looked at."""
-    points = (event or {}).get("selection", {}).get(selection, [])
-    clicked = points[0].get("config_id") if points else None
-    judged = set(view.plans["config_id"].astype(int))
-    last = st.session_state.get("clicked")
-    st.session_state["clicked"] = clicked
-    if clicked is not None and clicked != last and clicked in judged:
-        choose("config", int(clicked))
-        st.rerun()
-
-
-def pick_axes(axes: Mapping[str, Axis], facts: Facts) -> tuple[Axis, Axis]:
-    """Two of the things that plans can be compared by: the first two objectives, else layers and the first."""
-    labels = list(axes)
-    scored = [label for label in labels if axes[label].column in facts.names]
-    first, second = (scored[0], scored[1]) if len(scored) > 1 else ("Layers kept", labels[0])
-    left, right, _ = st.columns([3, 3, 2])
-    with left:
-        x = axes[select("x", "Across", labels, plain, first)]
-    with right:
-        y = axes[select("y", "Up", labels, plain, second)]
-    return x, y
-
-
-def how_many(available: int) -> int:
-    """How many of the best plans to show."""
-    most = min(available, ROWS)
-    if most <= 5:
-        return most
-    return st.slider("How many", 5, most, min(20, most), key="how_many", width=320)
-
-
-def weights(names: Sequence[str]) -> dict[str, float]:
-    """A slider from 0 to 1 for each objective, three in a row."""
-    found = {}
-    box = st.container() if len(names) <= 6 else st.expander("Weights", icon=":material/tune:")
-    for start in range(0, len(names), 3):
-        for column, (index, name) in zip(
-            box.columns(3, gap="medium"), list(enumerate(names))[start : start + 3], strict=False
-        ):
-            found[name] = column.slider(text_safe(name, 40), 0.0, 1.0, 1.0, 0.05, key=f"weight.{index}")
-    return found

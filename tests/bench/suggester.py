@@ -41,7 +41,7 @@ class Plain(Suggester):
 
     def __init__(self, spec: RunSpec, space: PlanSpace, initial: Sequence[StitchPlan], output: Path) -> None:
         logging.getLogger("smac").setLevel(logging.WARNING)
-        self._space, scenario = space, scenario_of(spec, space, output)
+        self._space, self._learnt, scenario = space, {}, scenario_of(spec, space, output)
         self._smac = MultiFidelityFacade(  # type: ignore[assignment]
             scenario,
             never,
