@@ -42,7 +42,8 @@ def kill_group(folder: RunFolder) -> None:
     """SIGKILL to the engine and to what stands beside it, as a power cut would. None may be left."""
     holder = read_holder(folder.lock)
     assert holder is not None
-    os.killpg(os.getpgid(holder.pid), signal.SIGKILL)
+    assert os.getpgid(holder.pid) == holder.pid, "an engine leads a group of its own"
+    os.killpg(holder.pid, signal.SIGKILL)
     wait_for(lambda: not launch.is_alive(folder), 10)
 
 

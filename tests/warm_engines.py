@@ -104,13 +104,19 @@ def serve(channel: socket.socket) -> None:
     channel.send(b"ready")
     while True:
         asked, (lock, log), _, _ = socket.recv_fds(channel, 65536, 2)
+        told, tell = os.pipe()
         pid = os.fork()
         if pid:
             os.close(lock)
             os.close(log)
+            os.close(tell)
+            os.read(told, 1)  # before it leads a group of its own, a kill of its group would be one of ours
+            os.close(told)
             channel.send(str(pid).encode())
             continue
         os.setsid()
+        os.close(tell)
+        os.close(told)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         channel.close()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
