@@ -42,6 +42,8 @@ ENGINES, BROWSERS = 4, 8
 FIRST, MORE = 12, 6
 """Trials of a run, and how many it is extended by."""
 WRITE_BAR = 1.0
+STARTING = 400.0
+"""Megabytes below which an engine still imports what it needs."""
 Row = tuple[str, str, str, bool]
 
 
@@ -195,7 +197,7 @@ def write_waits(folder: RunFolder) -> list[float]:
 
 def soak(minutes: float, seed: int = 0, pause: float = 2.0) -> list[Row]:
     """The table: (what, figure, note, whether it is within its bar)."""
-    spec = load_spec(ROOT / "data" / "presets" / "demo.yaml", [f"trials={FIRST}"])
+    spec = load_spec(ROOT / "data" / "presets" / "demo.yaml", [f"trials={FIRST}", "budget.max=90"])
     with tempfile.TemporaryDirectory(prefix="gptailor-soak-") as scratch:
         root = Path(scratch) / "runs"
         peaceful = kills.search(Path(scratch) / "peaceful", spec)
@@ -212,7 +214,9 @@ def soak(minutes: float, seed: int = 0, pause: float = 2.0) -> list[Row]:
                     time.sleep(pause)
                     soaked.act()
                     of_server.append(process.memory_info().rss / 1e6)
-                    of_engines.append(max((memory_of(slot.folder) for slot in soaked.slots), default=0.0))
+                    largest = max(memory_of(slot.folder) for slot in soaked.slots)
+                    if largest > STARTING:
+                        of_engines.append(largest)
                 soaked.end()
             finally:
                 for slot in soaked.slots:
@@ -251,6 +255,7 @@ def memory_of(folder: RunFolder) -> float:
 
 def _grown(what: str, megabytes: list[float], minutes: float) -> Row:
     """Judged from ten minutes on: before, the server still imports what its pages need."""
+    megabytes = megabytes or [0.0]
     third = max(1, len(megabytes) // 3)
     first, last = statistics.median(megabytes[:third]), statistics.median(megabytes[-third:])
     note = f"medians of the first and the last third; highest {max(megabytes):.0f} MB"
