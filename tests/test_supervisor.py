@@ -82,7 +82,7 @@ def engine_pid(folder: RunFolder) -> int:
         ("if n < 1: os._exit(launch.START_ME_AGAIN)", 0, 2),
         ("if n < 1: os.kill(os.getpid(), signal.SIGSEGV)", 0, 2),
         ("launch.request(folder, 'stop'); " + DIE, 137, 1),
-        ("os.kill(os.getpid(), signal.SIGHUP)", 129, 1),
+        ("signal.signal(signal.SIGHUP, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGHUP)", 129, 1),
     ],
 )
 def test_started_again_after_a_crash_alone(folder: RunFolder, what: str, code: int, n_starts: int) -> None:
