@@ -63,7 +63,7 @@ MISTAKES = {
     "export empty 7 NEW --runs DAMAGED": "run empty: it has no database yet",
     "generate RUN 7 --prompt hello --device tpu --runs RUNS": "device: must be auto, cpu, mps, cuda or a certain GPU",
     "generate RUN 7 --prompt hello --tokens 0 --runs RUNS": "tokens: must be 1 to 2048, got 0",
-    "evaluate RUN --subjects worst --runs RUNS": "--subjects worst: expected dense, candidates, baselines, best, front,",
+    "evaluate RUN --subjects worst --runs RUNS": "--subjects worst: expected dense, candidates, baselines, best,",
     "evaluate RUN --benchmarks none --runs RUNS": "--benchmarks none: not held out in this run; it has words",
     "evaluate RUN --examples 0 --runs RUNS": "--examples 0: give 1 or more, or leave it out for all",
     "extend RUN --runs RUNS": "extend: give --trials N or --walltime TIME",
