@@ -33,14 +33,6 @@ SECRETS = {
 NOT_AN_OPERATOR = "Only operators can do this; you are signed in as a viewer."
 
 
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    root = tmp_path / "runs"
-    monkeypatch.setenv("GPTAILOR_RUNS", str(root))
-    monkeypatch.setattr(readers, "DEMO", tmp_path / "demo")
-    return root
-
-
 def person(email: str, **claims: Any) -> dict[str, Any]:
     return {"is_logged_in": True, "email": email, "email_verified": True, "iat": time.time(), **claims}
 

@@ -20,7 +20,7 @@ from gptailor.trial import RunStatus, TrialStatus
 
 # A run in this process, whose scoring meets trouble: it sees the tokens of a pack and how many trials began and ended.
 SEARCH = """
-import sys, time
+import threading
 import torch
 import gptailor.watch
 from gptailor import launch
@@ -117,7 +117,7 @@ def test_python_out_of_memory(warm: WarmEngines, spec: RunSpec, tmp_path: Path) 
 
 def test_slower_than_a_trial_may_be(warm: WarmEngines, spec: RunSpec, tmp_path: Path) -> None:
     hurried = spec.model_copy(update={"trial_walltime": "0.5s"})
-    folder, said = troubled(warm, tmp_path, hurried, "if ended == 10: time.sleep(0.6)")
+    folder, said = troubled(warm, tmp_path, hurried, "if ended == 10: threading.Event().wait(0.6)")
     assert "ended: finished" in said
     assert crashed(folder) == {10: "TookTooLong: longer than the 0.5 s that a trial may take"}
 
@@ -125,7 +125,7 @@ def test_slower_than_a_trial_may_be(warm: WarmEngines, spec: RunSpec, tmp_path: 
 def test_a_hang_ends_the_process_and_its_trial_alone(warm: WarmEngines, spec: RunSpec, tmp_path: Path) -> None:
     """What never comes back cannot be interrupted: the trial is recorded, the process left, another one goes on."""
     hurried = spec.model_copy(update={"trial_walltime": "0.5s"})
-    folder, said = troubled(warm, tmp_path, hurried, "if ended == 5: time.sleep(1e6)")
+    folder, said = troubled(warm, tmp_path, hurried, "if ended == 5: threading.Event().wait()")
     assert "trial 5/12" in said and "ended" not in said
     assert kills.status_of(folder) == launch.LOST
     again = warm.run(search_with("pass"), folder.path)

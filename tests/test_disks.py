@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +47,17 @@ def peaceful(spec: RunSpec, tmp_path_factory: pytest.TempPathFactory) -> RunFold
     return troubled(shared(), tmp_path_factory.mktemp("peaceful"), spec, "pass")[0]
 
 
+TELLS_THAT_IT_WAITS = """
+import pathlib
+from gptailor.search import Search
+wait = Search._wait_for_space
+def told(self, problem):
+    pathlib.Path({waits!r}).touch()
+    return wait(self, problem)
+Search._wait_for_space = told
+"""
+
+
 def fill(disk: Path) -> Path:
     """Take all the room there is, to the last byte."""
     filler = disk / "filler"
@@ -65,34 +75,32 @@ def slowly(root: Path, spec: RunSpec, engines: list[RunFolder], first: str = "")
     """A run whose trials take a moment, four of them done, and its engine's process id. first: code to begin with."""
     folder = launch.prepare(root, spec)
     engines.append(folder)
-    pid = shared().start(first + search_with("if begun: time.sleep(0.1)"), folder.lock, folder.log)
+    pid = shared().start(first + search_with("if begun: threading.Event().wait(0.1)"), folder.lock, folder.log)
     kills.wait_for(lambda: kills.n_stored(folder) >= 4)
     return folder, pid
 
 
-def test_a_full_disk_is_waited_for(
-    small_disk: Path,
-    spec: RunSpec,
-    peaceful: RunFolder,
-    engines: list[RunFolder],
-) -> None:
-    folder, _ = slowly(small_disk / "runs", spec, engines)
-    filler = fill(small_disk)
-    assert folder.trouble() == "its disk is full"
-    time.sleep(2)  # what is left of the journal's last page holds a trial or two
-    assert launch.is_alive(folder) and kills.n_stored(folder) < 12 and kills.status_of(folder) == RunStatus.RUNNING
-    filler.unlink()
-    kills.wait_for(lambda: not launch.is_alive(folder), 60)
+def ends_as(folder: RunFolder, peaceful: RunFolder) -> None:
+    """Nothing of what happened is seen in the run when it has ended."""
+    kills.wait_for(lambda: not launch.is_alive(folder), 120)
     assert kills.status_of(folder) == RunStatus.FINISHED, folder.log.read_text()[-3000:]
     assert kills.trials(folder) == kills.trials(peaceful) and kills.scored_twice(folder) == []
 
 
-def test_stopped_on_a_full_disk(
-    small_disk: Path,
-    spec: RunSpec,
-    peaceful: RunFolder,
-    engines: list[RunFolder],
+def test_a_full_disk_is_waited_for(
+    tmp_path: Path, small_disk: Path, spec: RunSpec, peaceful: RunFolder, engines: list[RunFolder]
 ) -> None:
+    waits = tmp_path / "waits"
+    folder, _ = slowly(small_disk / "runs", spec, engines, first=TELLS_THAT_IT_WAITS.format(waits=str(waits)))
+    filler = fill(small_disk)
+    assert folder.trouble() == "its disk is full"
+    kills.wait_for(waits.exists, 60)  # what is left of the journal's last page holds a trial or two
+    assert launch.is_alive(folder) and kills.n_stored(folder) < 12 and kills.status_of(folder) == RunStatus.RUNNING
+    filler.unlink()
+    ends_as(folder, peaceful)
+
+
+def test_stopped_on_a_full_disk(small_disk: Path, spec: RunSpec, peaceful: RunFolder, engines: list[RunFolder]) -> None:
     """No request can be left on it, but a signal can be sent; later the run goes on."""
     folder, _ = slowly(small_disk / "runs", spec, engines)
     filler = fill(small_disk)
@@ -100,15 +108,11 @@ def test_stopped_on_a_full_disk(
     assert not launch.is_alive(folder) and kills.status_of(folder) in (launch.LOST, RunStatus.STOPPED)
     filler.unlink()
     assert launch.resume(folder)
-    kills.wait_for(lambda: not launch.is_alive(folder), 60)
-    assert kills.trials(folder) == kills.trials(peaceful) and kills.scored_twice(folder) == []
+    ends_as(folder, peaceful)
 
 
 def test_a_disk_that_becomes_read_only(
-    small_disk: Path,
-    spec: RunSpec,
-    peaceful: RunFolder,
-    engines: list[RunFolder],
+    small_disk: Path, spec: RunSpec, peaceful: RunFolder, engines: list[RunFolder]
 ) -> None:
     folder, _ = slowly(small_disk / "runs", spec, engines)
     kills.kill_group(folder)  # a file system with files open for writing cannot be made read-only
@@ -127,15 +131,10 @@ def test_a_disk_that_becomes_read_only(
     assert len(run_json(folder)["trials"]["by_status"]), "readers still read"
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     assert launch.resume(folder)
-    kills.wait_for(lambda: not launch.is_alive(folder), 60)
-    assert kills.trials(folder) == kills.trials(peaceful) and kills.scored_twice(folder) == []
+    ends_as(folder, peaceful)
 
 
-def test_a_folder_that_is_removed_ends_its_engine(
-    tmp_path: Path,
-    spec: RunSpec,
-    engines: list[RunFolder],
-) -> None:
+def test_a_folder_that_is_removed_ends_its_engine(tmp_path: Path, spec: RunSpec, engines: list[RunFolder]) -> None:
     folder, pid = slowly(tmp_path, spec, engines)
     shutil.rmtree(folder.path)
     kills.wait_for(lambda: not psutil.pid_exists(pid), 30)
@@ -144,10 +143,7 @@ def test_a_folder_that_is_removed_ends_its_engine(
 
 
 def test_a_database_that_somebody_holds(
-    tmp_path: Path,
-    spec: RunSpec,
-    peaceful: RunFolder,
-    engines: list[RunFolder],
+    tmp_path: Path, spec: RunSpec, peaceful: RunFolder, engines: list[RunFolder]
 ) -> None:
     """F9, with a patience of a fifth of a second instead of thirty: trials go on, and reach the database in the end."""
     impatient = "import gptailor.store.writer\ngptailor.store.writer.WRITER_PATIENCE = 0.2\n"
@@ -162,17 +158,11 @@ def test_a_database_that_somebody_holds(
     told = folder.log.read_text()
     assert "Nothing is lost" in told and launch.is_alive(folder), told
     kill(holder)
-    kills.wait_for(lambda: not launch.is_alive(folder), 60)
-    assert kills.trials(folder) == kills.trials(peaceful)
-    assert kills.status_of(folder) == RunStatus.FINISHED
+    ends_as(folder, peaceful)
 
 
 def test_a_broken_database_is_told_and_repaired(
-    tmp_path: Path,
-    spec: RunSpec,
-    peaceful: RunFolder,
-    engines: list[RunFolder],
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, spec: RunSpec, peaceful: RunFolder, engines: list[RunFolder], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = slowly(tmp_path, spec, engines)
     kills.kill_group(folder)
@@ -185,14 +175,11 @@ def test_a_broken_database_is_told_and_repaired(
     assert main(["repair", folder.run_id, "--runs", str(tmp_path)]) == 0
     assert f"{stored} trials" in capsys.readouterr().out or stored < len(kills.trials(folder)) <= stored + 1
     assert launch.resume(folder)
-    kills.wait_for(lambda: not launch.is_alive(folder))
-    assert kills.trials(folder) == kills.trials(peaceful) and kills.scored_twice(folder) == []
+    ends_as(folder, peaceful)
 
 
 def test_an_export_whose_disk_fills_up_leaves_nothing(
-    small_disk: Path,
-    spec: RunSpec,
-    monkeypatch: pytest.MonkeyPatch,
+    small_disk: Path, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptailor import interchange
     from gptailor.family import open_family

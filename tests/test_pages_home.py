@@ -23,14 +23,6 @@ ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = "<script>alert(1)</script> **b** :red[x] $x$ ![i](http://e.vil/x.png) \u202eمرحبا"
 
 
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    root = tmp_path / "runs"
-    monkeypatch.setenv("GPTAILOR_RUNS", str(root))
-    monkeypatch.setattr(readers, "DEMO", tmp_path / "demo")
-    return root
-
-
 def open_home() -> AppTest:
     app = AppTest.from_file(str(ROOT / "streamlit_app.py"), default_timeout=60).run()
     assert not app.exception

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from make_runs import make_run
 from oidc_provider import CLIENT, CLIENT_SECRET, Provider
-from test_browser import CHROMIUM, Server, Visitor, run_called, sync_api, until
+from test_browser import CHROMIUM, Server, Visitor, run_called, until
 
 from gptailor import launch
 from gptailor.dashboard import audit
@@ -56,14 +56,6 @@ def server(provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iter
     for run in run_folders(found.runs):
         launch.stop(run, patience=2.0)
     found.kill()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

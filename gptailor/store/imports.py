@@ -98,16 +98,8 @@ def _unpack(archive: Path, into: Path) -> None:
                 if (into / name).exists():
                     raise refuse(f"{shown} is in it twice")
                 _extract(opened, entry, into / name, _TAKEN[name], refuse(f"{shown} is too large"))
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        NotImplementedError,
-        RuntimeError,
-        EOFError,
-        OSError,
-    ) as error:
-        # zipfile's words: RuntimeError for an encrypted entry, NotImplementedError for a compression unknown to it
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, OSError) as error:
+        # RuntimeError is zipfile's word for an encrypted entry, and for a compression that it does not know
         raise refuse(f"the zip cannot be read ({error})") from error
     if not (into / "run.duckdb").exists():
         raise refuse("there is no run.duckdb in it")

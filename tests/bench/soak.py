@@ -42,6 +42,8 @@ ENGINES, BROWSERS = 4, 8
 FIRST, MORE = 12, 6
 """Trials of a run, and how many it is extended by."""
 WRITE_BAR = 1.0
+LAST_GASP = 5.0
+"""Seconds that a process may take to end after it let go of its run."""
 STARTING = 400.0
 """Megabytes below which an engine still imports what it needs."""
 Row = tuple[str, str, str, bool]
@@ -71,7 +73,8 @@ class Slot:
     def replace(self) -> None:
         launch.stop(self.folder)
         launch.delete_run(self.folder)
-        time.sleep(0.5)  # the browsers see it go
+        seen = self.browsers.answers
+        kills.wait_for(lambda: self.browsers.answers > seen, 60)  # a browser saw it go
         self.leave()
         self._begin()
 
@@ -147,7 +150,9 @@ class Soak:
                 self.wrong.append(f"{slot.folder.run_id}: is {kills.status_of(slot.folder)} in the end")
             self.check(slot, last=True)
             slot.leave()
-        time.sleep(0.5)
+        until = time.monotonic() + LAST_GASP
+        while engines_of(self._root) and time.monotonic() < until:
+            time.sleep(0.05)
         self.wrong += [f"process {process.pid} is left over" for process in engines_of(self._root)]
 
     def _extend(self, slot: Slot) -> None:
