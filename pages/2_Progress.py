@@ -46,6 +46,7 @@ def moving() -> None:
                 note="× is removed, · is the base's own layer, letters are candidates.",
                 alt=f"Source of each layer of plan {now.config_id}",
                 key="strip",
+                polled=True,
             )
     show_curves(view)
     hours = now.elapsed / 3600 if now.elapsed and run.is_active else None
@@ -60,6 +61,7 @@ def moving() -> None:
         "the models are loaded and the dense model is scored.",
         alt="Timeline of trials by rung and status",
         key="timeline",
+        polled=True,
     )
     show_failures(view)
     with st.expander("Engine log", icon=":material/terminal:", key="log", on_change="rerun") as box:
@@ -136,6 +138,7 @@ def show_curves(view: View) -> None:
             note=f"{facts.average_label} of {pickers.judged_note(view)} Points are plans, diamonds are new bests.",
             alt="Best average so far",
             key="best",
+            polled=True,
             percent=facts.average_is_share,
         )
     with right:
@@ -148,6 +151,7 @@ def show_curves(view: View) -> None:
                 f"{view.top_budget} examples covers; 1 is a perfect score everywhere.",
                 alt="Hypervolume of the front so far",
                 key="hypervolume",
+                polled=True,
             )
         else:
             widgets.empty(f"The hypervolume is told for up to {frames.HYPERVOLUME_OBJECTIVES} objectives.")

@@ -25,7 +25,7 @@ from gptailor.show import run_json
 from gptailor.spec import RunSpec, load_spec
 from gptailor.store import RunFolder, queries
 from gptailor.store.journal import read_journal
-from gptailor.trial import RunStatus
+from gptailor.trial import RunStatus, TrialStatus
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "data" / "presets" / "demo.yaml"
@@ -94,9 +94,10 @@ def front(folder: RunFolder) -> list[Any]:
 
 
 def scored_twice(folder: RunFolder) -> list[Any]:
-    """Trials that ended twice, and examples that were computed twice."""
+    """Trials that ended twice (one that was cancelled is to be run again), and examples that were computed twice."""
     events = read_journal(folder.journal).events
-    ended = Counter(event["row"]["trial_id"] for event in events if event["event"] == "trial_finished")
+    finished = [event["row"] for event in events if event["event"] == "trial_finished"]
+    ended = Counter(row["trial_id"] for row in finished if row["status"] != TrialStatus.CANCELLED)
     keys = ("plan_hash", "benchmark", "metric", "split", "first")
     computed = Counter(tuple(event["row"][key] for key in keys) for event in events if event["event"] == "examples")
     return [what for counts in (ended, computed) for what, count in counts.items() if count > 1]
