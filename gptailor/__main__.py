@@ -16,7 +16,8 @@ from gptailor import __version__
 from gptailor.errors import UserError
 
 OK, USER_ERROR, RUN_FAILED, INTERRUPTED = 0, 2, 1, 130
-RUNS = "data/runs"
+RUNS = os.environ.get("GPTAILOR_RUNS") or "data/runs"
+"""The dashboard's folder of runs (gptailor.dashboard.readers.runs_root), so that both speak of the same runs."""
 
 
 def main(argv: list[str] | None = None) -> int:

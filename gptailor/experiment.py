@@ -25,6 +25,8 @@ from gptailor.store import RunFolder, queries
 from gptailor.trial import RunStatus
 
 KEYS = ("name", "run", "runs", "evaluate")
+SHORT = ("first_candidates", "first_objectives", "metric")
+"""The run file's first so many candidates or objectives; one metric for all objectives."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,9 @@ class Experiment:
 def load_experiment(path: str | Path, run_file: str | None = None, changes: Sequence[str] = ()) -> Experiment:
     """Read an experiment: `name`, `run` (a run file), `runs` (label -> changed keys), `evaluate` (subjects).
 
-    run_file: another run file to start from, for another family or size; changes: `key=value` for every run. Raises
-    UserError.
+    Among a run's changed keys, those of SHORT stand for others that depend on the run file, so that one experiment fits
+    any family. run_file: another run file to start from, for another family or size; changes: `key=value` for every
+    run. Raises UserError.
     """
     path = Path(path)
     data = load_yaml(read_text(path, "experiment"), f"experiment {path}")
@@ -56,10 +59,32 @@ def load_experiment(path: str | Path, run_file: str | None = None, changes: Sequ
     for label, changed in data["runs"].items():
         if not isinstance(changed, Mapping):
             raise UserError(f"experiment {path}: runs.{label}: expected keys of a run file and their values")
+        changed = _spelled_out(changed, start, f"experiment {path}: runs.{label}")
         keys = [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in changed.items()]
         title = yaml.safe_dump(f"{name}: {label}"[:80], default_flow_style=True).partition("\n")[0]
         runs[str(label)] = load_spec(start, [*keys, *changes, f"name={title}"])
     return Experiment(name, runs, tuple(data.get("evaluate") or ()))
+
+
+def _spelled_out(changed: Mapping[str, Any], run_file: str, where: str) -> dict[str, Any]:
+    """Changed keys of a run file, without those of SHORT. Raises UserError."""
+    found = {key: value for key, value in changed.items() if key not in SHORT}
+    if len(found) == len(changed):
+        return found
+    spec = load_spec(run_file)
+    for key, kind in (("first_candidates", "candidates"), ("first_objectives", "objectives")):
+        count, most = changed.get(key), len(getattr(spec, kind))
+        if key in changed and not (isinstance(count, int) and 1 <= count <= most):
+            raise UserError(
+                f"{where}.{key}: expected a number from 1 to {most}, the {kind} of {run_file}; got {count!r}"
+            )
+    if "first_candidates" in changed:
+        found["candidates"] = dict(list(spec.candidates.items())[: changed["first_candidates"]])
+    if "first_objectives" in changed or "metric" in changed:
+        objectives = [o.model_dump(mode="json") for o in spec.objectives[: changed.get("first_objectives")]]
+        metric = {"metric": changed["metric"]} if "metric" in changed else {}
+        found["objectives"] = [objective | metric for objective in objectives]
+    return found
 
 
 def run_experiment(experiment: Experiment, root: str | Path, say: Callable[[str], None]) -> bool:

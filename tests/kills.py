@@ -42,8 +42,9 @@ def kill_group(folder: RunFolder) -> None:
     """SIGKILL to the engine and to what stands beside it, as a power cut would. None may be left."""
     holder = read_holder(folder.lock)
     assert holder is not None
-    assert os.getpgid(holder.pid) == holder.pid, "an engine leads a group of its own"
-    os.killpg(holder.pid, signal.SIGKILL)
+    group = os.getpgid(holder.pid)  # led by the engine, or by its supervisor
+    assert group != os.getpgrp(), "an engine has a group of its own"
+    os.killpg(group, signal.SIGKILL)
     wait_for(lambda: not launch.is_alive(folder), 10)
 
 

@@ -124,6 +124,12 @@ def test_runs_and_show_in_both_forms(run: RunFolder, capsys: pytest.CaptureFixtu
     assert "1 of 1 trials: 1 at 10 examples" in text and best["plan"] in text and "0.5000 ±0.1600" in text
 
 
+def test_the_dashboards_folder_of_runs_is_the_command_lines(run: RunFolder) -> None:
+    command, environment = [sys.executable, "-m", "gptailor", "runs"], {**os.environ, "GPTAILOR_RUNS": str(run.root)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment)
+    assert run.run_id in done.stdout, done.stderr
+
+
 def test_a_reader_that_leaves_is_no_fault(run: RunFolder) -> None:
     command = f"'{sys.executable}' -m gptailor show tiny-run --runs '{run.root}' | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -121,6 +121,22 @@ def test_choice_prob_is_the_softmax_of_log_likelihoods_at_equal_length(
     assert 0 < engine.score(benchmark, items).score < 1 and benchmark.chance == pytest.approx(1 / 3)
 
 
+def test_answer_perplexity_is_that_of_the_right_options_by_byte(folder: Path, tokenizer: Any, model: Any) -> None:
+    from gptailor.evaluate.forward import score_rows
+
+    (benchmark,) = opened(folder, tokenizer, Benchmark(benchmark="many", metric="answer_perplexity", split="test"))
+    engine = evaluator([benchmark], tokenizer)
+    items = engine.items(model, benchmark, 0, 20)
+    total = length = 0.0
+    for example in benchmark.examples[:20]:
+        gold = example.doc["gold"]
+        total += score_rows(model, example.windows, 4096)[gold].precise
+        length += len(f" {example.doc['choices'][gold]}".encode())
+    score = engine.score(benchmark, items)
+    assert score.score == pytest.approx(math.exp(-total / length), rel=1e-4)
+    assert score.stderr and not benchmark.higher_is_better and benchmark.chance is None
+
+
 def test_jackknife_errors_are_those_of_the_mean_where_both_apply(folder: Path, tokenizer: Any) -> None:
     """On plain accuracies the jackknife must come near the textbook formula."""
     from dataclasses import replace
@@ -239,13 +255,13 @@ def test_refusals_name_what_exists(folder: Path, tokenizer: Any) -> None:
     assert said == "benchmark text: task text has no test split; it has validation"
     said = refused(folder, tokenizer, Benchmark(benchmark="many", metric="acc_nrom"))
     assert said == (
-        "benchmark many: has no metric 'acc_nrom'; it has acc, acc_norm, choice_prob, agree, closeness; did you mean "
-        "acc_norm?"
+        "benchmark many: has no metric 'acc_nrom'; it has acc, acc_norm, choice_prob, answer_perplexity, agree, "
+        "closeness; did you mean acc_norm?"
     )
-    for metric in ("choice_prob", "agree", "closeness"):
+    for metric in ("choice_prob", "answer_perplexity", "agree", "closeness"):
         said = refused(folder, tokenizer, Benchmark(benchmark="text", metric=metric))
         assert said == (
-            f"benchmark text: metric {metric} compares a question's options, and this is no multiple-choice task; it "
+            f"benchmark text: metric {metric} is read of a question's options, and this is no multiple-choice task; it "
             "has bits_per_byte, byte_perplexity, word_perplexity"
         )
     said = refused(folder, tokenizer, Benchmark(benchmark="write", metric="exact_match"))

@@ -10,7 +10,7 @@ from test_search import gptailor, write_benchmark
 
 from gptailor.errors import UserError
 from gptailor.experiment import load_experiment
-from gptailor.spec import Baseline, SpaceOperation
+from gptailor.spec import Baseline, SpaceOperation, load_spec
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "data" / "experiments").glob("*.yaml"))
@@ -33,6 +33,29 @@ def test_another_family_and_changes_for_all(monkeypatch: pytest.MonkeyPatch) -> 
     assert all("llama" in spec.base_model.lower() for spec in found.runs.values())
     assert found.runs["remove, fold"].operations == (SpaceOperation.REMOVE, SpaceOperation.FOLD)
     assert Baseline.BLOCK_INFLUENCE in found.runs["one-shot"].baselines
+
+
+@pytest.mark.parametrize("family", ["data/presets/llama-2-7b.yaml", "data/experiments/families/smollm2.yaml"])
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem != "worth"], ids=lambda path: path.stem)
+def test_every_experiment_fits_every_family(path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found, spec = load_experiment(path, family), load_spec(family)
+    for asked in found.runs.values():
+        assert asked.base_model == spec.base_model and set(asked.candidates) <= set(spec.candidates)
+        named = [objective.benchmark for objective in spec.objectives]
+        assert [objective.benchmark for objective in asked.objectives] == named[: len(asked.objectives)]
+
+
+def test_short_keys_depend_on_the_run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    pools = load_experiment("data/experiments/pools.yaml").runs
+    assert [len(spec.candidates) for spec in pools.values()] == [1, 2, 3]
+    runs = load_experiment("data/experiments/objectives.yaml", "data/experiments/families/smollm2.yaml").runs
+    assert [len(spec.objectives) for spec in runs.values()] == [1, 1, 1, 5, 5, 5]
+    assert {objective.metric for objective in runs["several, perplexity"].objectives} == {"answer_perplexity"}
+    (tmp_path / "x.yaml").write_text("run: data/presets/demo.yaml\nruns: {a: {first_candidates: 4}}")
+    with pytest.raises(UserError, match="runs.a.first_candidates: expected a number from 1 to 3, the candidates of"):
+        load_experiment(tmp_path / "x.yaml")
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptailor.errors import UserError
 from gptailor.evaluate.examples import Encoder, Example, build_examples, chat_renderer
-from gptailor.evaluate.scoring import CHOICE_PROB, OUR_METRICS, RELATIVE, chance_of, choice_prob_reason
+from gptailor.evaluate.scoring import ANSWER_PERPLEXITY, NEED_ANSWERS, OUR_METRICS, RELATIVE, chance_of, gold_options
 from gptailor.evaluate.tasks import find_tasks, load_tasks
 from gptailor.spec import Benchmark
 
@@ -113,10 +113,10 @@ def _open(
         examples = _build(tasks, order, encoder, render)
     except UserError as error:
         raise UserError(f"benchmark {spec.benchmark}: {error}") from error
-    if metric == CHOICE_PROB:
-        reason = choice_prob_reason(tasks[0], examples[0])
-        if reason:
-            raise UserError(f"benchmark {spec.benchmark}: metric {CHOICE_PROB} {reason}")
+    if metric in NEED_ANSWERS and not gold_options(tasks[0], examples[0]):
+        raise UserError(
+            f"benchmark {spec.benchmark}: metric {metric} needs a right option that the task file names (doc_to_target)"
+        )
     return OpenBenchmark(
         spec=spec,
         metric=metric,
@@ -180,8 +180,8 @@ def _metric(spec: Benchmark, tasks: list[Task], group: Group | None) -> tuple[st
         known = [*known, *OUR_METRICS]
     elif asked in OUR_METRICS and asked not in known:
         raise UserError(
-            f"benchmark {spec.benchmark}: metric {asked} compares a question's options, and this is no multiple-choice "
-            f"task; it has {', '.join(known)}"
+            f"benchmark {spec.benchmark}: metric {asked} is read of a question's options, and this is no "
+            f"multiple-choice task; it has {', '.join(known)}"
         )
     if asked not in known:
         close = difflib.get_close_matches(asked, known, n=1)
@@ -199,7 +199,7 @@ def _metric(spec: Benchmark, tasks: list[Task], group: Group | None) -> tuple[st
 
 def _direction(spec: Benchmark, tasks: list[Task], metric: str) -> bool:
     if metric in OUR_METRICS:
-        return True
+        return metric != ANSWER_PERPLEXITY
     directions = {bool(task.higher_is_better().get(metric, True)) for task in tasks}
     if len(directions) > 1:
         raise UserError(f"benchmark {spec.benchmark}: its tasks disagree on whether a higher {metric} is better")

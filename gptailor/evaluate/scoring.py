@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 CHOICE_PROB = "choice_prob"
 """Our own metric: probability of the right option under a softmax of the options' log-likelihoods at equal length."""
+ANSWER_PERPLEXITY = "answer_perplexity"
+"""Our own metric: perplexity per byte of the right option after its prompt, over all examples together, as lm-eval's
+byte_perplexity is taken over texts; less is better."""
 AGREE = "agree"
 """Our own metric: whether the plan prefers (per byte) the same option as the dense base, right or wrong."""
 CLOSENESS = "closeness"
@@ -31,7 +34,9 @@ options' log-likelihoods per byte. The distance and not its square, the divergen
 RELATIVE = (AGREE, CLOSENESS)
 """Metrics for which an example first gives its options' log-likelihoods per byte: an item is made by `item_beside`."""
 JACKKNIFE_GROUPS = 20
-OUR_METRICS = (CHOICE_PROB, *RELATIVE)
+OUR_METRICS = (CHOICE_PROB, ANSWER_PERPLEXITY, *RELATIVE)
+NEED_ANSWERS = (CHOICE_PROB, ANSWER_PERPLEXITY)
+"""Metrics that cannot be read where the task does not say which option is right."""
 _ACCURACIES = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", CHOICE_PROB, AGREE}
 
 
@@ -59,6 +64,9 @@ def item_of(benchmark: OpenBenchmark, example: Example, answers: Sequence[Any], 
     task = benchmark.tasks[example.task]
     if benchmark.metric == CHOICE_PROB:
         return _choice_prob(task, example, precise)
+    if benchmark.metric == ANSWER_PERPLEXITY:
+        gold = gold_options(task, example)[0]
+        return [float(precise[gold]), _bytes_of(example)[gold]]
     if benchmark.metric in RELATIVE:
         return [float(value) for value in _at_equal_length(task, example, precise)]
     instances = [
@@ -117,10 +125,10 @@ def _aggregate(benchmark: OpenBenchmark, items: Sequence[Any], owners: Sequence[
 
 
 def _aggregation(benchmark: OpenBenchmark, task: int) -> Callable[[Sequence[Any]], float]:
-    from lm_eval.api.metrics import mean
+    from lm_eval.api.metrics import mean, weighted_perplexity
 
     if benchmark.metric in OUR_METRICS:
-        return mean
+        return weighted_perplexity if benchmark.metric == ANSWER_PERPLEXITY else mean
     return benchmark.tasks[task].aggregation()[benchmark.metric]
 
 
@@ -155,19 +163,19 @@ def _at_equal_length(task: Task, example: Example, precise: Sequence[float]) -> 
     Per byte alone, a softmax sees hardly any difference: all options come out about equally likely.
     """
     n_options = _n_options(task, example)
-    sizes = [max(1, len(instance.args[1].encode())) for instance in example.instances[:n_options]]
+    sizes = _bytes_of(example)[:n_options]
     return np.asarray(precise[:n_options], dtype=np.float64) / np.asarray(sizes) * np.mean(sizes)
+
+
+def _bytes_of(example: Example) -> list[int]:
+    """Length of each option."""
+    return [max(1, len(instance.args[1].encode())) for instance in example.instances]
 
 
 def _shares(levels: np.ndarray) -> np.ndarray:
     """The options' probabilities: a softmax."""
     weights = np.exp(levels - levels.max())
     return np.asarray(weights / weights.sum())
-
-
-def choice_prob_reason(task: Task, example: Example) -> str | None:
-    """Why choice_prob cannot be read of this task, or None."""
-    return None if gold_options(task, example) else "needs a right option that the task file names (doc_to_target)"
 
 
 def gold_options(task: Task, example: Example) -> list[int]:
