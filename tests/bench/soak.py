@@ -31,7 +31,7 @@ from dashboard_bench import Browsers, server
 from gptailor import launch
 from gptailor.errors import UserError
 from gptailor.extend import extend
-from gptailor.launch.process import read_holder
+from gptailor.launch.process import read_holder, wait_until
 from gptailor.spec import RunSpec, load_spec
 from gptailor.store import RunFolder
 from gptailor.store.journal import read_journal
@@ -44,6 +44,8 @@ FIRST, MORE = 12, 6
 WRITE_BAR = 1.0
 LAST_GASP = 5.0
 """Seconds that a process may take to end after it let go of its run."""
+SEE_IT_GO = 5.0
+"""Seconds in which a browser that polls asks once more."""
 STARTING = 400.0
 """Megabytes below which an engine still imports what it needs."""
 Row = tuple[str, str, str, bool]
@@ -74,7 +76,7 @@ class Slot:
         launch.stop(self.folder)
         launch.delete_run(self.folder)
         seen = self.browsers.answers
-        kills.wait_for(lambda: self.browsers.answers > seen, 60)  # a browser saw it go
+        wait_until(lambda: self.browsers.answers > seen, SEE_IT_GO)  # those of a run that had ended do not ask again
         self.leave()
         self._begin()
 
