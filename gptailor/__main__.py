@@ -72,7 +72,8 @@ def experiment(arguments: argparse.Namespace) -> int:
     if arguments.dry:
         print("\n".join(asked.runs))
         return OK
-    done = run_experiment(asked, arguments.runs, lambda text: print(text, flush=True))
+    report = Path(arguments.report) if arguments.report else None
+    done = run_experiment(asked, arguments.runs, lambda text: print(text, flush=True), report)
     return OK if done else RUN_FAILED
 
 
@@ -123,11 +124,17 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Write a run as one HTML page that needs nothing else: what was asked, what was found, what it proves."""
-    from gptailor.dashboard.report import write_report
+    """Write a run, or several side by side, as one HTML page that needs nothing else."""
+    if len(arguments.run_ids) == 1:
+        from gptailor.dashboard.report import write_report
 
-    folder = _folder(arguments)
-    print(write_report(folder, Path(arguments.out or f"{folder.run_id}.html")))
+        folder = _folder(arguments, arguments.run_ids[0])
+        print(write_report(folder, Path(arguments.out or f"{folder.run_id}.html")))
+        return OK
+    from gptailor.dashboard.side_by_side import write_comparison
+
+    folders = [_folder(arguments, run_id) for run_id in arguments.run_ids]
+    print(write_comparison("Runs side by side", folders, Path(arguments.out or "comparison.html")))
     return OK
 
 
@@ -261,14 +268,13 @@ def _engine(folder: Any) -> int:
     return {RunStatus.FINISHED: OK, RunStatus.STOPPED: INTERRUPTED}.get(ended, RUN_FAILED)
 
 
-def _folder(arguments: argparse.Namespace) -> Any:
+def _folder(arguments: argparse.Namespace, run_id: str | None = None) -> Any:
     from gptailor.store import RunFolder
 
-    folder = RunFolder.of(arguments.runs, arguments.run_id)
+    run_id = run_id or arguments.run_id
+    folder = RunFolder.of(arguments.runs, run_id)
     if not folder.path.is_dir():
-        raise UserError(
-            f"run {arguments.run_id}: there is none in {arguments.runs}; `python -m gptailor runs` lists them"
-        )
+        raise UserError(f"run {run_id}: there is none in {arguments.runs}; `python -m gptailor runs` lists them")
     return folder
 
 
@@ -301,6 +307,7 @@ def _parser() -> argparse.ArgumentParser:
     several.add_argument("file", metavar="FILE", help="such as data/experiments/operations.yaml")
     several.add_argument("--run", metavar="RUN.yaml", help="start from this run file instead of the experiment's")
     several.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every run")
+    several.add_argument("--report", metavar="FILE", help="write table and charts as one HTML page as well")
     several.add_argument("--dry", action="store_true", help="check the files and list the runs, no more")
     add(check, run_file=True).add_argument("--json", action="store_true", help="machine-readable, problems included")
     add(engine, run_id=True)
@@ -309,7 +316,9 @@ def _parser() -> argparse.ArgumentParser:
     take = add(export, run_id=True)
     take.add_argument("config_id", type=int, metavar="CONFIG_ID")
     take.add_argument("out", metavar="OUT")
-    add(report, run_id=True).add_argument("--out", metavar="FILE", help="default: RUN_ID.html here")
+    send = add(report)
+    send.add_argument("run_ids", nargs="+", metavar="RUN_ID")
+    send.add_argument("--out", metavar="FILE", help="default: RUN_ID.html here, or comparison.html of several")
     out = add(tables, run_id=True)
     out.add_argument("out", metavar="DIR")
     out.add_argument("--format", choices=("parquet", "csv"), default="parquet")

@@ -87,8 +87,13 @@ def _spelled_out(changed: Mapping[str, Any], run_file: str, where: str) -> dict[
     return found
 
 
-def run_experiment(experiment: Experiment, root: str | Path, say: Callable[[str], None]) -> bool:
-    """Run, or go on with, every run, judge it, and say the table. Whether all of them finished."""
+def run_experiment(
+    experiment: Experiment, root: str | Path, say: Callable[[str], None], report: Path | None = None
+) -> bool:
+    """Run, or go on with, every run, judge it, and say the table. Whether all of them finished.
+
+    report: an HTML page with the table and the charts of the Compare page is written there. Raises UserError.
+    """
     folders: dict[str, RunFolder] = {}
     for label, spec in experiment.runs.items():
         asked = hashlib.sha256(spec.to_yaml().encode()).hexdigest()
@@ -100,6 +105,11 @@ def run_experiment(experiment: Experiment, root: str | Path, say: Callable[[str]
             _command(folder, "evaluate", "--subjects", ",".join(experiment.evaluate))
     say("")
     say(as_table(table(folders)))
+    if report is not None:
+        from gptailor.dashboard.side_by_side import write_comparison
+
+        begun = {label: folder for label, folder in folders.items() if folder.exists()}
+        say(f"Report: {write_comparison(experiment.name, list(begun.values()), report, list(begun))}")
     say(f"Side by side: the dashboard's Compare page, ?runs={','.join(f.run_id for f in folders.values())}")
     return all(_status(folder) is RunStatus.FINISHED for folder in folders.values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -82,8 +83,10 @@ def test_runs_end_in_one_table(tiny_family: Path, tmp_path: Path) -> None:
     }
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(asked, sort_keys=False))
-    done = gptailor("experiment", file, "--runs", tmp_path / "runs", timeout=400)
+    report = tmp_path / "small.html"
+    done = gptailor("experiment", file, "--runs", tmp_path / "runs", "--report", report, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert {"small", "search", "one-shot"} <= set(re.findall(r"[\w-]+", report.read_text()))
     lines = [
         line for line in done.stdout.splitlines() if "finished" in line and line.startswith(("search", "one-shot"))
     ]

@@ -6,11 +6,13 @@ import base64
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 from run_tables import SPEC, run_tables
 
 from gptailor.__main__ import main
+from gptailor.dashboard import side_by_side
 from gptailor.dashboard.charts import held_out as charts
 from gptailor.dashboard.frames import held_out as frames
 from gptailor.dashboard.frames.compare import Entry, entries
@@ -109,6 +111,30 @@ def test_the_command_writes_one_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert name in "".join(page.words) and len(page.links) >= 2
     assert main(["report", "run", "--runs", str(ROOT / "data" / "demo"), "--out", str(tmp_path / "no" / "x.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_several_runs_side_by_side() -> None:
+    said = Tags(side_by_side.html(HOSTILE, entries([("one", view()), (HOSTILE, view(held_out=False))])))
+    words = "".join(said.words)
+    assert "script" not in said.tags and HOSTILE in words, "names are text"
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in said.links) and len(said.links) == 5
+    assert "one is ahead of" in words and "wiki/ppl" in words and "Held-out results" in words
+    nothing = View(run_tables(spec=RUN))
+    said = Tags(side_by_side.html("x", entries([("a", nothing), ("b", nothing)])))
+    assert "none has scored a plan yet" in "".join(said.words) and not said.links
+
+
+def test_the_command_sets_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        copytree(ROOT / "data" / "demo" / "run", tmp_path / name)
+    out = tmp_path / "both.html"
+    assert main(["report", "one", "two", "--runs", str(tmp_path), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    page = Tags(out.read_text(encoding="utf-8"))
+    words = "".join(page.words)
+    assert "demo (1)" in words and "demo (2)" in words and "the very same thing" in words and len(page.links) == 5
+    assert main(["report", "one", "three", "--runs", str(tmp_path), "--out", str(out)]) == 2
+    assert "run three: there is none in" in capsys.readouterr().err
 
 
 def test_held_out_frames_and_chart() -> None:

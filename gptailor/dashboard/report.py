@@ -1,44 +1,28 @@
 """A run as one HTML page that can be sent to a colleague: what was asked, what was found, what that proves.
 
-It needs nothing but the file: no script, no network, charts as SVG inside. Every word that comes from a run (names,
-paths, errors) is escaped, and a policy in the page forbids whatever might slip through.
+It needs nothing but the file (see `document.py`).
 """
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from gptailor import __version__, judgement
-from gptailor.dashboard import export, text
+from gptailor.dashboard import document, text
 from gptailor.dashboard.charts import held_out as held_out_charts
 from gptailor.dashboard.charts import layers as layer_charts
 from gptailor.dashboard.charts import progress as progress_charts
 from gptailor.dashboard.charts import tradeoffs as front_charts
-from gptailor.dashboard.charts.common import Chart
 from gptailor.dashboard.frames import held_out, layers, progress, tradeoffs
 from gptailor.dashboard.frames.view import View
-from gptailor.errors import UserError
 from gptailor.store import RunFolder, queries
 
-MOST_ROWS = 40
 MOST_PLANS = 16
-_STYLE = """
-body { font: 16px/1.5 Helvetica, Arial, sans-serif; color: #1d2530; max-width: 1000px; margin: 2em auto }
-h1 { font-size: 1.7em } h2 { margin-top: 2em; border-bottom: 1px solid #d5dbe3 }
-table { border-collapse: collapse; font-size: .88em; margin: .8em 0; display: block; overflow-x: auto }
-th, td { text-align: left; padding: .25em .8em .25em 0; border-bottom: 1px solid #e6eaef; vertical-align: top }
-td.n { text-align: right; font-variant-numeric: tabular-nums } img { max-width: 100% }
-.note { color: #5b6572; font-size: .9em } pre { background: #f3f5f8; padding: .8em; overflow-x: auto }
-"""
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def write_report(folder: RunFolder, out: Path) -> Path:
@@ -47,11 +31,7 @@ def write_report(folder: RunFolder, out: Path) -> Path:
     view = View(tables)
     hashes = set(judgement.judged(tables)["plan_hash"].dropna())
     page = html(view, queries.items_of(folder, hashes) if hashes else {})
-    try:
-        out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"report {out}: cannot be written: {error.strerror}") from error
-    return out
+    return document.write(out, page)
 
 
 def html(view: View, items: judgement.Items) -> str:
@@ -60,7 +40,7 @@ def html(view: View, items: judgement.Items) -> str:
     title = text.plain(facts.name, 120)
     parts = [
         f"<h1>{escape(title)}</h1>",
-        _p(
+        document.note(
             f"{facts.n_removed} of {facts.n_layers} layers of {facts.base_model} removed. Run {facts.run_id}, "
             f"{facts.status}. Written by gptailor {__version__} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
         ),
@@ -73,12 +53,7 @@ def html(view: View, items: judgement.Items) -> str:
         "<h2>How it was made</h2>",
         _how(view),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
+    return document.page(title, parts)
 
 
 def _asked(spec: Mapping[str, Any]) -> str:
@@ -100,16 +75,18 @@ def _asked(spec: Mapping[str, Any]) -> str:
     ]
     if spec.get("baselines"):
         rows.append(("Baselines instead of a search", ", ".join(spec["baselines"])))
-    return _table(["", ""], rows)
+    return document.table(["", ""], rows)
 
 
 def _found(view: View) -> Iterable[str]:
     facts, plans = view.facts, view.plans
     by_status = view.tables.trials["status"].value_counts()
     counts = ", ".join(f"{text.count(n)} {status}" for status, n in by_status.items()) or "none yet"
-    yield _p(f"Trials: {counts}. Plans are judged at {view.top_budget} examples a benchmark; ± is one standard error.")
+    yield document.note(
+        f"Trials: {counts}. Plans are judged at {view.top_budget} examples a benchmark; ± is one standard error."
+    )
     if plans.empty:
-        yield _p("No plan has a score yet.")
+        yield document.note("No plan has a score yet.")
         return
     on_front = plans[tradeoffs.front_of_all(plans, facts)].head(MOST_PLANS)
     header = ["Plan", facts.average_label, *facts.names, "Layers"]
@@ -123,45 +100,45 @@ def _found(view: View) -> Iterable[str]:
         ]
         for _, row in on_front.iterrows()
     ]
-    yield _p("The front: plans that no other plan beats in every objective, the best average first.")
-    yield _table(header, rows)
+    yield document.note("The front: plans that no other plan beats in every objective, the best average first.")
+    yield document.table(header, rows)
     grid = layers.origin_grid(view.layers, on_front, facts)
-    yield _picture(layer_charts.origins(grid, facts), "Where the layers of the front's plans come from")
+    yield document.picture(layer_charts.origins(grid, facts), "Where the layers of the front's plans come from")
     curve = progress.best_so_far(view.trials, facts)
     if len(curve):
         label, percent = facts.average_label, facts.average_is_share
         picture = progress_charts.best_so_far(curve, progress_charts.TRIALS, label, percent)
-        yield _picture(picture, f"Best {label.lower()} so far")
+        yield document.picture(picture, f"Best {label.lower()} so far")
     axes = tradeoffs.axes(view.tables, plans, facts)
     wanted = [axis for axis in axes if axis.column in facts.names][:2]
     if len(wanted) == 2:
         x, y = wanted
         picture = front_charts.front(tradeoffs.front(plans, x, y), x, y, None)
-        yield _picture(picture, f"{x.label} against {y.label}")
+        yield document.picture(picture, f"{x.label} against {y.label}")
 
 
 def _proves(view: View, items: judgement.Items) -> Iterable[str]:
     table = held_out.averages(view.tables)
     if table.empty:
-        yield _p(
+        yield document.note(
             "No subject was judged on every held-out benchmark yet, so the scores above are those that the search "
             "looked at: they flatter. `python -m gptailor evaluate` judges the dense base, the candidates, one-shot "
             "cuts and the front."
         )
         return
-    yield _p(
+    yield document.note(
         "Benchmarks and splits that the search never saw. Without calibration: the average less the benchmarks that "
         "the search was calibrated on, on any split. Above chance: retention counted from the score of guessing. Gap: "
         "what the search's own scores promise more than the held-out ones keep."
     )
-    yield _picture(held_out_charts.averages(table.head(MOST_ROWS)), "Held-out averages")
-    yield _frame(held_out.shown(table))
+    yield document.picture(held_out_charts.averages(table.head(document.MOST_ROWS)), "Held-out averages")
+    yield document.frame(held_out.shown(table))
     best, control = judgement.strongest(table, "config"), judgement.strongest(table, "baseline")
     if best and control:
         tests = judgement.paired(judgement.judged(view.tables), items, best, control)
-        yield _p(held_out.verdict(tests, best, control))
-        yield _frame(tests.drop(columns=["metric", "split"]))
-    yield _frame(held_out.by_benchmark(view.tables))
+        yield document.note(held_out.verdict(tests, best, control))
+        yield document.frame(tests.drop(columns=["metric", "split"]))
+    yield document.frame(held_out.by_benchmark(view.tables))
 
 
 def _how(view: View) -> str:
@@ -169,7 +146,9 @@ def _how(view: View) -> str:
     commands = "\n".join(f"python -m gptailor {command} {run_id}" for command in ("show", "evaluate", "report"))
     versions = view.tables.runs["versions"].iloc[0] if "versions" in view.tables.runs else None
     known = json.loads(versions) if isinstance(versions, str) else {}
-    return f"<pre>{escape(commands)}</pre>" + (_table(["Made with", ""], sorted(known.items())) if known else "")
+    return f"<pre>{escape(commands)}</pre>" + (
+        document.table(["Made with", ""], sorted(known.items())) if known else ""
+    )
 
 
 def _describe(plan: Any) -> str:
@@ -179,39 +158,3 @@ def _describe(plan: Any) -> str:
         return StitchPlan.from_json(json.loads(plan)).describe()
     except (TypeError, ValueError):  # a plan of another version, or none
         return "–"
-
-
-def _p(words: str) -> str:
-    return f'<p class="note">{escape(text.plain(words, 900))}</p>'
-
-
-def _frame(frame: pd.DataFrame) -> str:
-    shares = {"retention": "Retention", "above_chance": "Above chance", "gap": "Gap"}
-    rows = [
-        [
-            ("–" if pd.isna(value) else f"{value:.1%}" if name in shares else f"{value:.4g}")
-            if isinstance(value, float)
-            else value
-            for name, value in zip(frame.columns, row, strict=True)
-        ]
-        for row in frame.head(MOST_ROWS).itertuples(index=False)
-    ]
-    return _table([shares.get(str(name), str(name)) for name in frame.columns], rows)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    head = "".join(f"<th>{escape(text.plain(name))}</th>" for name in header)
-    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
-    return f"<table>{f'<tr>{head}</tr>' if any(header) else ''}{body}</table>"
-
-
-def _cell(value: Any) -> str:
-    words = text.plain(value, 400)
-    is_number = words[:1].isdigit() or words[:1] in "+-–"
-    return f"<td{' class=n' if is_number and len(words) < 24 else ''}>{escape(words)}</td>"
-
-
-def _picture(chart: Chart, title: str) -> str:
-    """The chart as an image of its own: whatever its text holds cannot become part of the page."""
-    data = base64.b64encode(export.svg_bytes(chart, title, "")).decode()
-    return f'<p><img alt="{escape(text.plain(title, 200))}" src="data:image/svg+xml;base64,{data}"></p>'
