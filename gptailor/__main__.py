@@ -66,15 +66,19 @@ def baseline(arguments: argparse.Namespace) -> int:
 
 def experiment(arguments: argparse.Namespace) -> int:
     """Run a set of runs that differ in a few keys, one after another, and show one table of them."""
-    from gptailor.experiment import load_experiment, run_experiment
+    from gptailor.experiment import is_finished, load_experiment, run_experiment
 
     asked = load_experiment(arguments.file, arguments.run, arguments.set)
     if arguments.dry:
         print("\n".join(asked.runs))
         return OK
-    report = Path(arguments.report) if arguments.report else None
-    done = run_experiment(asked, arguments.runs, lambda text: print(text, flush=True), report)
-    return OK if done else RUN_FAILED
+    folders = run_experiment(asked, arguments.runs, lambda text: print(text, flush=True))
+    if arguments.report:
+        from gptailor.dashboard.side_by_side import write_comparison
+
+        begun = {label: folder for label, folder in folders.items() if folder.exists()}
+        print(write_comparison(asked.name, list(begun.values()), Path(arguments.report), list(begun)))
+    return OK if all(map(is_finished, folders.values())) else RUN_FAILED
 
 
 def engine(arguments: argparse.Namespace) -> int:

@@ -87,31 +87,25 @@ def _spelled_out(changed: Mapping[str, Any], run_file: str, where: str) -> dict[
     return found
 
 
-def run_experiment(
-    experiment: Experiment, root: str | Path, say: Callable[[str], None], report: Path | None = None
-) -> bool:
-    """Run, or go on with, every run, judge it, and say the table. Whether all of them finished.
-
-    report: an HTML page with the table and the charts of the Compare page is written there. Raises UserError.
-    """
+def run_experiment(experiment: Experiment, root: str | Path, say: Callable[[str], None]) -> dict[str, RunFolder]:
+    """Run, or go on with, every run, judge it, and say the table. The runs by their labels."""
     folders: dict[str, RunFolder] = {}
     for label, spec in experiment.runs.items():
         asked = hashlib.sha256(spec.to_yaml().encode()).hexdigest()
         folders[label] = folder = launch.prepare(root, spec, token=asked)
         say(f"{label}: run {folder.run_id}")
-        if _status(folder) is not RunStatus.FINISHED:
+        if not is_finished(folder):
             _command(folder, "engine")
-        if _status(folder) is RunStatus.FINISHED and spec.held_out and experiment.evaluate and not _is_judged(folder):
+        if is_finished(folder) and spec.held_out and experiment.evaluate and not _is_judged(folder):
             _command(folder, "evaluate", "--subjects", ",".join(experiment.evaluate))
     say("")
     say(as_table(table(folders)))
-    if report is not None:
-        from gptailor.dashboard.side_by_side import write_comparison
-
-        begun = {label: folder for label, folder in folders.items() if folder.exists()}
-        say(f"Report: {write_comparison(experiment.name, list(begun.values()), report, list(begun))}")
     say(f"Side by side: the dashboard's Compare page, ?runs={','.join(f.run_id for f in folders.values())}")
-    return all(_status(folder) is RunStatus.FINISHED for folder in folders.values())
+    return folders
+
+
+def is_finished(folder: RunFolder) -> bool:
+    return _status(folder) is RunStatus.FINISHED
 
 
 def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
