@@ -102,7 +102,7 @@ def run_tables(
 def _trial_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     columns = (
         "run_id trial_id config_id budget seed status origin started_at ended_at suggest_seconds stitch_seconds "
-        "evaluate_seconds error configuration"
+        "evaluate_seconds error configuration asked_after told_as worker"
     ).split()
     frame = pd.DataFrame(rows, columns=columns)
     return frame.assign(
