@@ -25,12 +25,12 @@ from gptailor.store import RunFolder
 
 LOSSES = 2
 """A trial whose worker is lost is given to another as often as this."""
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 10.0
+CLOSE_SECONDS = 3.0
 LOOPBACK = "127.0.0.1"
 SETTINGS = {
     "distributed.scheduler.allowed-failures": LOSSES,
     "distributed.client.scheduler-info-interval": "2s",
-    "distributed.comm.timeouts.connect": f"{CONNECT_SECONDS:g}s",
 }
 
 
@@ -59,7 +59,7 @@ def start(spec: RunSpec, folder: RunFolder) -> Crew:
 
 
 def _close(cluster: SpecCluster) -> None:
-    cluster.close(timeout=CONNECT_SECONDS)
+    cluster.close(timeout=CLOSE_SECONDS)
 
 
 def _client(address: Any, security: Security | None = None) -> Client:
