@@ -18,6 +18,7 @@ from typing import Any
 
 from distributed import Client, Future, KilledWorker
 
+from gptailor.cluster.parts import cut, join
 from gptailor.cluster.roster import Roster
 from gptailor.cluster.start import LOSSES, start
 from gptailor.cluster.worker import Answer, Piece, Run, answer, influence_orders
@@ -27,7 +28,7 @@ from gptailor.family.models import open_reader
 from gptailor.ledger import Gap, Items, Ledger, PlanScores
 from gptailor.plan import StitchPlan
 from gptailor.recording import versions
-from gptailor.scorer import Ended, hung_error
+from gptailor.scorer import Ended, hung_error, last_line
 from gptailor.spec import RunSpec
 from gptailor.store import RunFolder
 from gptailor.workbench import OBJECTIVES, SELECTION_EXAMPLES, open_run_benchmarks
@@ -40,6 +41,14 @@ RETRY_SECONDS = 2.0
 """How often a scheduler that is lost is looked for."""
 FETCH_SECONDS = 5.0
 NOT_A_TRIAL = -1
+
+
+class _Lost(Exception):
+    """The scheduler is."""
+
+
+class _NotYet(Exception):
+    """The worker that had the answer is lost; the task is at work once more."""
 
 
 @dataclass
@@ -122,7 +131,8 @@ class Team:
         if ended.is_given_up:
             raise Stopped
         if ended.result is None:
-            raise RuntimeError(f"a model that the search needs cannot be scored: {ended.error}")
+            log.error("%s", ended.error)
+            raise UserError(f"workers: a model that the search needs cannot be scored: {last_line(ended.error)}")
         return ended.result
 
     def opened(self, on: str) -> Sequence[OpenBenchmark]:
@@ -136,29 +146,28 @@ class Team:
         return self._preflight.other_parameters + sum(layers[choice.layer] for choice in plan.kept)
 
     def influence_orders(self) -> list[tuple[str, list[int]]]:
+        future = self._submit(NOT_A_TRIAL, influence_orders)
         while True:
-            future = self._submit(NOT_A_TRIAL, influence_orders)
-            while not self._should_stop():
-                self._roster.look(self._client)
-                with suppress(queue.Empty):
-                    self._done.get(timeout=LOOK_SECONDS)
-                    break
-            else:
+            if self._should_stop():
                 raise Stopped
-            self._futures.pop(str(future.key), None)
-            found = self._answer_of(future)
-            if found is None:
+            self._roster.look(self._client)
+            try:
+                self._done.get(timeout=LOOK_SECONDS)
+                found = self._answer_of(future)
+            except (queue.Empty, _NotYet):
+                continue
+            except _Lost:
                 self._reconnect()
-            elif found.error is not None:
-                raise RuntimeError(found.error)
-            elif found.orders is not None:
-                return found.orders
+                future = self._submit(NOT_A_TRIAL, influence_orders)
+                continue
+            self._futures.pop(str(future.key), None)
+            if found.orders is None:
+                raise UserError(f"workers: no model of the family can be looked at: {last_line(found.error)}")
+            return found.orders
 
     def close(self) -> None:
         self._roster.close()
-        for future in self._futures.values():
-            with suppress(Exception):  # the scheduler may be gone
-                future.cancel()
+        self._cancel(self._futures.values())
         with suppress(Exception):
             if self._client is not None:
                 self._client.close(timeout=FETCH_SECONDS)
@@ -206,18 +215,23 @@ class Team:
             job = self._jobs.get(self._owners.get(key, NOT_A_TRIAL))
             if job is None or key not in job.parts or key in job.answers:
                 continue  # it was called off, or sent anew
-            found = self._answer_of(future)
-            if found is None:
+            try:
+                self._take(job, key, self._answer_of(future))
+            except _NotYet:
+                continue
+            except _Lost:
                 self._reconnect()
                 return
-            self._take(job, key, found)
 
-    def _answer_of(self, future: Future) -> Answer | None:
-        """What a task gave; None where the scheduler is lost. Raises UserError."""
+    def _answer_of(self, future: Future) -> Answer:
+        """What a task gave. Raises UserError, _Lost, _NotYet."""
         try:
             found: Answer = future.result(timeout=FETCH_SECONDS)
-        except (CancelledError, OSError):
-            return None
+        except TimeoutError as error:
+            future.add_done_callback(self._done.put)
+            raise _NotYet from error
+        except (CancelledError, OSError) as error:
+            raise _Lost from error
         except KilledWorker as error:
             hung = f", or {hung_error(self._spec)}" if self._spec.trial_walltime else ""
             return Answer(
@@ -251,13 +265,17 @@ class Team:
         names = list(dict.fromkeys(found.worker for found in job.answers.values()))
         worker = " + ".join(names) or None
         if error is not None:
-            for key in job.parts.keys() - job.answers.keys():
+            left = job.parts.keys() - job.answers.keys()
+            for key in left:
                 self._owners.pop(key, None)
-                self._futures.pop(key).cancel()
+            self._cancel([self._futures.pop(key) for key in left])
             self._ready.append(Ended(job.trial_id, error=error, worker=worker))
             return
         benchmarks = self._benchmarks[job.on]
-        fresh = self._ledger.enter(job.plan, job.budget, benchmarks, _joined(job))
+        pieces = (
+            pair for key, part in job.parts.items() for pair in zip(part, job.answers[key].items or [], strict=True)
+        )
+        fresh = self._ledger.enter(job.plan, job.budget, benchmarks, join(job.gaps, pieces))
         scores = self._ledger.scores(job.plan, job.budget, benchmarks)
         seconds = [(found.stitch_seconds, found.evaluate_seconds) for found in job.answers.values()] or [(0.0, 0.0)]
         stitch, evaluate = max(seconds, key=sum)  # parts are at work side by side
@@ -265,10 +283,15 @@ class Team:
 
     def _call_off(self) -> list[Ended]:
         ended = [*self._ready, *(Ended(trial_id) for trial_id in self._jobs)]
-        for future in self._futures.values():
-            future.cancel()
+        self._cancel(self._futures.values())
         self._jobs, self._futures, self._owners, self._ready = {}, {}, {}, []
         return ended
+
+    def _cancel(self, futures: Iterable[Future]) -> None:
+        """Workers that are at them stop at the next pack."""
+        with suppress(Exception):  # the scheduler may be gone, and its tasks with it
+            if self._client is not None:
+                self._client.cancel(list(futures))
 
     # --- the scheduler ------------------------------------------------------------------------------------------------
 
@@ -314,48 +337,6 @@ class Team:
             for part in left:
                 self._send(job, part)
         self._interrupted(None)
-
-
-def cut(gaps: Sequence[Gap], n_parts: int, rungs: Iterable[int]) -> list[list[Gap]]:
-    """What a trial lacks in up to `n_parts` parts of about the same size.
-
-    Cut between benchmarks and at rungs, where examples are never computed together (see Evaluator): so that a score
-    does not depend on who computed what.
-    """
-    if n_parts == 1:
-        return [list(gaps)]
-    pieces: list[Gap] = []
-    for gap in gaps:
-        cuts = [gap.first, *(rung for rung in sorted(rungs) if gap.first < rung < gap.end), gap.end]
-        pieces += [replace(gap, first=first, end=end) for first, end in zip(cuts, cuts[1:], strict=False)]
-    parts: list[list[Gap]] = [[] for _ in range(min(n_parts, len(pieces)))]
-    loads = [0] * len(parts)
-    for piece in sorted(pieces, key=_size, reverse=True):
-        least = loads.index(min(loads))
-        parts[least].append(piece)
-        loads[least] += _size(piece)
-    return parts
-
-
-def _size(gap: Gap) -> int:
-    """Tokens that are read, roughly."""
-    examples = gap.benchmark.examples[gap.first : gap.end]
-    return sum(len(window.tokens) for example in examples for window in example.windows) + len(examples)
-
-
-def _joined(job: _Job) -> list[tuple[Gap, list[Any]]]:
-    """The answers to a job's gaps, put together from its parts."""
-    found: dict[tuple[tuple[str, str, str, str], int], list[Any]] = {}
-    for key, part in job.parts.items():
-        for gap, items in zip(part, job.answers[key].items or [], strict=True):
-            found[gap.key, gap.first] = items
-    joined = []
-    for gap in job.gaps:
-        whole: list[Any] = []
-        while gap.first + len(whole) < gap.end:
-            whole += found[gap.key, gap.first + len(whole)]
-        joined.append((gap, whole))
-    return joined
 
 
 def _reason(error: BaseException) -> str:

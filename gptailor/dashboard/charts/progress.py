@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -64,17 +65,15 @@ def hypervolume_so_far(frame: pd.DataFrame, by: str) -> Chart:
 def timeline(frame: pd.DataFrame, rungs: Sequence[int]) -> Chart:
     """One lane a rung, one bar a trial; crashed trials also carry a cross, cancelled ones a square, running ones an
     arrow."""
-    lanes = [str(rung) for rung in reversed(rungs)]
-    frame = frame.assign(lane=frame["budget"].astype(str))
-    return _lanes(frame, lanes, "datum.label + ' examples'")
+    return _lanes(frame, "budget:O", list(reversed(rungs)), "datum.label + ' examples'")
 
 
 def worker_lanes(frame: pd.DataFrame) -> Chart:
     """The same with one lane a worker; time between the bars is time that it waited."""
-    return _lanes(frame.assign(lane=frame["worker"]), sorted(set(frame["worker"])), "datum.label")
+    return _lanes(frame, "worker:N", sorted(set(frame["worker"])), "datum.label")
 
 
-def _lanes(frame: pd.DataFrame, lanes: Sequence[str], label: str) -> Chart:
+def _lanes(frame: pd.DataFrame, by: str, lanes: list[Any], label: str) -> Chart:
     present = [status for status in theme.STATUS_COLOURS if status in set(frame["status"])]
     legend = alt.Legend(title=None, orient="top")
     colour = alt.Color(
@@ -85,9 +84,9 @@ def _lanes(frame: pd.DataFrame, lanes: Sequence[str], label: str) -> Chart:
     )
     base = alt.Chart(frame).encode(
         y=alt.Y(
-            "lane:N",
-            sort=list(lanes),
-            scale=alt.Scale(domain=list(lanes)),
+            by,
+            sort=lanes,
+            scale=alt.Scale(domain=lanes),
             axis=row_axis(grid=True, labelExpr=label),
         ),
         color=colour,

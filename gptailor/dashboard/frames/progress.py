@@ -135,7 +135,8 @@ def timeline(table: pd.DataFrame, now_hours: float | None) -> pd.DataFrame:
 def worker_lanes(table: pd.DataFrame) -> pd.DataFrame:
     """Like `timeline`, with `worker`: a bar for each worker that had a part in a trial; of runs with several alone."""
     frame = table[table["worker"].notna()]
-    bars = timeline(frame, None).assign(worker=frame["worker"].tail(TIMELINE_MARKS).str.split(" + ", regex=False).array)
+    names = [str(worker).split(" + ") for worker in frame["worker"].tail(TIMELINE_MARKS)]
+    bars = timeline(frame, None).assign(worker=pd.Series(names, dtype=object))
     return bars.explode("worker", ignore_index=True)
 
 
