@@ -163,15 +163,15 @@ def show_workers(view: View) -> None:
     if glance:
         st.markdown(f"**{plural(len(glance), 'worker')}**")
         widgets.show_table(frames.workers(glance, at), alt="Workers, what they do, their use and memory", height=240)
-    lanes = view.once("lanes", lambda: frames.worker_lanes(view.trials))
+    lanes = view.once("worker lanes", lambda: frames.worker_lanes(view.trials))
     if len(lanes):
         widgets.show_chart(
-            view.once("lanes drawn", lambda: draw(charts.worker_lanes(lanes))),
+            view.once("worker lanes drawn", lambda: draw(charts.worker_lanes(lanes))),
             lanes,
             title="Who scored what when",
             note="A bar a trial, on the row of its worker; a trial that several shared has a bar on each.",
             alt="Timeline of trials by worker",
-            key="lanes",
+            key="workers",
             polled=True,
         )
 
