@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
-from gptailor import __version__
+from gptailor import __version__, launch
 from gptailor.errors import UserError
 from gptailor.family import preflight
 from gptailor.family.residence import pick_device
@@ -16,7 +16,7 @@ from gptailor.plan import StitchPlan
 from gptailor.scorer import Ended
 from gptailor.spec import RunSpec, SpaceOperation
 from gptailor.stitch import merge_method_problem
-from gptailor.store import RunFolder, RunWriter
+from gptailor.store import RunFolder, RunWriter, queries
 from gptailor.trial import Origin, Outcome, RunRecord, RunStatus, Trial, TrialStatus
 
 PACKAGES = ("gptailor", "torch", "transformers", "smac", "ConfigSpace", "scikit-learn", "lm-eval", "duckdb", "mergekit")
@@ -102,6 +102,16 @@ def outcome_of(ended: Ended, told_as: int | None) -> Outcome:
         told_as=told_as,
         worker=ended.worker,
     )
+
+
+def blame_the_trial(folder: RunFolder, writer: RunWriter, cause: str) -> None:
+    """Record the trial at which the engine died again and again as crashed. Raises UserError where there is none."""
+    trials = queries.read_run(folder).trials
+    if not (open_trials := trials.trial_id[trials.status == TrialStatus.RUNNING].tolist()):
+        raise UserError(f"the engine's process died again and again before a trial began: {cause}")
+    error = f"Died: the engine's process died {launch.DEATHS_AT_A_TRIAL} times while it ran this trial ({cause})"
+    n_told = int(trials.status.isin([TrialStatus.SUCCESS, TrialStatus.CRASHED]).sum())
+    writer.finish_trial(open_trials[-1], Outcome(TrialStatus.CRASHED, now(), error=error, told_as=n_told))
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,6 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Protocol
 
 from gptailor import launch
 from gptailor.errors import UserError
@@ -27,7 +26,8 @@ from gptailor.evaluate.tasks import find_tasks
 from gptailor.family.residence import pick_device
 from gptailor.ledger import PlanScores
 from gptailor.plan import StitchPlan
-from gptailor.recording import now, open_writer, outcome_of, trial_record, versions
+from gptailor.progress import Progress
+from gptailor.recording import blame_the_trial, now, open_writer, outcome_of, trial_record, versions
 from gptailor.replay import Course, NextTrial, changed_versions, read_history
 from gptailor.scorer import Ended, Here, Scorer, last_line
 from gptailor.selection import select
@@ -38,7 +38,7 @@ from gptailor.store import RunFolder, RunWriter, queries
 from gptailor.store.connection import StoreFull, StoreUnwritable
 from gptailor.store.folder import write_atomically
 from gptailor.suggest import Suggester, cost
-from gptailor.trial import Evaluation, Outcome, RunStatus, Score, Trial, TrialStatus
+from gptailor.trial import Evaluation, Outcome, RunStatus, TrialStatus
 from gptailor.watch import heartbeat, stop_on_signal
 
 log = logging.getLogger("gptailor")
@@ -53,16 +53,6 @@ INITIAL_SHARE = 0.25
 BLOCK_INFLUENCE = "baseline:block_influence"
 
 
-class Progress(Protocol):
-    """Who is told how the search goes (a terminal, a log)."""
-
-    def started(self, spec: RunSpec, done: int) -> None: ...
-    def reference(self, subject: str, scores: tuple[Score, ...]) -> None: ...
-    def trial(self, trial: Trial, outcome: Outcome, retention: float | None, replayed: bool) -> None: ...
-    def note(self, text: str) -> None: ...
-    def ended(self, status: RunStatus, error: str | None) -> None: ...
-
-
 def search(folder: RunFolder, progress: Progress) -> RunStatus:
     """Run, or go on with, the run of this folder until its trials or its time are used up. Returns how it ended.
 
@@ -75,7 +65,7 @@ def search(folder: RunFolder, progress: Progress) -> RunStatus:
         with heartbeat(writer.heartbeat):
             try:
                 if cause := os.environ.pop(launch.DEATHS, None):
-                    _blame_the_trial(folder, writer, cause)
+                    blame_the_trial(folder, writer, cause)
                 _look_up_benchmarks(spec)
                 with _devices(folder, spec):
                     writer.set_status(RunStatus.RUNNING)
@@ -117,16 +107,6 @@ def _look_up_benchmarks(spec: RunSpec) -> None:
     """Raise UserError for a name that is nowhere, also of what only judges: now, not after days."""
     asked = (*spec.objectives, *spec.selection, *spec.held_out)
     find_tasks([benchmark.benchmark for benchmark in asked], spec.include_path)
-
-
-def _blame_the_trial(folder: RunFolder, writer: RunWriter, cause: str) -> None:
-    """Record the trial at which the engine died again and again as crashed. Raises UserError where there is none."""
-    trials = queries.read_run(folder).trials
-    if not (open_trials := trials.trial_id[trials.status == TrialStatus.RUNNING].tolist()):
-        raise UserError(f"the engine's process died again and again before a trial began: {cause}")
-    error = f"Died: the engine's process died {launch.DEATHS_AT_A_TRIAL} times while it ran this trial ({cause})"
-    n_told = int(trials.status.isin([TrialStatus.SUCCESS, TrialStatus.CRASHED]).sum())
-    writer.finish_trial(open_trials[-1], Outcome(TrialStatus.CRASHED, now(), error=error, told_as=n_told))
 
 
 def _work_of(spec: RunSpec) -> type[Search]:
@@ -232,23 +212,29 @@ class Search:
 
     def _begin(self, scorer: Scorer, course: Course, running: dict[int, NextTrial]) -> bool:
         """Begin trials while there is room for more. Whether none is begun because the time is used up."""
-        while scorer.room:
-            if launch.asked(self.folder, "pause"):
-                if running:
+        begun: list[NextTrial] = []
+        try:
+            while scorer.room:
+                if launch.asked(self.folder, "pause"):
+                    if running:
+                        return False
+                    self._wait_while_paused()
+                if self._stop_asked():
                     return False
-                self._wait_while_paused()
-            if self._stop_asked():
-                return False
-            is_time_up = time.monotonic() > self.deadline
-            if is_time_up or (trial := course.next()) is None:
-                return is_time_up and course.n_told < self.spec.trials
-            asked = trial.suggestion
+                is_time_up = time.monotonic() > self.deadline
+                if is_time_up or (trial := course.next()) is None:
+                    return is_time_up and course.n_told < self.spec.trials
+                running[trial.trial_id] = trial
+                begun.append(trial)
+                asked = trial.suggestion
+                scorer.begin(trial.trial_id, asked.plan, asked.budget, self.spec.trials - trial.trial_id - 1)
+            return False
+        finally:
             with self.writer.batch():
-                self.writer.record_plan(asked.config_id, asked.plan, scorer.n_parameters(asked.plan))
-                self.writer.start_trial(trial_record(trial.trial_id, asked, trial.seconds, trial.asked_after))
-            running[trial.trial_id] = trial
-            scorer.begin(trial.trial_id, asked.plan, asked.budget, self.spec.trials - trial.trial_id - 1)
-        return False
+                for trial in begun:
+                    asked = trial.suggestion
+                    self.writer.record_plan(asked.config_id, asked.plan, scorer.n_parameters(asked.plan))
+                    self.writer.start_trial(trial_record(trial.trial_id, asked, trial.seconds, trial.asked_after))
 
     def _finish(self, course: Course, running: dict[int, NextTrial], ended: Sequence[Ended]) -> str | None:
         """Record how trials ended, and tell. Returns what is wrong with all of them, if anything is."""

@@ -37,7 +37,7 @@ FLOORS: list[tuple[str, float, set[str]]] = [
     ("gptailor.replay", 2.7, {"torch", "smac", "ConfigSpace", "streamlit", "altair", "duckdb"}),
     ("gptailor.ledger", 2.4, {"smac", "streamlit", "altair", "duckdb", "distributed"}),
     ("gptailor.scorer", 2.7, {"smac", "streamlit", "altair", "duckdb", "distributed"}),
-    ("gptailor.recording", 2.8, {"smac", "streamlit", "altair", "duckdb"}),
+    ("gptailor.recording", 3, {"smac", "streamlit", "altair", "duckdb"}),
     ("gptailor.cluster", 3, {"smac", "ConfigSpace", "streamlit", "altair", "duckdb"}),
     ("gptailor.search", 3, {"streamlit", "altair", "duckdb"}),
     ("gptailor.selection", 3, {"smac", "streamlit", "altair", "duckdb"}),
