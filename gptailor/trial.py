@@ -55,10 +55,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Trial:
-    """One configuration at one budget (examples per benchmark) and seed: the question.
-
-    asked_after: how many trials SMAC had been told of when it asked for this one; a replay asks after as many.
-    """
+    """One configuration at one budget (examples per benchmark) and seed: the question."""
 
     trial_id: int
     config_id: int
@@ -68,15 +65,11 @@ class Trial:
     configuration: dict[str, Any]
     started_at: datetime
     suggest_seconds: float
-    asked_after: int | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: the answer. A crashed trial has no scores and says why in `error`.
-
-    told_as: its place, from 0, among the trials that SMAC was told of. worker: the name of who scored it.
-    """
+    """How a trial ended: the answer. A crashed trial has no scores and says why in `error`."""
 
     status: TrialStatus
     ended_at: datetime
@@ -84,8 +77,6 @@ class Outcome:
     stitch_seconds: float = 0.0
     evaluate_seconds: float = 0.0
     error: str | None = None
-    told_as: int | None = None
-    worker: str | None = None
 
 
 @dataclass(frozen=True)
