@@ -327,8 +327,8 @@ def test_the_shipped_example_stays_whoever_asks(store: Path, monkeypatch: pytest
     assert stays == ["pause", "extend", "resume", "stop", "delete", "describe"]
 
 
-# checking.py writes what a check is to read, in a folder of its own; report.py is the command line's too.
-DOORKEEPERS = {"actions.py", "audit.py", "checking.py", "report.py"}
+# checking.py writes what a check is to read, in a folder of its own; document.py is the command line's too.
+DOORKEEPERS = {"actions.py", "audit.py", "checking.py", "document.py"}
 CHANGES = {
     "launch": {"launch", "prepare", "start", "resume", "request", "stop", "delete_run", "start_job",
                "stop_job", "supervise"},

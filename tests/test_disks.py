@@ -136,7 +136,12 @@ def test_a_disk_that_becomes_read_only(
 
 def test_a_folder_that_is_removed_ends_its_engine(tmp_path: Path, spec: RunSpec, engines: list[RunFolder]) -> None:
     folder, pid = slowly(tmp_path, spec, engines)
-    shutil.rmtree(folder.path)
+
+    def is_gone() -> bool:
+        shutil.rmtree(folder.path, ignore_errors=True)  # the engine may write a file while others are removed
+        return not folder.path.exists()
+
+    kills.wait_for(is_gone, 10)
     kills.wait_for(lambda: not psutil.pid_exists(pid), 30)
     assert not folder.path.exists(), "and nothing of it is made anew"
     assert folder.trouble() == "its folder is gone"
