@@ -29,7 +29,7 @@ sys.exit(supervisor.supervise(folder))
 """
 # An engine in small: it adopts the lock, says that it is up, and does what the test is about.
 ENGINE = """
-import os, signal, sys, time
+import os, signal, sys
 from pathlib import Path
 from gptailor import launch
 from gptailor.store import RunFolder
@@ -41,7 +41,7 @@ with launch.EngineLock(folder):
     %s
 """
 DIE = "os.kill(os.getpid(), signal.SIGKILL)"
-WORK = "time.sleep(60)"
+WORK = "signal.pause()"  # until somebody ends it
 
 
 @pytest.fixture
@@ -125,9 +125,9 @@ def test_the_run_is_alive_while_its_engine_is_started_again(
 def test_stop_goes_as_far_as_it_must_through_the_supervisor(
     folder: RunFolder, supervisors: list[subprocess.Popen[str]]
 ) -> None:
-    supervisors.append(supervise(folder, "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"))
-    assert eventually(lambda: len(starts(folder)) == 1)
-    time.sleep(0.2)
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); (folder.path / 'deaf').touch(); signal.pause()"
+    supervisors.append(supervise(folder, deaf))
+    assert eventually((folder.path / "deaf").exists)
     assert launch.stop(folder, patience=0.2) is launch.StopResult.KILLED
     assert supervisors[0].wait(10) == 137 and len(starts(folder)) == 1
 
@@ -138,7 +138,6 @@ def test_what_the_supervisor_is_told_reaches_the_engine(
 ) -> None:
     supervisors.append(supervise(folder, WORK))
     assert eventually(lambda: len(starts(folder)) == 1)
-    time.sleep(0.2)
     supervisors[0].send_signal(number)
     assert supervisors[0].wait(10) in (1, 130, 143) and not launch.is_alive(folder)
 
