@@ -16,13 +16,15 @@ from gptailor import __version__
 from gptailor.errors import UserError
 
 OK, USER_ERROR, RUN_FAILED, INTERRUPTED = 0, 2, 1, 130
-RUNS = os.environ.get("GPTAILOR_RUNS") or "data/runs"
-"""The dashboard's folder of runs (gptailor.dashboard.readers.runs_root), so that both speak of the same runs."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. 0: done; 1: the run failed; 2: something asked is wrong; 130: interrupted or stopped."""
     arguments = _parser().parse_args(argv)
+    if arguments.runs is None:
+        from gptailor.store.folder import runs_root  # not before it is asked for: DuckDB comes with it
+
+        arguments.runs = str(runs_root())
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     try:
         status = arguments.function(arguments)
@@ -245,12 +247,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _run_here(folder: Any, arguments: argparse.Namespace) -> int:
+    from gptailor.store.folder import runs_root
+
     print(f"run {folder.run_id}", flush=True)
     status = _engine(folder)
     hints = {OK: ("look at it", "show"), INTERRUPTED: ("go on with it", "resume")}
     if status in hints:
         text, command = hints[status]
-        runs = "" if arguments.runs == RUNS else f" --runs {shlex.quote(arguments.runs)}"
+        runs = "" if Path(arguments.runs) == runs_root() else f" --runs {shlex.quote(arguments.runs)}"
         print(f"{text}:  python -m gptailor {command} {folder.run_id}{runs}", flush=True)
     return status
 
@@ -301,7 +305,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         if run_id:
             command.add_argument("run_id", metavar="RUN_ID")
-        command.add_argument("--runs", default=RUNS, metavar="DIR", help=f"folder of runs (default: {RUNS})")
+        command.add_argument("--runs", metavar="DIR", help="folder of runs (default: $GPTAILOR_RUNS, else data/runs)")
         command.set_defaults(function=function)
         return command
 

@@ -20,7 +20,7 @@ from gptailor.plan import BASE
 from gptailor.progress import format_seconds
 from gptailor.schedule import Rung, n_examples, schedule
 from gptailor.spec import RunSpec, SpaceOperation
-from gptailor.store.folder import DEFAULT_ROOT
+from gptailor.store.folder import runs_root
 
 PROCESS_BYTES = 1_200_000_000
 """What an engine process holds before any model: Python, torch, transformers, lm-eval, SMAC."""
@@ -97,8 +97,9 @@ class Check:
     estimate: Estimate | None = None
 
 
-def check(spec: RunSpec, runs: str | Path = DEFAULT_ROOT) -> Check:
-    """Look at a run that is asked for. runs: saved runs, whose pace is taken where one has the same base model."""
+def check(spec: RunSpec, runs: str | Path | None = None) -> Check:
+    """Look at a run that is asked for. runs: the folder of saved runs, whose pace is taken where one has the same base
+    model; by default runs_root()."""
     from gptailor.family import preflight
 
     planned = Check(schedule(spec.budget, spec.trials), n_examples(spec))
@@ -116,7 +117,7 @@ def check(spec: RunSpec, runs: str | Path = DEFAULT_ROOT) -> Check:
         notes=(*found.notes, *_rung_notes(spec, planned)),
         family=family,
         memory=memory,
-        estimate=_estimate(spec, planned, found, memory.device, family.kept, Path(runs)),
+        estimate=_estimate(spec, planned, found, memory.device, family.kept, Path(runs or runs_root())),
     )
 
 
@@ -138,7 +139,7 @@ def _fit(spec: RunSpec, found: Any) -> Fit:
     return Fit(found.architecture, found.dtype, found.n_parameters, found.n_layers, removed, kept, dict(found.licences))
 
 
-def check_text(spec: RunSpec, runs: str | Path = DEFAULT_ROOT) -> str:
+def check_text(spec: RunSpec, runs: str | Path | None = None) -> str:
     """The check for a terminal. Raises UserError with all problems where the run could not begin."""
     found = check(spec, runs)
     if found.problems or found.family is None:
@@ -166,7 +167,7 @@ def check_text(spec: RunSpec, runs: str | Path = DEFAULT_ROOT) -> str:
     return "\n".join(lines)
 
 
-def check_json(spec: RunSpec, runs: str | Path = DEFAULT_ROOT) -> dict[str, Any]:
+def check_json(spec: RunSpec, runs: str | Path | None = None) -> dict[str, Any]:
     """The check as plain data, problems included."""
     found = check(spec, runs)
     data = dataclasses.asdict(found)

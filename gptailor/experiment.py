@@ -74,7 +74,7 @@ def _spelled_out(changed: Mapping[str, Any], run_file: str, where: str) -> dict[
     spec = load_spec(run_file)
     for key, kind in (("first_candidates", "candidates"), ("first_objectives", "objectives")):
         count, most = changed.get(key), len(getattr(spec, kind))
-        if key in changed and not (isinstance(count, int) and 1 <= count <= most):
+        if key in changed and (type(count) is not int or not 1 <= count <= most):
             raise UserError(
                 f"{where}.{key}: expected a number from 1 to {most}, the {kind} of {run_file}; got {count!r}"
             )

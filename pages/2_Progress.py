@@ -9,6 +9,7 @@ from gptailor.dashboard.charts.common import draw
 from gptailor.dashboard.frames import layers as layer_frames
 from gptailor.dashboard.frames import progress as frames
 from gptailor.dashboard.frames.view import View
+from gptailor.dashboard.polling import poll
 from gptailor.dashboard.text import plural
 
 POLL_SECONDS = 3
@@ -18,7 +19,7 @@ run = pickers.pick_run()
 live = controls.show(run)
 
 
-@st.fragment(run_every=POLL_SECONDS if live else None)
+@poll(POLL_SECONDS if live else None)
 def moving() -> None:
     """All that changes while the run is active; the page around it stays."""
     if readers.status(run.folder) != run.status:
@@ -46,7 +47,6 @@ def moving() -> None:
                 note="× is removed, · is the base's own layer, letters are candidates.",
                 alt=f"Source of each layer of plan {now.config_id}",
                 key="strip",
-                polled=True,
             )
     show_curves(view)
     hours = now.elapsed / 3600 if now.elapsed and run.is_active else None
@@ -61,7 +61,6 @@ def moving() -> None:
         "the models are loaded and the dense model is scored.",
         alt="Timeline of trials by rung and status",
         key="timeline",
-        polled=True,
     )
     show_failures(view)
     with st.expander("Engine log", icon=":material/terminal:", key="log", on_change="rerun") as box:
@@ -138,7 +137,6 @@ def show_curves(view: View) -> None:
             note=f"{facts.average_label} of {pickers.judged_note(view)} Points are plans, diamonds are new bests.",
             alt="Best average so far",
             key="best",
-            polled=True,
             percent=facts.average_is_share,
         )
     with right:
@@ -151,7 +149,6 @@ def show_curves(view: View) -> None:
                 f"{view.top_budget} examples covers; 1 is a perfect score everywhere.",
                 alt="Hypervolume of the front so far",
                 key="hypervolume",
-                polled=True,
             )
         else:
             widgets.empty(f"The hypervolume is told for up to {frames.HYPERVOLUME_OBJECTIVES} objectives.")

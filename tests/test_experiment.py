@@ -54,9 +54,10 @@ def test_short_keys_depend_on_the_run_file(tmp_path: Path, monkeypatch: pytest.M
     runs = load_experiment("data/experiments/objectives.yaml", "data/experiments/families/smollm2.yaml").runs
     assert [len(spec.objectives) for spec in runs.values()] == [1, 1, 1, 5, 5, 5]
     assert {objective.metric for objective in runs["several, perplexity"].objectives} == {"answer_perplexity"}
-    (tmp_path / "x.yaml").write_text("run: data/presets/demo.yaml\nruns: {a: {first_candidates: 4}}")
-    with pytest.raises(UserError, match="runs.a.first_candidates: expected a number from 1 to 3, the candidates of"):
-        load_experiment(tmp_path / "x.yaml")
+    for wrong in ("4", "0", "yes", "two"):
+        (tmp_path / "x.yaml").write_text(f"run: data/presets/demo.yaml\nruns: {{a: {{first_candidates: {wrong}}}}}")
+        with pytest.raises(UserError, match="runs.a.first_candidates: expected a number from 1 to 3, the candidates"):
+            load_experiment(tmp_path / "x.yaml")
 
 
 @pytest.mark.slow

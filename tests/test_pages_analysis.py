@@ -273,6 +273,13 @@ def test_data_and_downloads_open_on_demand() -> None:
 # --- progress ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("run", "has_parts_within"), [("running", False), ("finished", True)])
+def test_what_polls_has_no_parts_that_run_on_their_own(run: str, has_parts_within: bool) -> None:
+    """A browser that opens a busy run stays empty otherwise (see gptailor/dashboard/polling.py)."""
+    parts = visit("Progress", run=run)._fragment_storage._parent_by_id
+    assert parts and any(parent is not None for parent in parts.values()) == has_parts_within
+
+
 def buttons(app: AppTest) -> list[str]:
     return [button.label for button in app.button]
 

@@ -119,6 +119,8 @@ def test_several_runs_side_by_side() -> None:
     assert "script" not in said.tags and HOSTILE in words, "names are text"
     assert all(link.startswith("data:image/svg+xml;base64,") for link in said.links) and len(said.links) == 5
     assert "one is ahead of" in words and "wiki/ppl" in words and "Held-out results" in words
+    many = Tags(side_by_side.html("x", entries([(f"run {n}", view()) for n in range(8)])))
+    assert "The 6 runs with the best averages" in "".join(many.words)
     nothing = View(run_tables(spec=RUN))
     said = Tags(side_by_side.html("x", entries([("a", nothing), ("b", nothing)])))
     assert "none has scored a plan yet" in "".join(said.words) and not said.links

@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from gptailor.dashboard import export
+from gptailor.dashboard.polling import apart
 from gptailor.dashboard.text import plain
 from gptailor.dashboard.text import safe as text_safe
 
@@ -26,14 +27,10 @@ def show_chart(
     key: str,
     select: bool = False,
     percent: bool = False,
-    polled: bool = False,
 ) -> Any:
     """A chart in its frame: title, note (n shown, budget, how to read it), alt text, and its data one click away.
 
-    percent: averages in the data are shares. polled: it stands in a fragment that polls, and has none of its own then:
-    where a poll overtakes the page's first run, Streamlit (1.67) drops what the outer one had still to send and sends
-    the inner one, whose place is missing, and the browser's page stays empty. Returns the selection where `select` is
-    set.
+    percent: averages in the data are shares. Returns the selection where `select` is set.
     """
     from gptailor.dashboard.charts.common import Drawing, draw
 
@@ -46,10 +43,11 @@ def show_chart(
         event = st.vega_lite_chart(drawing.spec, width="stretch", key=f"chart.{key}", on_select="rerun", alt=alt)
     else:
         st.vega_lite_chart(drawing.spec, width="stretch", key=f"chart.{key}", alt=alt)
-    (_data_below if polled else _data_apart)(drawing.chart, frame, title, note, key, percent)
+    _data_below(drawing.chart, frame, title, note, key, percent)
     return event
 
 
+@apart
 def _data_below(chart: Chart, frame: pd.DataFrame, title: str, note: str, key: str, percent: bool) -> None:
     box = st.expander("Data and downloads", key=f"data.{key}", on_change="rerun", type="compact")
     if not box.open:
@@ -72,10 +70,6 @@ def _data_below(chart: Chart, frame: pd.DataFrame, title: str, note: str, key: s
                     on_click="ignore",
                     icon=":material/download:",
                 )
-
-
-_data_apart = st.fragment(_data_below)
-"""Opened without running the page again."""
 
 
 def show_table(frame: pd.DataFrame, alt: str, percent: bool = False, height: int = 320, **options: Any) -> Any:

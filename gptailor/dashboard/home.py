@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from gptailor.dashboard import access, actions, pickers, readers, run_table, text, widgets
+from gptailor.dashboard.polling import poll
 from gptailor.dashboard.readers import Run
 from gptailor.errors import UserError
 from gptailor.store.notes import MAX_NAME, MAX_NOTE, MAX_TAGS, Notes, read_notes
@@ -184,7 +185,7 @@ def follow(runs: Sequence[Run]) -> None:
         return
     seen = _moving_parts(runs)
 
-    @st.fragment(run_every=POLL_SECONDS)
+    @poll(POLL_SECONDS)
     def watch() -> None:
         if _moving_parts(readers.runs()) != seen:
             st.rerun()

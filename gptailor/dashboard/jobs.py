@@ -12,6 +12,7 @@ import streamlit as st
 
 from gptailor import launch
 from gptailor.dashboard import access, actions, readers, text
+from gptailor.dashboard.polling import poll
 from gptailor.dashboard.readers import Run
 from gptailor.errors import UserError
 from gptailor.launch import Job, JobState, JobStatus
@@ -62,7 +63,7 @@ def show_problem() -> None:
 def follow(work: Job, show: Callable[[JobState], None]) -> None:
     """Show how a job goes on, until it has ended."""
 
-    @st.fragment(run_every=POLL_SECONDS)
+    @poll(POLL_SECONDS)
     def look() -> None:
         found = state(work)
         if found is None or not is_running(found):

@@ -23,7 +23,7 @@ from gptailor.dashboard.frames.importance import Importance
 from gptailor.dashboard.frames.view import View
 from gptailor.store import RunFolder, queries
 from gptailor.store.connection import StoreBusy
-from gptailor.store.folder import DEFAULT_ROOT, run_folders
+from gptailor.store.folder import run_folders, runs_root
 from gptailor.store.notes import read_notes
 from gptailor.store.summary import RunSummary
 
@@ -57,11 +57,6 @@ class Run:
     @property
     def is_demo(self) -> bool:
         return self.folder.root == DEMO
-
-
-def runs_root() -> Path:
-    """Where runs are saved: the environment's GPTAILOR_RUNS, else data/runs."""
-    return Path(os.environ.get("GPTAILOR_RUNS") or DEFAULT_ROOT)
 
 
 def runs() -> list[Run]:

@@ -15,7 +15,7 @@ from gptailor.dashboard.charts import layers as layer_charts
 from gptailor.dashboard.charts import progress as progress_charts
 from gptailor.dashboard.charts import tradeoffs as front_charts
 from gptailor.dashboard.frames import compare as frames
-from gptailor.dashboard.frames import held_out, trials
+from gptailor.dashboard.frames import held_out
 from gptailor.dashboard.frames.compare import Entry
 from gptailor.dashboard.frames.view import View
 from gptailor.store import RunFolder, queries
@@ -71,14 +71,15 @@ def _scores(runs: Sequence[Entry]) -> Iterable[str]:
 
 
 def _curves(runs: Sequence[Entry]) -> Iterable[str]:
-    scored = sorted((entry for entry in runs if entry.best is not None), key=lambda e: -e.plans[trials.AVERAGE].iloc[0])
-    chosen = [entry for entry in runs if entry in scored[:IN_ONE_CHART]]
+    chosen = frames.ranked(runs)[:IN_ONE_CHART]
     labels, facts = [entry.label for entry in chosen], runs[0].facts
     if len(chosen) < len(runs):
         yield document.note(f"The {IN_ONE_CHART} runs with the best averages.")
     by = progress_charts.TRIALS
-    best = progress_charts.best_of_runs(frames.curves(chosen), by, facts.average_label, facts.average_is_share, labels)
-    yield document.picture(best, f"Best {facts.average_label.lower()} so far")
+    so_far = progress_charts.best_of_runs(
+        frames.curves(chosen), by, facts.average_label, facts.average_is_share, labels
+    )
+    yield document.picture(so_far, f"Best {facts.average_label.lower()} so far")
     wanted = [axis for axis in frames.shared_axes(chosen) if axis.column in facts.names][:2]
     if len(wanted) == 2:
         x, y = wanted

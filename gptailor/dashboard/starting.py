@@ -14,6 +14,7 @@ from gptailor import launch
 from gptailor.dashboard import access, actions, form, readers, text, widgets
 from gptailor.dashboard.checking import Answer
 from gptailor.dashboard.form import Preset
+from gptailor.dashboard.polling import poll
 from gptailor.errors import UserError
 from gptailor.schedule import n_examples, schedule
 from gptailor.spec import RunSpec
@@ -86,7 +87,7 @@ def _memory_help(memory: Mapping[str, Any]) -> str:
 
 
 def _await(pending: Future[Answer]) -> None:
-    @st.fragment(run_every=POLL_SECONDS)
+    @poll(POLL_SECONDS)
     def look() -> None:
         st.info("Checking whether the models fit together …", icon=":material/hourglass_empty:")
         if pending.done():
@@ -173,7 +174,7 @@ def _asks_for(folder: RunFolder, spec: RunSpec) -> bool:
 def _is_there(run: readers.Run) -> None:
     """The run that asks for what the form asks for: its state, behind whom it waits, and the way to it."""
 
-    @st.fragment(run_every=FOLLOW_SECONDS)
+    @poll(FOLLOW_SECONDS)
     def look() -> None:
         runs = {other.run_id: other for other in readers.runs()}
         if run.run_id not in runs or not runs[run.run_id].is_active:

@@ -19,9 +19,14 @@ from pathlib import Path
 from gptailor.errors import UserError
 
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,95}")
-DEFAULT_ROOT = Path("data/runs")
 ROOM = 256 * 1024
 """Bytes without which not even a trial can be recorded."""
+
+
+def runs_root() -> Path:
+    """Where runs are saved, for the dashboard and for the command line: the environment's GPTAILOR_RUNS, else
+    data/runs."""
+    return Path(os.environ.get("GPTAILOR_RUNS") or "data/runs")
 
 
 @dataclass(frozen=True, order=True)

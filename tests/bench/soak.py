@@ -152,9 +152,7 @@ class Soak:
                 self.wrong.append(f"{slot.folder.run_id}: is {kills.status_of(slot.folder)} in the end")
             self.check(slot, last=True)
             slot.leave()
-        until = time.monotonic() + LAST_GASP
-        while engines_of(self._root) and time.monotonic() < until:
-            time.sleep(0.05)
+        wait_until(lambda: not engines_of(self._root), LAST_GASP)
         self.wrong += [f"process {process.pid} is left over" for process in engines_of(self._root)]
 
     def _extend(self, slot: Slot) -> None:

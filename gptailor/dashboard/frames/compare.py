@@ -216,9 +216,14 @@ def score_table(scores: pd.DataFrame, runs: Sequence[str], retention: bool = Fal
     return wide.rename_axis(columns=None).reset_index()
 
 
+def ranked(runs: Sequence[Entry]) -> list[Entry]:
+    """The runs that have scored a plan, the one with the best average first."""
+    return sorted((entry for entry in runs if entry.best is not None), key=lambda e: -e.plans[trials.AVERAGE].iloc[0])
+
+
 def verdict(runs: Sequence[Entry]) -> str:
     """One plain sentence: whose best plan has the highest average, and whether by more than chance explains."""
-    scored = sorted((entry for entry in runs if entry.best is not None), key=lambda e: -e.plans[trials.AVERAGE].iloc[0])
+    scored = ranked(runs)
     if len(scored) < 2:
         return (
             "Only one of these runs has scored a plan so far."
