@@ -19,8 +19,8 @@ test: $(VENV)/.ready-tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python tests/audit.py
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not browser"
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not browser and not alone"
+	$(BIN)/python -m pytest -m "browser or alone"
 
 browser-test: $(VENV)/.ready-tests
 	$(BIN)/python -m pytest -m browser

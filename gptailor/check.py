@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from gptailor.errors import UserError
-from gptailor.plan import BASE
+from gptailor.memory import ELSEWHERE, Memory, gigabytes, local_workers, predict_memory
 from gptailor.progress import format_seconds
 from gptailor.schedule import Rung, n_examples, schedule
 from gptailor.spec import RunSpec, SpaceOperation
 from gptailor.store.folder import runs_root
 
-PROCESS_BYTES = 1_200_000_000
-"""What an engine process holds before any model: Python, torch, transformers, lm-eval, SMAC."""
 TOKENS_PER_EXAMPLE = 120
 """Tokens computed for an example with all its options, where nothing was measured yet: short multiple choice."""
 EFFICIENCY = 0.4
@@ -33,31 +31,6 @@ SECONDS_PER_TRIAL = 0.5
 SPEED_TEST_SECONDS = 0.2
 ENOUGH_TRIALS = 5
 RECENT_RUNS = 12
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on the run's device (host memory on a CPU), predicted, by part, against what is free (None: unknown)."""
-
-    device: str
-    parts: Mapping[str, int]
-    free: int | None
-
-    @property
-    def needed(self) -> int:
-        return sum(self.parts.values())
-
-    @property
-    def verdict(self) -> str:
-        """One sentence: does it fit?"""
-        if self.free is None:
-            return f"{_gigabytes(self.needed)} needed on {self.device}; what is free there cannot be read"
-        amount = f"{_gigabytes(self.needed)} needed on {self.device}, {_gigabytes(self.free)} free"
-        if self.needed <= self.free:
-            return f"fits: {amount}"
-        if self.device.startswith("cuda") and self.needed - self.parts.get("candidates", 0) <= self.free:
-            return f"fits, with candidates kept in host memory, which is slower: {amount}"
-        return f"does not fit: {amount}; choose another device, a smaller model or fewer candidates"
 
 
 @dataclass(frozen=True)
@@ -107,14 +80,14 @@ def check(spec: RunSpec, runs: str | Path | None = None) -> Check:
     try:
         found = preflight(spec)
         family = _fit(spec, found)
-        memory = _memory(spec, found)
+        memory = predict_memory(spec, found)
     except UserError as error:
         lines = str(error).splitlines()  # several problems stand under a heading
         return dataclasses.replace(planned, problems=(*problems, *(lines[1:] or lines)))
     return dataclasses.replace(
         planned,
         problems=tuple(problems),
-        notes=(*found.notes, *_rung_notes(spec, planned)),
+        notes=(*found.notes, *_rung_notes(spec, planned), *_worker_notes(spec)),
         family=family,
         memory=memory,
         estimate=_estimate(spec, planned, found, memory.device, family.kept, Path(runs or runs_root())),
@@ -130,6 +103,11 @@ def _rung_notes(spec: RunSpec, planned: Check) -> Iterator[str]:
         f"trials: {spec.trials} end before one reaches {spec.budget.max} examples, so that there will be no front; "
         f"the first does with {enough}"
     )
+
+
+def _worker_notes(spec: RunSpec) -> Iterator[str]:
+    if names := local_workers(spec):
+        yield f"workers: {len(names)} on this machine ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})"
 
 
 def _fit(spec: RunSpec, found: Any) -> Fit:
@@ -154,7 +132,7 @@ def check_text(spec: RunSpec, runs: str | Path | None = None) -> str:
     lines += [f"  note: {note}" for note in found.notes]
     if found.memory is not None:
         lines.append(f"  memory {found.memory.verdict}")
-        lines += [f"    {part:<14} {_gigabytes(size)}" for part, size in found.memory.parts.items()]
+        lines += [f"    {part:<14} {gigabytes(size)}" for part, size in found.memory.parts.items()]
     lines.append(f"  {spec.trials} trials on {len(found.rungs)} rung{'s' * (len(found.rungs) > 1)}:")
     for rung in found.rungs:
         lines.append(f"    {rung.trials:>5} trials of {rung.budget} examples a benchmark")
@@ -230,62 +208,25 @@ def _merge_problems(spec: RunSpec) -> Iterator[str]:
         yield problem
 
 
-# --- memory -----------------------------------------------------------------------------------------------------------
-
-
-def _memory(spec: RunSpec, family: Any) -> Memory:
-    """Predicted, from above: what models share is not known before they are read. Raises UserError for a device."""
-    from gptailor.evaluate.evaluator import BYTES_PER_TOKEN, CPU_TOKENS, LOGIT_BYTES, LOGITS
-    from gptailor.family.residence import pick_device
-    from gptailor.stitch.stitcher import CACHE_SHARE
-
-    device = pick_device(spec.device)
-    base = family.model_bytes[BASE]
-    makes_layers = SpaceOperation.MERGE in spec.operations or spec.output_scale is not None
-    tokens = CPU_TOKENS if spec.batch_tokens == "auto" else int(spec.batch_tokens)
-    logits = min(LOGITS, tokens * family.vocab_size) * LOGIT_BYTES
-    parts = {
-        "base": base,
-        "candidates": sum(family.model_bytes.values()) - base,
-        "merged layers": int(CACHE_SHARE * family.distinct_bytes) if makes_layers else 0,
-        "working memory": tokens * min(BYTES_PER_TOKEN, 64 * family.hidden_size) + logits,
-    }
-    if device.type != "cuda":
-        parts["libraries"] = PROCESS_BYTES
-    return Memory(str(device), {part: size for part, size in parts.items() if size}, free_bytes(str(device)))
-
-
-def free_bytes(device: str) -> int | None:
-    """Free memory of a GPU, or of the host; None where the driver does not say."""
-    if not device.startswith("cuda"):
-        import psutil
-
-        return int(psutil.virtual_memory().available)
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        index = int(device.partition(":")[2] or 0)
-        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index)).free)
-    except pynvml.NVMLError:
-        return None
-
-
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
 def _estimate(spec: RunSpec, planned: Check, family: Any, device: str, kept: float, runs: Path) -> Estimate | None:
-    """From a saved run's pace where one has the same base model on the same kind of device, else from a speed test."""
+    """From a saved run's pace where one has the same base model on the same kind of device, else from a speed test.
+    None where it is computed elsewhere, by nobody knows how many."""
+    if device == ELSEWHERE:
+        return None
     measured = _measured_pace(spec, device, runs)
+    at_once = max(1, len(local_workers(spec)))
     if measured is not None:
         pace, run_id = measured
-        seconds = planned.n_examples * pace + spec.trials * SECONDS_PER_TRIAL
+        seconds = planned.n_examples * pace / at_once + spec.trials * SECONDS_PER_TRIAL
         return Estimate(seconds, f"{1000 * pace:.3g} ms an example, as in run {run_id}")
     speed = _speed(device, family.hidden_size, family.dtype)
     if speed is None:
         return None
     pace = TOKENS_PER_EXAMPLE * 2 * kept * family.n_parameters / (EFFICIENCY * speed)
-    seconds = planned.n_examples * pace + spec.trials * SECONDS_PER_TRIAL
+    seconds = planned.n_examples * pace / at_once + spec.trials * SECONDS_PER_TRIAL
     how = (
         f"a guess within a factor of three: this device multiplies matrices of this model's size at "
         f"{speed / 1e9:,.0f} GFLOP/s, and {TOKENS_PER_EXAMPLE} tokens an example are assumed"
@@ -344,10 +285,6 @@ def _speed(device: str, width: int, dtype: str) -> float | None:
         return count * 2 * left.shape[0] * right.numel() / (time.monotonic() - began)
     except torch.OutOfMemoryError:
         return None
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
 def _millions(number: int) -> str:

@@ -21,8 +21,10 @@ from gptailor.baselines.case import Case
 from gptailor.errors import UserError
 from gptailor.evaluate import Stopped
 from gptailor.plan import StitchPlan
+from gptailor.recording import now, outcome_of, trial_record
 from gptailor.schedule import schedule
-from gptailor.search import Search, now, trial_record
+from gptailor.scorer import Ended, Here
+from gptailor.search import Search
 from gptailor.store import queries
 from gptailor.store.summary import retention
 from gptailor.trial import Evaluation, Origin, Outcome, RunStatus, TrialStatus
@@ -48,15 +50,15 @@ class Controls(Search):
         spec = self.spec
         asked = cuts(spec, spec.baselines)
         began = time.monotonic()
-        bench = Workbench.open(spec, spec.objectives, max_examples=spec.budget.max)
-        bench.known = queries.load_examples(self.folder)
-        self.progress.started(spec.model_copy(update={"trials": len(asked)}), len(self.stored))
+        scorer = Here(spec, queries.load_examples(self.folder), self._stop_asked, self._give_up)
+        bench = scorer.bench
+        self.progress.started(spec.model_copy(update={"trials": len(asked)}), len(self.history.finished))
         n_layers = bench.family.n_layers
-        self._reference(bench, "dense", StitchPlan.dense(n_layers))
+        self._reference(scorer, "dense", StitchPlan.dense(n_layers))
         batches = bench.calibration()
-        succeeded = bool(self.stored)
+        succeeded = bool(self.history.finished)
         for trial_id, cut in enumerate(asked):
-            if trial_id in self.stored:
+            if trial_id in self.history.finished:
                 continue
             self._wait_while_paused()
             if self._stop_asked():
@@ -75,14 +77,15 @@ class Controls(Search):
                 seed=cut.seed,
                 between=self._stop_if_asked,
             )
-            outcome = self._cut(bench, trial_id, cut, case)
+            outcome = self._cut(scorer, trial_id, cut, case)
             if outcome.status is TrialStatus.CANCELLED:
                 return RunStatus.STOPPED, None
             succeeded = succeeded or outcome.status is TrialStatus.SUCCESS
         return (RunStatus.FINISHED, None) if succeeded else (RunStatus.FAILED, "every baseline failed")
 
-    def _cut(self, bench: Workbench, trial_id: int, cut: Cut, case: Case) -> Outcome:
+    def _cut(self, scorer: Here, trial_id: int, cut: Cut, case: Case) -> Outcome:
         """Make one cut, score it, record both."""
+        bench = scorer.bench
         self.progress.note(f"{cut.subject}: {METHODS[cut.baseline].title}")
         before = time.monotonic()
         try:
@@ -97,15 +100,22 @@ class Controls(Search):
         facts = {"baseline": str(cut.baseline), "source": cut.source, "subject": cut.subject}
         spent = {"passes": round(case.passes, 2), "examples": case.examples}
         made = Made(trial_id, plan, self.spec.budget.max, cut.seed, facts | spent)
-        if problem is None:
-            outcome = self._trial(bench, trial_id, made, seconds)
-        else:
-            outcome = Outcome(TrialStatus.CRASHED, now(), error=problem)
-            with self.writer.batch():
-                self.writer.record_plan(trial_id, plan, bench.stitcher.n_parameters(plan))
-                self.writer.start_trial(trial_record(trial_id, made, seconds))
-                self.writer.finish_trial(trial_id, outcome)
         with self.writer.batch():
+            self.writer.record_plan(trial_id, plan, bench.stitcher.n_parameters(plan))
+            self.writer.start_trial(trial_record(trial_id, made, seconds, trial_id))
+        ended = Ended(trial_id, error=problem)
+        if problem is None:
+            scorer.begin(trial_id, plan, made.budget, 0)
+            try:
+                (ended,) = scorer.wait()
+            except KeyboardInterrupt:
+                self.writer.finish_trial(trial_id, outcome_of(ended, None))
+                raise
+        outcome = outcome_of(ended, trial_id)
+        with self.writer.batch():
+            if ended.result is not None:
+                self._remember(ended.result)
+            self.writer.finish_trial(trial_id, outcome)
             for objective, score in zip(self.spec.objectives, outcome.scores, strict=False):
                 self.writer.record_evaluation(
                     Evaluation(cut.subject, trial_id, objective.split, score, now(), plan.hash)

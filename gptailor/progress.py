@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from tqdm import tqdm
 
 from gptailor.spec import RunSpec
 from gptailor.trial import Outcome, RunStatus, Score, Trial, TrialStatus
+
+
+class Progress(Protocol):
+    """Who is told how the search goes (a terminal, a log)."""
+
+    def started(self, spec: RunSpec, done: int) -> None: ...
+    def reference(self, subject: str, scores: tuple[Score, ...]) -> None: ...
+    def trial(self, trial: Trial, outcome: Outcome, retention: float | None, replayed: bool) -> None: ...
+    def note(self, text: str) -> None: ...
+    def ended(self, status: RunStatus, error: str | None) -> None: ...
 
 
 class Report:

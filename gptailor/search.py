@@ -12,36 +12,34 @@ import json
 import logging
 import math
 import os
-import platform
 import re
 import threading
 import time
 import traceback
-from contextlib import suppress
-from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
-from gptailor import __version__, launch
+from gptailor import launch
 from gptailor.errors import UserError
-from gptailor.evaluate import NonFinite, Stopped, is_out_of_memory
+from gptailor.evaluate import Stopped
 from gptailor.evaluate.tasks import find_tasks
-from gptailor.family import preflight
 from gptailor.family.residence import pick_device
+from gptailor.ledger import PlanScores
 from gptailor.plan import StitchPlan
-from gptailor.replay import changed_versions, seconds_spent, stored_trials, teach
+from gptailor.progress import Progress
+from gptailor.recording import blame_the_trial, now, open_writer, outcome_of, trial_record, versions
+from gptailor.replay import Course, NextTrial, changed_versions, read_history
+from gptailor.scorer import Ended, Here, Scorer, last_line
 from gptailor.selection import select
 from gptailor.space import PlanSpace, build_space, initial_design
-from gptailor.spec import RunSpec, SpaceOperation, load_spec
-from gptailor.stitch import merge_method_problem, merge_source_counts
+from gptailor.spec import RunSpec, load_spec
+from gptailor.stitch import merge_source_counts
 from gptailor.store import RunFolder, RunWriter, queries
 from gptailor.store.connection import StoreFull, StoreUnwritable
 from gptailor.store.folder import write_atomically
-from gptailor.suggest import Suggester, Suggestion, cost
-from gptailor.trial import Evaluation, Origin, Outcome, RunRecord, RunStatus, Score, Trial, TrialStatus
-from gptailor.watch import TimeLimit, TookTooLong, heartbeat, stop_on_signal
-from gptailor.workbench import PlanScores, Workbench
+from gptailor.suggest import Suggester, cost
+from gptailor.trial import Evaluation, Outcome, RunStatus, TrialStatus
+from gptailor.watch import heartbeat, stop_on_signal
 
 log = logging.getLogger("gptailor")
 
@@ -52,19 +50,7 @@ FAILURES_AFTER_A_SUCCESS = 10
 FULL_DISK_SECONDS = 5.0
 INITIAL_SHARE = 0.25
 """Share of the trials that the initial design may take."""
-PACKAGES = ("gptailor", "torch", "transformers", "smac", "ConfigSpace", "scikit-learn", "lm-eval", "duckdb", "mergekit")
-
 BLOCK_INFLUENCE = "baseline:block_influence"
-
-
-class Progress(Protocol):
-    """Who is told how the search goes (a terminal, a log)."""
-
-    def started(self, spec: RunSpec, done: int) -> None: ...
-    def reference(self, subject: str, scores: tuple[Score, ...]) -> None: ...
-    def trial(self, trial: Trial, outcome: Outcome, retention: float | None, replayed: bool) -> None: ...
-    def note(self, text: str) -> None: ...
-    def ended(self, status: RunStatus, error: str | None) -> None: ...
 
 
 def search(folder: RunFolder, progress: Progress) -> RunStatus:
@@ -74,14 +60,14 @@ def search(folder: RunFolder, progress: Progress) -> RunStatus:
     """
     spec = load_spec(folder.spec)
     with launch.EngineLock(folder), stop_on_signal() as signalled:
-        writer = _open_writer(folder, spec)
+        writer = open_writer(folder, spec)
         error: str | None = None
         with heartbeat(writer.heartbeat):
             try:
                 if cause := os.environ.pop(launch.DEATHS, None):
-                    _blame_the_trial(folder, writer, cause)
+                    blame_the_trial(folder, writer, cause)
                 _look_up_benchmarks(spec)
-                with launch.DeviceQueue(folder, str(pick_device(spec.device))):
+                with _devices(folder, spec):
                     writer.set_status(RunStatus.RUNNING)
                     status, error = _work_of(spec)(folder, spec, writer, progress, signalled).run()
             except (Stopped, launch.StopAsked):
@@ -102,19 +88,25 @@ def search(folder: RunFolder, progress: Progress) -> RunStatus:
     return status
 
 
+@contextmanager
+def _devices(folder: RunFolder, spec: RunSpec) -> Iterator[None]:
+    """Everything that this run computes on is its own meanwhile. Jobs of its own it need not wait for."""
+    if spec.workers is None or spec.baselines:
+        names = [str(pick_device(spec.device))]
+    elif spec.workers.local is not None:
+        names = sorted({launch.device_of(place) for place in launch.places(spec.workers.local, spec.device)})
+    else:
+        names = [spec.workers.scheduler] if spec.workers.scheduler else []
+    with ExitStack() as held:
+        for name in names:  # in one order for all runs, so that none waits for another that waits for it
+            held.enter_context(launch.DeviceQueue(folder, name))
+        yield
+
+
 def _look_up_benchmarks(spec: RunSpec) -> None:
     """Raise UserError for a name that is nowhere, also of what only judges: now, not after days."""
     asked = (*spec.objectives, *spec.selection, *spec.held_out)
     find_tasks([benchmark.benchmark for benchmark in asked], spec.include_path)
-
-
-def _blame_the_trial(folder: RunFolder, writer: RunWriter, cause: str) -> None:
-    """Record the trial at which the engine died again and again as crashed. Raises UserError where there is none."""
-    trials = queries.read_run(folder).trials
-    if not (open_trials := trials.trial_id[trials.status == TrialStatus.RUNNING].tolist()):
-        raise UserError(f"the engine's process died again and again before a trial began: {cause}")
-    error = f"Died: the engine's process died {launch.DEATHS_AT_A_TRIAL} times while it ran this trial ({cause})"
-    writer.finish_trial(open_trials[-1], Outcome(TrialStatus.CRASHED, now(), error=error))
 
 
 def _work_of(spec: RunSpec) -> type[Search]:
@@ -123,23 +115,6 @@ def _work_of(spec: RunSpec) -> type[Search]:
     from gptailor.controls import Controls  # which builds on this module
 
     return Controls
-
-
-class Asked(Protocol):
-    """What a trial is to try."""
-
-    @property
-    def config_id(self) -> int: ...
-    @property
-    def plan(self) -> StitchPlan: ...
-    @property
-    def budget(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def origin(self) -> Origin: ...
-    @property
-    def configuration(self) -> dict[str, Any]: ...
 
 
 class Search:
@@ -151,147 +126,172 @@ class Search:
         self.folder, self.spec, self.writer, self.progress = folder, spec, writer, progress
         self.signalled = signalled
         writer.retry = self._wait_for_space
-        self.stored = stored_trials(folder)
+        self.history = read_history(folder)
         self.dense: dict[str, float] = {}
         self.dense_at: dict[int, dict[str, float]] = {}
         self.failures: list[str] = []
-        self.has_succeeded = any(_was_computed(trial.outcome) for trial in self.stored.values())
+        self.has_succeeded = any(_was_computed(trial.outcome) for trial in self.history.finished.values())
         self.deadline = math.inf
+        self.interrupted_at = math.nan
 
     def run(self) -> tuple[RunStatus, str | None]:
         spec = self.spec
         if spec.walltime_seconds is not None:
-            self.deadline = time.monotonic() + spec.walltime_seconds - seconds_spent(self.stored)
-        bench = Workbench.open(spec, spec.objectives, max_examples=spec.budget.max)
-        bench.known = queries.load_examples(self.folder)
-        space = build_space(spec, bench.family.n_layers, merge_source_counts(spec.merge.method))
-        self.progress.started(spec, len(self.stored))
-        initial = self._start(bench, space)
-        self._reference(bench, "dense", StitchPlan.dense(space.n_layers))
-        if space.n_removed:
-            one_shot = StitchPlan.without(set(initial[0].removed), space.n_layers)  # the initial design begins with it
-            self._reference(bench, BLOCK_INFLUENCE, one_shot)
-        status, error = self._loop(bench, space, initial)
-        if status is RunStatus.FINISHED and spec.selection:
-            select(self.folder, spec, bench, self.writer, self.progress.note, self._stop_asked)
+            self.deadline = time.monotonic() + spec.walltime_seconds - self.history.seconds
+        with self._scorer() as scorer:
+            space = build_space(spec, scorer.n_layers, merge_source_counts(spec.merge.method))
+            self.progress.started(spec, len(self.history.finished))
+            initial = self._start(scorer, space)
+            self._reference(scorer, "dense", StitchPlan.dense(space.n_layers))
+            if space.n_removed:
+                one_shot = StitchPlan.without(set(initial[0].removed), space.n_layers)  # the initial design begins so
+                self._reference(scorer, BLOCK_INFLUENCE, one_shot)
+            status, error = self._loop(scorer, space, initial)
+            if status is RunStatus.FINISHED and spec.selection:
+                select(self.folder, spec, scorer, self.writer, self.progress.note)
         return status, error
 
-    def _loop(self, bench: Workbench, space: PlanSpace, initial: list[StitchPlan]) -> tuple[RunStatus, str | None]:
-        suggester = Suggester(self.spec, space, initial, self.folder.smac)
-        has_departed = False
-        for trial_id in range(self.spec.trials):
-            known = self.stored.get(trial_id)
-            if known is None:
-                self._wait_while_paused()
-                if self._stop_asked():
+    @contextmanager
+    def _scorer(self) -> Iterator[Scorer]:
+        known = queries.load_examples(self.folder)
+        scorer: Scorer
+        if self.spec.workers is None:
+            scorer = Here(self.spec, known, self._stop_asked, self._give_up)
+        else:
+            from gptailor.cluster.team import Team  # Dask, which one worker does not need
+
+            scorer = Team(self.spec, self.folder, known, self._stop_asked, self.progress.note, self._interrupted)
+        try:
+            yield scorer
+        finally:
+            scorer.close()
+
+    def _interrupted(self, cause: str | None) -> None:
+        """The workers cannot be reached, for this cause; None: they can again."""
+        if cause is not None:
+            self.progress.note(cause)
+            self.interrupted_at = time.monotonic()
+            self.writer.set_status(RunStatus.PAUSED, cause)
+        else:
+            self.deadline += time.monotonic() - self.interrupted_at
+            self.writer.set_status(RunStatus.RUNNING)
+
+    def _give_up(self, trial_id: int, error: str) -> None:
+        """The only trial under way hangs: record it, and go on in another process."""
+        outcome = Outcome(TrialStatus.CRASHED, now(), error=error, told_as=len(self.history.finished))
+        self.writer.finish_trial(trial_id, outcome)
+        os._exit(launch.START_ME_AGAIN)
+
+    def _loop(self, scorer: Scorer, space: PlanSpace, initial: list[StitchPlan]) -> tuple[RunStatus, str | None]:
+        """Ask ahead of whoever scores, and tell what came of it in the order in which it ends."""
+        course = self._course(space, initial)
+        running: dict[int, NextTrial] = {}
+        while True:
+            course.catch_up(self._stop_asked)
+            is_time_up = self._begin(scorer, course, running)
+            if not running:
+                if self._stop_asked() and course.n_told < self.spec.trials:
                     return RunStatus.STOPPED, None
-                if time.monotonic() > self.deadline:
-                    self.progress.note(f"the time of {self.spec.walltime} is used up")
-                    break
-            elif has_departed:
-                continue  # it was told with all the others
-            before = time.monotonic()
-            suggestion = self._ask_for_new(suggester) if has_departed else suggester.ask()
-            if known is not None and (suggestion is None or not known.matches(suggestion)):
-                suggester, has_departed = self._depart(trial_id, space, initial), True
-                continue
-            if suggestion is None:
-                self.progress.note("every plan of the space has been tried")
                 break
-            suggest_seconds = time.monotonic() - before
-            outcome = known.outcome if known else self._trial(bench, trial_id, suggestion, suggest_seconds)
-            if outcome.status is TrialStatus.CANCELLED:
-                return RunStatus.STOPPED, None
-            costs = self._costs(outcome, suggestion.budget)
-            suggester.tell(suggestion, costs, outcome.evaluate_seconds)
-            trial = trial_record(trial_id, suggestion, suggest_seconds)
-            retention = 1.0 - sum(costs) / len(costs) if costs else None  # as SMAC is told it
-            self.progress.trial(trial, outcome, retention, replayed=known is not None)
-            if known is None and (problem := self._same_failure_again(outcome)):
-                return RunStatus.FAILED, problem
+            try:
+                ended = scorer.wait()
+            except KeyboardInterrupt:
+                self._finish(course, running, [Ended(trial_id) for trial_id in running])
+                raise
+            problem = self._finish(course, running, ended)
+            if problem or any(one.is_given_up for one in ended):
+                self._finish(course, running, [Ended(trial_id) for trial_id in running])
+                return (RunStatus.FAILED, problem) if problem else (RunStatus.STOPPED, None)
+        if is_time_up:
+            self.progress.note(f"the time of {self.spec.walltime} is used up")
+        elif course.is_exhausted:
+            self.progress.note("every plan of the space has been tried")
         with suppress(OSError):  # a full disk; these files are for other tools alone
-            suggester.save()
+            course.save()
         return RunStatus.FINISHED, None
 
-    def _depart(self, trial_id: int, space: PlanSpace, initial: list[StitchPlan]) -> Suggester:
-        """A suggester that was told of every stored trial, for a run whose own would not ask for them again."""
-        then = json.loads(queries.read_run(self.folder).runs.versions.iloc[0] or "{}")
-        why = changed_versions(then, _versions()) or "its run file or gptailor's search changed"
-        self.progress.note(
-            f"trial {trial_id + 1} was stored for another configuration than the search asks for now ({why}): the "
-            f"search goes on from the {len(self.stored)} stored trials as a warm start, with brackets of its own"
-        )
-        tried = {trial.plan.hash for trial in self.stored.values()}
-        fresh = [plan for plan in initial if plan.hash not in tried]
-        suggester = Suggester(self.spec, space, fresh, self.folder.smac)
-        if refused := teach(
-            suggester, [(trial, self._costs(trial.outcome, trial.budget)) for trial in self.stored.values()]
-        ):
-            self.progress.note(f"{refused} of them are not of this space any more, and stay in the store only")
-        return suggester
+    def _begin(self, scorer: Scorer, course: Course, running: dict[int, NextTrial]) -> bool:
+        """Begin trials while there is room for more. Whether none is begun because the time is used up."""
+        begun: list[NextTrial] = []
+        try:
+            while scorer.room:
+                if launch.asked(self.folder, "pause"):
+                    if running:
+                        return False
+                    self._wait_while_paused()
+                if self._stop_asked():
+                    return False
+                is_time_up = time.monotonic() > self.deadline
+                if is_time_up or (trial := course.next()) is None:
+                    return is_time_up and course.n_told < self.spec.trials
+                running[trial.trial_id] = trial
+                begun.append(trial)
+                asked = trial.suggestion
+                scorer.begin(trial.trial_id, asked.plan, asked.budget, self.spec.trials - trial.trial_id - 1)
+            return False
+        finally:
+            with self.writer.batch():
+                for trial in begun:
+                    asked = trial.suggestion
+                    self.writer.record_plan(asked.config_id, asked.plan, scorer.n_parameters(asked.plan))
+                    self.writer.start_trial(trial_record(trial.trial_id, asked, trial.seconds, trial.asked_after))
 
-    def _ask_for_new(self, suggester: Suggester) -> Suggestion | None:
-        """Like ask; what was scored before the replay departed is answered from the store."""
-        answers = {(trial.plan.hash, trial.budget): trial.outcome for trial in self.stored.values()}
-        while (suggestion := suggester.ask()) is not None:
-            outcome = answers.get((suggestion.plan.hash, suggestion.budget))
-            if outcome is None:
-                break
-            suggester.tell(suggestion, self._costs(outcome, suggestion.budget), outcome.evaluate_seconds)
-        return suggestion
+    def _finish(self, course: Course, running: dict[int, NextTrial], ended: Sequence[Ended]) -> str | None:
+        """Record how trials ended, and tell. Returns what is wrong with all of them, if anything is."""
+        outcomes: list[tuple[NextTrial, Outcome]] = []
+        with self.writer.batch():
+            for one in ended:
+                trial = running.pop(one.trial_id)
+                outcome = outcome_of(one, None if one.is_given_up else course.n_told + len(outcomes))
+                if one.result is not None:
+                    self._remember(one.result)
+                self.writer.finish_trial(one.trial_id, outcome)
+                if not one.is_given_up:
+                    outcomes.append((trial, outcome))
+        problem = None
+        for trial, outcome in outcomes:
+            course.tell(trial, outcome)
+            self._report(trial, outcome, replayed=False)
+            problem = problem or self._same_failure_again(outcome)
+        return problem
+
+    def _report(self, trial: NextTrial, outcome: Outcome, replayed: bool) -> None:
+        costs = self._costs(outcome, trial.suggestion.budget)
+        retention = 1.0 - sum(costs) / len(costs) if costs else None  # as SMAC is told it
+        asked = trial_record(trial.trial_id, trial.suggestion, trial.seconds)
+        self.progress.trial(asked, outcome, retention, replayed)
+
+    def _course(self, space: PlanSpace, initial: list[StitchPlan]) -> Course:
+        def departed(trial_id: int, refused: int) -> None:
+            then = json.loads(queries.read_run(self.folder).runs.versions.iloc[0] or "{}")
+            why = changed_versions(then, versions()) or "its run file or gptailor's search changed"
+            self.progress.note(
+                f"trial {trial_id + 1} was stored for another configuration than the search asks for now ({why}): the "
+                f"search goes on from the {len(self.history.finished)} stored trials as a warm start, with brackets of "
+                "its own"
+            )
+            if refused:
+                self.progress.note(f"{refused} of them are not of this space any more, and stay in the store only")
+
+        return Course(
+            lambda plans: Suggester(self.spec, space, plans, self.folder.smac),
+            initial,
+            self.history,
+            self.spec.trials,
+            self._costs,
+            lambda trial, outcome: self._report(trial, outcome, replayed=True),
+            departed,
+        )
 
     def _costs(self, outcome: Outcome, budget: int) -> list[float] | None:
         """One an objective, in the run file's order, which that of stored scores need not be; None for a crash."""
         scores, there = {score.name: score for score in outcome.scores}, self.dense_at.get(budget, self.dense)
         return [cost(scores[name], dense, there[name]) for name, dense in self.dense.items()] if scores else None
 
-    def _trial(self, bench: Workbench, trial_id: int, suggestion: Asked, suggest_seconds: float) -> Outcome:
-        """Run one trial and record it. Whatever goes wrong inside is its status and cause, never a score."""
-        trial = trial_record(trial_id, suggestion, suggest_seconds)
-        with self.writer.batch():
-            self.writer.record_plan(suggestion.config_id, suggestion.plan, bench.stitcher.n_parameters(suggestion.plan))
-            self.writer.start_trial(trial)
-
-        def hung() -> None:
-            error = f"TookTooLong: longer than {self.spec.trial_walltime}, and it never came back"
-            self.writer.finish_trial(trial_id, Outcome(TrialStatus.CRASHED, now(), error=error))
-            os._exit(launch.START_ME_AGAIN)
-
-        result, error = None, None
-        with TimeLimit(self.spec.trial_walltime_seconds, hung) as limit:
-
-            def should_stop() -> bool:
-                limit.check()
-                return self._stop_asked()
-
-            try:
-                result = bench.score(suggestion.plan, suggestion.budget, should_stop)
-            except (Stopped, KeyboardInterrupt) as problem:
-                cancelled = Outcome(TrialStatus.CANCELLED, now(), error="stopped while it ran")
-                self.writer.finish_trial(trial_id, cancelled)
-                if isinstance(problem, KeyboardInterrupt):
-                    raise
-                return cancelled
-            except (NonFinite, TookTooLong) as problem:
-                error = f"{type(problem).__name__}: {problem}"
-            except Exception as problem:  # a trial may fail in any way (a driver, a merge); the search goes on
-                memory = f"OutOfMemory: {_last_line(str(problem))}\n" if is_out_of_memory(problem) else ""
-                error = traceback.format_exc() + memory
-        if result is None:
-            bench.free()
-            outcome = Outcome(TrialStatus.CRASHED, now(), error=error)
-        else:
-            outcome = Outcome(TrialStatus.SUCCESS, now(), result.scores, result.stitch_seconds, result.evaluate_seconds)
-        with self.writer.batch():
-            if result is not None:
-                self._remember(result)
-            self.writer.finish_trial(trial_id, outcome)
-        return outcome
-
-    def _reference(self, bench: Workbench, subject: str, plan: StitchPlan) -> None:
+    def _reference(self, scorer: Scorer, subject: str, plan: StitchPlan) -> None:
         """Score a plan outside the search at every rung, for retention and as a control (one-shot pruning)."""
         for budget in self.spec.budget.rungs:
-            result = bench.score(plan, budget, self._stop_asked)
+            result = scorer.score(plan, budget)
             with self.writer.batch():
                 self._remember(result)
                 for objective, score in zip(self.spec.objectives, result.scores, strict=True):
@@ -304,12 +304,12 @@ class Search:
         for key, first, items in result.fresh:
             self.writer.record_examples(*key, first, items)
 
-    def _start(self, bench: Workbench, space: PlanSpace) -> list[StitchPlan]:
+    def _start(self, scorer: Scorer, space: PlanSpace) -> list[StitchPlan]:
         """The plans to start from; kept in the run's folder, so that a resumed or extended run starts from the same."""
         path = self.folder.path / "initial.json"
         if path.exists():
             return [StitchPlan.from_json(plan) for plan in json.loads(path.read_text())]
-        plans = initial_design(space, bench.influence_orders())[: max(1, round(INITIAL_SHARE * self.spec.trials))]
+        plans = initial_design(space, scorer.influence_orders())[: max(1, round(INITIAL_SHARE * self.spec.trials))]
         write_atomically(path, json.dumps([plan.to_json() for plan in plans]))
         return plans
 
@@ -340,7 +340,7 @@ class Search:
             self.failures = []
             self.has_succeeded |= _was_computed(outcome)
             return None
-        self.failures.append(_last_line(outcome.error))
+        self.failures.append(last_line(outcome.error))
         enough = FAILURES_AFTER_A_SUCCESS if self.has_succeeded else FAILURES_BEFORE_GIVING_UP
         recent = self.failures[-enough:]
         alike = {re.sub(r"\d[\d.]*", "#", failure) for failure in recent}  # "tried to allocate 20 MiB", then 24
@@ -352,68 +352,3 @@ class Search:
 def _was_computed(outcome: Outcome) -> bool:
     """Whether a model was scored: the first trial's examples, for one, are known from the references."""
     return outcome.status is TrialStatus.SUCCESS and outcome.stitch_seconds > 0
-
-
-def _open_writer(folder: RunFolder, spec: RunSpec) -> RunWriter:
-    """The run's writer; a new run gets its database here, once its family is known to fit. Raises UserError."""
-    if folder.exists():
-        return RunWriter.open(folder)
-    record = RunRecord(
-        folder.run_id,
-        spec.name,
-        spec.model_dump(mode="json"),
-        spec.base_model,
-        0,
-        0,
-        spec.seed,
-        now(),
-        _versions(),
-    )
-    try:
-        n_layers = preflight(spec).n_layers
-        if SpaceOperation.MERGE in spec.operations:
-            _refuse_merge(spec)
-        versions = record.versions | {"device": str(pick_device(spec.device))}
-        record = replace(record, n_layers=n_layers, n_removed=spec.n_removed(n_layers), versions=versions)
-    except UserError as problem:
-        RunWriter.create(folder, record, spec.to_yaml()).set_status(RunStatus.FAILED, str(problem))
-        raise
-    return RunWriter.create(folder, record, spec.to_yaml())
-
-
-def _refuse_merge(spec: RunSpec) -> None:
-    """Raise UserError for a merge method that does not exist or does not fit the run."""
-    if problem := merge_method_problem(spec.merge.method, spec.merge.parameters, len(spec.candidates)):
-        raise UserError(problem)
-
-
-def trial_record(trial_id: int, suggestion: Asked, suggest_seconds: float) -> Trial:
-    return Trial(
-        trial_id,
-        suggestion.config_id,
-        suggestion.budget,
-        suggestion.seed,
-        suggestion.origin,
-        suggestion.configuration,
-        now(),
-        suggest_seconds,
-    )
-
-
-def _versions() -> dict[str, str]:
-    """What the run's results depend on: a replay on other versions may depart."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = __version__ if package == "gptailor" else "absent"
-    return found
-
-
-def _last_line(error: str | None) -> str:
-    return ((error or "").strip() or "unknown").splitlines()[-1]
-
-
-def now() -> datetime:
-    return datetime.now(UTC)

@@ -13,33 +13,25 @@ from datetime import UTC, datetime
 
 from gptailor import judgement
 from gptailor.plan import StitchPlan
+from gptailor.scorer import Scorer
 from gptailor.show import run_json, stored_plans
 from gptailor.spec import RunSpec
 from gptailor.store import RunFolder, RunWriter, queries
 from gptailor.trial import Evaluation
-from gptailor.workbench import Workbench
+from gptailor.workbench import SELECTION, SELECTION_EXAMPLES
 
 FINALISTS = 10
 """Plans that are scored again. More would let luck back in, fewer would leave the choice to the search's scores."""
-MOST_EXAMPLES = 1000
-"""Per benchmark."""
 
 
-def select(
-    folder: RunFolder,
-    spec: RunSpec,
-    bench: Workbench,
-    writer: RunWriter,
-    say: Callable[[str], None],
-    should_stop: Callable[[], bool],
-) -> None:
+def select(folder: RunFolder, spec: RunSpec, scorer: Scorer, writer: RunWriter, say: Callable[[str], None]) -> None:
     """Score the finalists on the selection splits and say which is chosen. Raises Stopped; what is scored is kept."""
     plans = finalists(folder)
-    opened = Workbench.open_benchmarks(bench.family, spec, spec.selection, max_examples=MOST_EXAMPLES)
-    subjects: dict[str, tuple[int | None, StitchPlan]] = {"dense": (None, StitchPlan.dense(bench.family.n_layers))}
+    opened = scorer.opened(SELECTION)
+    subjects: dict[str, tuple[int | None, StitchPlan]] = {"dense": (None, StitchPlan.dense(scorer.n_layers))}
     subjects |= {f"config:{config_id}": (config_id, plan) for config_id, plan in plans.items()}
     for subject, (config_id, plan) in subjects.items():
-        result = bench.score(plan, MOST_EXAMPLES, should_stop, opened)
+        result = scorer.score(plan, SELECTION_EXAMPLES, SELECTION)
         with writer.batch():
             for key, first, items in result.fresh:
                 writer.record_examples(*key, first, items)

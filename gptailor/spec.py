@@ -149,6 +149,56 @@ class Budget(_Record):
         return tuple(round(self.max / self.eta**k) for k in reversed(range(count)))
 
 
+class Slurm(_Record):
+    """Jobs that a SLURM cluster is asked for: `jobs` of them, a worker each, with `gpus` GPUs, `cores` and `memory`."""
+
+    jobs: Annotated[Whole, Field(ge=1, le=1024)]
+    cores: Annotated[Whole, Field(ge=1, le=1024)] = 8
+    memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[MGT]i?B$")] = "64GB"
+    gpus: Annotated[Whole, Field(ge=0, le=64)] = 1
+    walltime: str = "24h"
+    queue: Annotated[str, Field(pattern=_NAME)] | None = None
+    account: Annotated[str, Field(pattern=_NAME)] | None = None
+
+    @field_validator("walltime")
+    @classmethod
+    def _duration(cls, value: str) -> str:
+        parse_duration(value)
+        return value
+
+
+class Workers(_Record):
+    """Who scores trials, where it is not the engine's own process: one of three.
+
+    local: processes on this machine, auto for one a visible GPU (without any: one per two cores) or their number.
+    scheduler: the address of a Dask scheduler that runs already. slurm: jobs that are asked for.
+    """
+
+    local: Literal["auto"] | int | None = None
+    scheduler: Annotated[str, Field(max_length=300)] | None = None
+    slurm: Slurm | None = None
+
+    @field_validator("local", mode="before")
+    @classmethod
+    def _count(cls, value: Any) -> Any:
+        if value not in ("auto", None) and (type(value) is not int or not 1 <= value <= 256):
+            raise ValueError("must be auto, or a number of processes from 1 to 256")
+        return value
+
+    @field_validator("scheduler")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"(tcp|tls)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.\-]+):\d{1,5}", value):
+            raise ValueError("must be the address of a Dask scheduler such as tcp://host:8786 or tls://host:8786")
+        return value
+
+    @model_validator(mode="after")
+    def _one(self) -> Workers:
+        if sum(way is not None for way in (self.local, self.scheduler, self.slurm)) != 1:
+            raise ValueError("must say one of local, scheduler or slurm")
+        return self
+
+
 class RunSpec(_Record):
     """One run, as asked. Paths are relative to the folder the command is run in.
 
@@ -157,7 +207,8 @@ class RunSpec(_Record):
     (gptailor/selection.py). baselines: where any are listed, the run scores their plans instead of searching
     (gptailor/controls.py), on the models that baselines_on names (base or candidates; none: all of them). aim: whether
     the search looks for the front of all objectives, or for the best mean retention over them. suggester: `random` is
-    the control of the surrogate: the same start and rungs, then plans drawn at random.
+    the control of the surrogate: the same start and rungs, then plans drawn at random. workers: who scores trials;
+    none: the engine's own process, one after another.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=80)]
@@ -183,6 +234,7 @@ class RunSpec(_Record):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     batch_size: Literal["auto"] | int = "auto"
+    workers: Workers | None = None
     chat_template: Flag = False
     trust_remote_code: Flag = False
 
@@ -269,6 +321,8 @@ class RunSpec(_Record):
         for name in self.baselines_on:
             if name != BASE and name not in self.candidates:
                 raise ValueError(f"baselines_on: {name!r} is neither {BASE!r} nor a candidate of this run")
+        if self.workers is not None and re.fullmatch(r"cuda:\d+", self.device):
+            raise ValueError(f"device: {self.device} is one GPU, and workers take one each; use auto or cuda")
         names = [objective.name for objective in self.objectives]
         if len(set(names)) != len(names):
             raise ValueError("objectives: the same benchmark and metric is listed twice")
@@ -347,5 +401,6 @@ _MODELS: dict[str, type[BaseModel]] = {
     "budget": Budget,
     "objectives": Benchmark,
     "held_out": HeldOut,
+    "workers": Workers,
 }
 _KEYS = {key: tuple(model.model_fields) for key, model in _MODELS.items()}

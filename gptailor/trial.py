@@ -55,7 +55,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Trial:
-    """One configuration at one budget (examples per benchmark) and seed: the question."""
+    """One configuration at one budget (examples per benchmark) and seed: the question.
+
+    asked_after: how many trials SMAC had been told of when it asked for this one; a replay asks after as many.
+    """
 
     trial_id: int
     config_id: int
@@ -65,11 +68,15 @@ class Trial:
     configuration: dict[str, Any]
     started_at: datetime
     suggest_seconds: float
+    asked_after: int | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: the answer. A crashed trial has no scores and says why in `error`."""
+    """How a trial ended: the answer. A crashed trial has no scores and says why in `error`.
+
+    told_as: its place, from 0, among the trials that SMAC was told of. worker: the name of who scored it.
+    """
 
     status: TrialStatus
     ended_at: datetime
@@ -77,6 +84,8 @@ class Outcome:
     stitch_seconds: float = 0.0
     evaluate_seconds: float = 0.0
     error: str | None = None
+    told_as: int | None = None
+    worker: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,52 +16,35 @@ import torch
 
 from gptailor.baselines.block_influence import block_influence, removal_order
 from gptailor.errors import UserError
-from gptailor.evaluate import Evaluator, OpenBenchmark, calibration_batches, item_beside, open_benchmarks
-from gptailor.evaluate.evaluator import Span
+from gptailor.evaluate import Evaluator, OpenBenchmark, calibration_batches, open_benchmarks
 from gptailor.family import Family, open_family
+from gptailor.family.models import Reader
+from gptailor.ledger import Gap, Items, Ledger, PlanScores
 from gptailor.plan import BASE, StitchPlan
 from gptailor.spec import Benchmark, RunSpec
 from gptailor.stitch import Stitcher
-from gptailor.trial import Score
 
 log = logging.getLogger(__name__)
 
 CALIBRATION_TEXTS = 64
 """Texts that Block Influence looks at: prompts with their right answers, from the objectives' own examples."""
 
-OPTIONS = "options"
-"""In a metric's place: the dense base's log-likelihoods of the options, which metrics that compare with it need."""
-
-Key = tuple[str, str, str, str]
-"""Plan hash, benchmark, metric, split."""
-Items = dict[Key, list[Any]]
-"""What each example gave, in nested order."""
-Fresh = tuple[Key, int, list[Any]]
-"""Where new items belong, the first's place in the nested order, and the items."""
-
-
-@dataclass(frozen=True)
-class PlanScores:
-    """Scores of one plan at one budget and the seconds they took.
-
-    fresh: what was not known before.
-    """
-
-    scores: tuple[Score, ...]
-    stitch_seconds: float
-    evaluate_seconds: float
-    fresh: tuple[Fresh, ...]
+OBJECTIVES, SELECTION = "objectives", "selection"
+"""Keys of a run file that name benchmarks which a search scores plans on."""
+SELECTION_EXAMPLES = 1000
+"""Examples of a selection split, at most."""
 
 
 @dataclass
 class Workbench:
-    """What one engine process holds. `known` grows with every plan that is scored."""
+    """What one process that scores plans holds."""
 
     family: Family
     stitcher: Stitcher
     benchmarks: Sequence[OpenBenchmark]
     evaluator: Evaluator
-    known: Items = field(default_factory=dict)
+    ledger: Ledger
+    others: dict[str, list[OpenBenchmark]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, spec: RunSpec, benchmarks: Sequence[Benchmark], max_examples: int | None) -> Workbench:
@@ -73,25 +56,35 @@ class Workbench:
             family.tokenizer,
             rungs=spec.budget.rungs,
             device=family.device,
-            max_length=_window(family),
+            max_length=_window(family.reader),
             batch_tokens=spec.batch_tokens,
         )
-        return cls(family, Stitcher(family), opened, evaluator)
+        return cls(family, Stitcher(family), opened, evaluator, Ledger(family.n_layers))
+
+    @property
+    def known(self) -> Items:
+        """What each example gave; it grows with every plan that is scored."""
+        return self.ledger.known
+
+    @known.setter
+    def known(self, items: Items) -> None:
+        self.ledger.known = items
 
     @staticmethod
     def open_benchmarks(
         family: Family, spec: RunSpec, benchmarks: Sequence[Benchmark], max_examples: int | None
     ) -> list[OpenBenchmark]:
         """Benchmarks for the family's tokenizer and window. Raises UserError."""
-        return open_benchmarks(
-            benchmarks,
-            family.tokenizer,
-            max_length=_window(family),
-            max_examples=max_examples,
-            seed=spec.seed,
-            include_path=spec.include_path,
-            chat_template=spec.chat_template,
-        )
+        return open_run_benchmarks(family.reader, spec, benchmarks, max_examples)
+
+    def opened(self, on: str) -> Sequence[OpenBenchmark]:
+        """The benchmarks of this key of the run file; others than the objectives are loaded now. Raises UserError."""
+        if on == OBJECTIVES:
+            return self.benchmarks
+        if on not in self.others:
+            spec = self.family.spec
+            self.others[on] = self.open_benchmarks(self.family, spec, getattr(spec, on), SELECTION_EXAMPLES)
+        return self.others[on]
 
     def score(
         self,
@@ -107,53 +100,26 @@ class Workbench:
         """
         started = time.monotonic()
         chosen = self.benchmarks if benchmarks is None else benchmarks
-        known = [self.known.get(self._key(plan, benchmark), []) for benchmark in chosen]
-        ends = [min(budget, benchmark.n_examples) for benchmark in chosen]
-        asked = [(b, len(items), end) for b, items, end in zip(chosen, known, ends, strict=True) if len(items) < end]
-        fresh = self._dense_options(asked, should_stop)
-        is_dense = plan.hash == self._dense.hash
-        unknown = [span for span in asked if not (is_dense and span[0].is_relative)]
-        answers, stitch_seconds = self._answers(plan, unknown, should_stop)
-        left = iter(answers)
-        for benchmark, first, end in asked:
-            if benchmark.is_relative:
-                dense = self.known[self._options_key(benchmark)][first:end]
-                own = dense if is_dense else next(left)
-                items = [item_beside(benchmark.metric, *pair) for pair in zip(own, dense, strict=True)]
-            else:
-                items = next(left)
-            fresh.append(self._remember(self._key(plan, benchmark), first, items))
-        scores = tuple(
-            self.evaluator.score(benchmark, self.known[self._key(plan, benchmark)][:end])
-            for benchmark, end in zip(chosen, ends, strict=True)
-        )
+        gaps = self.ledger.gaps(plan, budget, chosen)
+        answers, stitch_seconds = self.answers(gaps, should_stop)
+        fresh = self.ledger.enter(plan, budget, chosen, list(zip(gaps, answers, strict=True)))
+        scores = self.ledger.scores(plan, budget, chosen)
         return PlanScores(scores, stitch_seconds, time.monotonic() - started - stitch_seconds, tuple(fresh))
 
-    def _dense_options(self, asked: Sequence[Span], should_stop: Callable[[], bool] | None) -> list[Fresh]:
-        """Make known what the dense base says of the options of what is asked, for metrics that compare with it."""
-        missing: dict[Key, Span] = {}
-        for benchmark, _, end in asked:
-            key = self._options_key(benchmark)
-            first = len(self.known.get(key, []))
-            if benchmark.is_relative and first < end:
-                missing[key] = (benchmark, first, end)
-        answers, _ = self._answers(self._dense, list(missing.values()), should_stop)
-        return [self._remember(key, missing[key][1], items) for key, items in zip(missing, answers, strict=True)]
-
-    def _answers(
-        self, plan: StitchPlan, asked: Sequence[Span], should_stop: Callable[[], bool] | None
+    def answers(
+        self, gaps: Sequence[Gap], should_stop: Callable[[], bool] | None = None
     ) -> tuple[list[list[Any]], float]:
-        """What a plan's model gives for each that is asked, and the seconds that stitching took."""
-        if not asked:
-            return [], 0.0
-        started = time.monotonic()
-        model = self.stitcher.stitch(plan)
-        seconds = time.monotonic() - started
-        return self.evaluator.items_of(model, asked, should_stop), seconds
-
-    def _remember(self, key: Key, first: int, items: list[Any]) -> Fresh:
-        self.known[key] = self.known.get(key, [])[:first] + items
-        return key, first, items
+        """What is asked for, in its order, and the seconds that stitching took. Raises NonFinite, Stopped."""
+        seconds = 0.0
+        found: dict[int, list[Any]] = {}
+        for plan in {gap.plan.hash: gap.plan for gap in gaps}.values():
+            places = [place for place, gap in enumerate(gaps) if gap.plan.hash == plan.hash]
+            started = time.monotonic()
+            model = self.stitcher.stitch(plan)
+            seconds += time.monotonic() - started
+            spans = [(gaps[place].benchmark, gaps[place].first, gaps[place].end) for place in places]
+            found |= zip(places, self.evaluator.items_of(model, spans, should_stop), strict=True)
+        return [found[place] for place in range(len(gaps))], seconds
 
     def free(self) -> None:
         """Give back what a trial that failed held: tensors of its frames, memory that the device's allocator keeps."""
@@ -183,19 +149,6 @@ class Workbench:
                 log.warning("%s: %s; the search starts without its order", name, problem)
         return orders
 
-    @property
-    def _dense(self) -> StitchPlan:
-        return StitchPlan.dense(self.family.n_layers)
-
-    def _options_key(self, benchmark: OpenBenchmark) -> Key:
-        of = benchmark.spec
-        shots = "" if of.num_fewshot is None else f"@{of.num_fewshot}"
-        return (self._dense.hash, of.benchmark, OPTIONS + shots, of.split)
-
-    @staticmethod
-    def _key(plan: StitchPlan, benchmark: OpenBenchmark) -> Key:
-        return (plan.hash, benchmark.spec.benchmark, benchmark.spec.metric, benchmark.spec.split)
-
 
 def _padded(texts: list[list[int]], device: torch.device, rows: int = 16) -> list[dict[str, torch.Tensor]]:
     """Token ids as padded batches of `rows` texts of similar length, with their masks."""
@@ -210,11 +163,26 @@ def _padded(texts: list[list[int]], device: torch.device, rows: int = 16) -> lis
     return batches
 
 
-def _window(family: Family) -> int:
+def open_run_benchmarks(
+    reader: Reader, spec: RunSpec, benchmarks: Sequence[Benchmark], max_examples: int | None
+) -> list[OpenBenchmark]:
+    """Benchmarks as a run reads them; no model is needed for that. Raises UserError."""
+    return open_benchmarks(
+        benchmarks,
+        reader.tokenizer,
+        max_length=_window(reader),
+        max_examples=max_examples,
+        seed=spec.seed,
+        include_path=spec.include_path,
+        chat_template=spec.chat_template,
+    )
+
+
+def _window(reader: Reader) -> int:
     """The model's window in tokens as lm-eval's HFLM takes it: the configuration's, else the tokenizer's, else 2048."""
-    config = family.model.config.get_text_config()
+    config = reader.config.get_text_config()
     for name in ("n_positions", "max_position_embeddings", "n_ctx"):
         if isinstance(getattr(config, name, None), int):
             return int(getattr(config, name))
-    length = family.tokenizer.model_max_length
+    length = reader.tokenizer.model_max_length
     return length if length < 10**9 else 2048

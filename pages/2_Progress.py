@@ -62,6 +62,7 @@ def moving() -> None:
         alt="Timeline of trials by rung and status",
         key="timeline",
     )
+    show_workers(view)
     show_failures(view)
     with st.expander("Engine log", icon=":material/terminal:", key="log", on_change="rerun") as box:
         if box.open:
@@ -152,6 +153,23 @@ def show_curves(view: View) -> None:
             )
         else:
             widgets.empty(f"The hypervolume is told for up to {frames.HYPERVOLUME_OBJECTIVES} objectives.")
+
+
+def show_workers(view: View) -> None:
+    glance, at = readers.workers(run) if run.is_active else ([], 0.0)
+    if glance:
+        st.markdown(f"**{plural(len(glance), 'worker')}**")
+        widgets.show_table(frames.workers(glance, at), alt="Workers, what they do, their use and memory", height=240)
+    lanes = view.once("worker lanes", lambda: frames.worker_lanes(view.trials))
+    if len(lanes):
+        widgets.show_chart(
+            view.once("worker lanes drawn", lambda: draw(charts.worker_lanes(lanes))),
+            lanes,
+            title="Who scored what when",
+            note="A bar a trial, on the row of its worker; a trial that several shared has a bar on each.",
+            alt="Timeline of trials by worker",
+            key="workers",
+        )
 
 
 def show_failures(view: View) -> None:

@@ -28,6 +28,9 @@ SPEC: dict[str, Any] = {
 LOWER_IS_BETTER = ("ppl",)
 
 
+_OF_WORKERS = ("started_at", "ended_at", "stitch_seconds", "evaluate_seconds", "worker")
+
+
 def run_tables(
     trials: Sequence[Mapping[str, Any]] = (),
     plans: Mapping[int, StitchPlan] | None = None,
@@ -61,6 +64,7 @@ def run_tables(
                 "error": trial.get("error"),
                 "configuration": "{}",
             }
+            | {name: trial[name] for name in _OF_WORKERS if name in trial}
         )
         for name, score in trial.get("scores", {}).items():
             value, stderr, n = (
@@ -102,7 +106,7 @@ def run_tables(
 def _trial_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     columns = (
         "run_id trial_id config_id budget seed status origin started_at ended_at suggest_seconds stitch_seconds "
-        "evaluate_seconds error configuration"
+        "evaluate_seconds error configuration asked_after told_as worker"
     ).split()
     frame = pd.DataFrame(rows, columns=columns)
     return frame.assign(

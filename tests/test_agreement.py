@@ -14,10 +14,11 @@ from tiny_run import PLAN, tiny_spec
 
 from gptailor.evaluate import AGREE, CLOSENESS, item_beside
 from gptailor.evaluate.benchmarks import chance_of
+from gptailor.ledger import OPTIONS
 from gptailor.plan import StitchPlan
 from gptailor.spec import RunSpec
 from gptailor.store import queries
-from gptailor.workbench import OPTIONS, Workbench
+from gptailor.workbench import Workbench
 
 DENSE = StitchPlan.dense(6)
 LIKE = [{"benchmark": "many", "metric": metric, "split": "test"} for metric in ("acc", AGREE, CLOSENESS)]
@@ -68,7 +69,7 @@ def test_the_dense_base_agrees_with_itself_and_is_run_once(spec: RunSpec) -> Non
         assert (agree.score, agree.stderr, closeness.score) == (1.0, 0.0, 1.0) and agree.n_samples == budget
         assert agree.higher_is_better and closeness.higher_is_better
     first = bench.score(PLAN, 24)
-    assert stitched == [DENSE] * 4 + [PLAN]  # a rung: the options, of which two metrics are made, then accuracy
+    assert stitched == [DENSE] * 2 + [PLAN]  # a rung: the options, of which two metrics are made, and accuracy
     assert {key[0] for key, _, _ in first.fresh} == {PLAN.hash}
 
 

@@ -35,6 +35,10 @@ FLOORS: list[tuple[str, float, set[str]]] = [
     ("gptailor.surrogate", 2.5, {"torch", "duckdb", "streamlit", "altair"}),
     ("gptailor.suggest", 2.5, {"torch", "duckdb", "streamlit", "altair"}),
     ("gptailor.replay", 2.7, {"torch", "smac", "ConfigSpace", "streamlit", "altair", "duckdb"}),
+    ("gptailor.ledger", 2.4, {"smac", "streamlit", "altair", "duckdb", "distributed"}),
+    ("gptailor.scorer", 2.7, {"smac", "streamlit", "altair", "duckdb", "distributed"}),
+    ("gptailor.recording", 3, {"smac", "streamlit", "altair", "duckdb"}),
+    ("gptailor.cluster", 3, {"smac", "ConfigSpace", "streamlit", "altair", "duckdb"}),
     ("gptailor.search", 3, {"streamlit", "altair", "duckdb"}),
     ("gptailor.selection", 3, {"smac", "streamlit", "altair", "duckdb"}),
     ("gptailor.controls", 3, {"streamlit", "altair", "duckdb"}),
@@ -45,6 +49,7 @@ FLOORS: list[tuple[str, float, set[str]]] = [
     ("gptailor.held_out", 3.2, {"smac", "duckdb", "streamlit"}),
     ("gptailor.judgement", 2.5, {"torch", "smac", "duckdb", "streamlit", "altair"}),
     ("gptailor.show", 3, {"torch", "smac", "duckdb", "streamlit"}),
+    ("gptailor.memory", 3.1, {"smac", "duckdb", "streamlit"}),
     ("gptailor.check", 3.2, {"smac", "duckdb", "streamlit"}),
     ("gptailor.experiment", 3.2, {"torch", "smac", "duckdb", "streamlit"}),
     ("gptailor.take_home", 3.2, {"smac", "duckdb", "streamlit"}),
@@ -110,10 +115,11 @@ def test_pages_draw_through_the_dashboard(path: Path) -> None:
     assert "alt." not in path.read_text(encoding="utf-8"), "charts are built in gptailor/dashboard/charts.py"
 
 
-def test_the_dashboard_imports_neither_torch_nor_smac() -> None:
+def test_the_dashboard_imports_neither_torch_nor_smac_nor_dask() -> None:
     modules = [module_name(p) for p in SOURCES if module_name(p).startswith("gptailor.dashboard")]
     code = (
         f"import sys\nfor m in {modules!r}: __import__(m)\n"
-        "bad = {'torch', 'smac', 'transformers', 'lm_eval'} & set(sys.modules)\nassert not bad, bad"
+        "bad = {'torch', 'smac', 'transformers', 'lm_eval', 'distributed', 'dask'} & set(sys.modules)\n"
+        "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)

@@ -56,6 +56,7 @@ def drawn(view: View) -> dict[str, Any]:
         "best by hours": progress_charts.best_so_far(so_far, "hours", "Mean score", False),
         "hypervolume": progress_charts.hypervolume_so_far(so_far, "hours"),
         "timeline": progress_charts.timeline(progress.timeline(trials, None), facts.rungs),
+        "workers": progress_charts.worker_lanes(progress.worker_lanes(trials.assign(worker="cpu-1 + cpu-2"))),
         "shares": fidelity_charts.shares(fidelity.share_rows(fidelity.rung_shares(trials, facts)), facts.rungs),
         "ladder": fidelity_charts.ladder(
             fidelity.ladder_rows(fidelity.ladder(trials, facts), facts), facts.rungs, "Mean retention", True
@@ -79,8 +80,8 @@ def drawn(view: View) -> dict[str, Any]:
 
 
 NAMES = (
-    "best,best by hours,hypervolume,timeline,shares,ladder,agreement,moves,front,parallel,scores,origins,strip,lanes,"
-    "frequencies,importance,undo,curves,fronts,best origins,overlap"
+    "best,best by hours,hypervolume,timeline,workers,shares,ladder,agreement,moves,front,parallel,scores,origins,strip,"
+    "lanes,frequencies,importance,undo,curves,fronts,best origins,overlap"
 ).split(",")
 
 
@@ -140,6 +141,7 @@ def test_other_peoples_text_is_data_or_plain_text(drawn: dict[str, Any], name: s
         ("hypervolume", "line", "y", "hypervolume", "Hypervolume (product of scores)"),
         ("timeline", "bar", "x", "start_hours", "Hours since the start (h)"),
         ("timeline", "bar", "y", "budget", None),
+        ("workers", "bar", "y", "worker", None),
         ("shares", "bar", "x", "share", "Share (%)"),
         ("ladder", "line", "x", "budget", "Rung (examples)"),
         ("ladder", "line", "y", "average", "Mean retention"),

@@ -182,6 +182,36 @@ def test_the_timeline_ends_running_trials_now_and_drops_the_oldest() -> None:
     assert len(progress.timeline(many, None)) == progress.TIMELINE_MARKS
 
 
+def of_worker(worker: str | None, minute: float, seconds: float) -> dict[str, object]:
+    """A trial that was asked for at the start, and ended at that minute."""
+    ended = START + timedelta(minutes=minute)
+    times = {"started_at": START, "ended_at": ended, "stitch_seconds": 0.0, "evaluate_seconds": seconds}
+    return success(1, 100, 0.5, 20) | times | {"worker": worker}
+
+
+def test_trials_that_waited_for_a_worker_last_as_long_as_they_were_scored() -> None:
+    view = View(run_tables([of_worker("a", 1, 60), of_worker("b", 2, 90), of_worker("a + b", 3, 30)]))
+    assert view.trials["seconds"].tolist() == [60, 90, 30]
+    assert view.trials["start_hours"].tolist() == pytest.approx([0, 0.5 / 60, 2.5 / 60])
+    lanes = progress.worker_lanes(view.trials)
+    assert lanes["worker"].tolist() == ["a", "b", "a", "b"] and lanes["trial_id"].tolist() == [0, 1, 2, 2]
+    assert progress.worker_lanes(View(run_tables([success(1, 100, 0.5, 20)])).trials).empty
+    assert progress._took(view.trials) == pytest.approx(150), (
+        "overlaps count once, and nobody was at work from 2:00 to 2:30"
+    )
+
+
+def test_what_workers_do() -> None:
+    idle = {"name": "cpu-1", "host": "here", "joined": 0.0, "device": "", "state": "idle", "trial_id": None}
+    idle |= {"since": 0.0, "done": 0, "seconds": 0.0, "memory": 2_000_000_000}
+    busy = idle | {"name": "cpu-0", "state": "scoring", "trial_id": 4, "since": 95.0, "done": 3, "seconds": 75.0}
+    table = progress.workers([idle, busy], at=100.0)
+    assert table["worker"].tolist() == ["cpu-0", "cpu-1"] and table["doing"].tolist() == ["scoring", "waiting"]
+    assert table["time_share"].tolist() == [0.75, 0.0] and table["gigabytes"].tolist() == [2.0, 2.0]
+    assert table.loc[0, ["trial_id", "for_seconds", "trials"]].tolist() == [4, 5, 3]
+    assert table.loc[1, ["trial_id", "for_seconds"]].isna().all()
+
+
 def test_failures_and_their_causes() -> None:
     view = View(run_tables([crash(1, 100), crash(2, 100, "x\nOutOfMemoryError: 3 GiB"), crash(3, 900, None)]))
     failed = progress.failures(view.trials)

@@ -38,6 +38,9 @@ def test_fields_are_read() -> None:
         ("mmlu", "acc", "validation", None),
     ]
     assert [(o.benchmark, o.split) for o in spec.held_out] == [("piqa", "test"), ("boolq", "validation")]
+    assert draft(workers=" 2 ").spec.workers.local == 2  # type: ignore[union-attr]
+    assert draft(workers="auto").spec.workers.local == "auto"  # type: ignore[union-attr]
+    assert draft(workers="").spec.workers is None  # type: ignore[union-attr]
     assert draft(remove="3").spec.remove == 3  # type: ignore[union-attr]
     assert draft(remove="0,25").spec.remove == 0.25  # type: ignore[union-attr]
 
@@ -56,6 +59,8 @@ def test_fields_are_read() -> None:
         ({"remove": "0"}, "remove", "is 0, but operations lists remove"),
         ({"operations": []}, "operations", "must list each of remove, select, merge"),
         ({"objectives": ""}, "objectives", "at least 1 item"),
+        ({"workers": "tcp://somewhere:8786"}, "workers", "write auto or a number of workers on this machine"),
+        ({"workers": "0"}, "workers", "local: must be auto, or a number of processes from 1 to 256"),
         ({"objectives": "piqa acc train twice"}, "objectives", "write one a line as benchmark metric split"),
         ({"objectives": "piqa acc dev"}, "objectives", "0.split: must be 'train', 'validation' or 'test'"),
         ({"held_out": "demo_sums acc validation"}, "held_out", "is an objective of the search"),
@@ -115,3 +120,10 @@ def test_a_broken_preset_closes_nothing(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("name: [")
     (tmp_path / "good.yaml").write_text("# Good\n# It is.\n#\n# Not this.\n" + DEMO.spec.to_yaml())
     assert [(preset.title, preset.about) for preset in form.presets(tmp_path)] == [("Good", "It is.")]
+
+
+def test_a_scheduler_is_taken_from_a_run_file_alone() -> None:
+    preset = DEMO.spec.model_validate(DEMO.spec.model_dump() | {"workers": {"scheduler": "tcp://head:8786"}})
+    kept = form.draft(form.values_of(preset), preset).spec
+    assert kept is not None and kept.workers == preset.workers
+    assert form.draft(form.values_of(preset) | {"workers": "tcp://other:8786"}, preset).spec is None

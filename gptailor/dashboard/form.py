@@ -94,6 +94,7 @@ def values_of(spec: RunSpec) -> dict[str, Any]:
         "device": spec.device,
         "dtype": spec.dtype,
         "batch_size": str(spec.batch_size),
+        "workers": _workers_text(spec),
         "chat_template": spec.chat_template,
     }
 
@@ -128,6 +129,10 @@ def draft(values: Values, preset: RunSpec) -> Draft:
     data["budget"] = {"min": values["budget_min"], "max": values["budget_max"], "eta": values["eta"]}
     data["walltime"] = values["walltime"].strip() or None
     data["include_path"] = _lines(values["include_path"])
+
+    def workers(text: str) -> Any:
+        return _workers(text, preset)
+
     for name, read in (
         ("candidates", _candidates),
         ("remove", _remove),
@@ -135,6 +140,7 @@ def draft(values: Values, preset: RunSpec) -> Draft:
         ("held_out", _benchmarks),
         ("selection", _benchmarks),
         ("batch_size", _batch_size),
+        ("workers", workers),
     ):
         try:
             data[name] = read(values[name])
@@ -205,6 +211,29 @@ def _benchmarks(text: str) -> list[dict[str, Any]]:
 def _batch_size(text: str) -> int | str:
     cleaned = text.strip()
     return int(cleaned) if cleaned.isdecimal() else cleaned
+
+
+def _workers_text(spec: RunSpec) -> str:
+    workers = spec.workers
+    if workers is None:
+        return ""
+    return workers.scheduler or ("slurm" if workers.slurm else str(workers.local))
+
+
+def _workers(text: str, preset: RunSpec) -> dict[str, Any] | None:
+    """Workers of this machine alone, unless the run file to begin with names others: who can reach a scheduler, or is
+    one, may run code in the engine, and that is not for a browser to say."""
+    cleaned = text.strip()
+    if preset.workers is not None and cleaned == _workers_text(preset):
+        return preset.workers.model_dump(mode="json")
+    if not cleaned:
+        return None
+    if cleaned != "auto" and not cleaned.isdecimal():
+        raise ValueError(
+            "write auto or a number of workers on this machine; a scheduler or SLURM is named in a run file of "
+            f"data/presets/; got {cleaned!r}"
+        )
+    return {"local": cleaned if cleaned == "auto" else int(cleaned)}
 
 
 # --- the same for a terminal ------------------------------------------------------------------------------------------

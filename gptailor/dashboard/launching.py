@@ -15,7 +15,7 @@ from gptailor.spec import Baseline, SpaceOperation
 LAYERS = ("operations", "merge", "output_scale", "baselines")
 BENCHMARKS = ("objectives", "held_out", "selection", "include_path")
 BUDGET = ("budget", "trials", "walltime", "seed")
-DEVICE = ("device", "dtype", "batch_size", "chat_template")
+DEVICE = ("device", "dtype", "batch_size", "workers", "chat_template")
 
 
 def pick_preset() -> Preset:
@@ -157,6 +157,13 @@ def fields(preset: Preset, values: Mapping[str, Any], draft: Draft) -> None:
             "dtype", "Number type", ["auto", "float32", "bfloat16", "float16"], help="auto: as the base is stored."
         )
         f.text("batch_size", "Batch size", "auto, or a number: smaller takes less memory.")
+        f.text(
+            "workers",
+            "Workers",
+            "auto: a process for each GPU (without any, for every two cores); or their number. Empty: one trial after "
+            "another.",
+            placeholder="one",
+        )
         f.show(
             "chat_template",
             st.toggle,

@@ -9,12 +9,14 @@ Answers are held by reference and shared: frames are read, never changed. Only t
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -163,6 +165,15 @@ def log_tail(run: Run, lines: int = 200) -> str:
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
+
+
+def workers(run: Run) -> tuple[list[dict[str, Any]], float]:
+    """What the workers of a running engine do, and when it wrote that (seconds since 1970); none where it has none."""
+    try:
+        glance = json.loads(run.folder.workers.read_text())
+        return list(glance["workers"]), float(glance["at"])
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or not from an engine of ours
+        return [], 0.0
 
 
 # --- answers that take a moment ---------------------------------------------------------------------------------------

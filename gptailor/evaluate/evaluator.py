@@ -196,13 +196,14 @@ class Evaluator:
         return self._packs[key]
 
     def _pack_limit(self, model: PreTrainedModel) -> int:
-        """Tokens of a pack: as asked, else fixed on a CPU, and on a GPU what a quarter of the free memory holds."""
+        """Tokens of a pack: as asked, else fixed on a CPU, and on a GPU what a quarter of the free memory holds: down
+        to a power of two, so that GPUs of one kind compute the same examples together."""
         if self._max_tokens is None:
             self._max_tokens = CPU_TOKENS
             if self.device.type == "cuda":
                 free, _ = torch.cuda.mem_get_info(self.device)
                 each = BYTES_PER_TOKEN + LOGIT_BYTES * model.config.get_text_config().vocab_size
-                self._max_tokens = int(min(65536, max(2048, free // 4 // each)))
+                self._max_tokens = 2 ** (int(min(65536, max(2048, free // 4 // each))).bit_length() - 1)
         return self._max_tokens
 
     def _choose_path(self, model: PreTrainedModel) -> str:

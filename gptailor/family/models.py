@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import FileIO
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from gptailor.errors import UserError
@@ -34,6 +42,15 @@ from gptailor.plan import BASE
 from gptailor.spec import RunSpec
 
 CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What reads a family's texts, without its weights."""
+
+    tokenizer: PreTrainedTokenizerBase
+    config: PreTrainedConfig
+    preflight: Preflight
 
 
 class Family:
@@ -78,6 +95,10 @@ class Family:
     def n_layers(self) -> int:
         return len(self._layers[BASE])
 
+    @property
+    def reader(self) -> Reader:
+        return Reader(self.tokenizer, self.model.config, self.preflight)
+
     def layer(self, index: int, source: str = BASE) -> nn.Module:
         """One layer of the base or of a candidate, on the device. Its tensors are the family's own: do not write."""
         try:
@@ -104,6 +125,17 @@ class Family:
         """Bytes of all different tensors: what shared memory cannot make smaller."""
         lists = [layer for layers in self._layers.values() for layer in layers]
         return n_bytes([*self.model.state_dict().values(), *tensors_of(lists)])
+
+
+def open_reader(spec: RunSpec) -> Reader:
+    """The base's tokenizer and configuration. Raises UserError as open_family does."""
+    preflight, checkpoints = inspect_family(spec, download=True)
+    base = checkpoints[BASE]
+    try:
+        config = AutoConfig.from_pretrained(str(base.folder), trust_remote_code=spec.trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"base_model: transformers cannot open {base.label}: {error}") from error
+    return Reader(_open_tokenizer(base, spec.trust_remote_code), config, preflight)
 
 
 def open_family(spec: RunSpec) -> Family:
@@ -145,12 +177,20 @@ def without_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _open_tokenizer(base: Checkpoint, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(str(base.folder), trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, ImportError, RuntimeError, KeyError, AttributeError) as error:
+        # transformers has no error of its own for a folder that it cannot make a tokenizer of
+        raise UserError(f"base_model: transformers cannot open {base.label}: {error}") from error
+
+
 def _open_base(
     base: Checkpoint, dtype: torch.dtype, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     folder = str(base.folder)
+    tokenizer = _open_tokenizer(base, trust_remote_code)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         opened: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=trust_remote_code
         )

@@ -1,7 +1,7 @@
 """Start, stop and find engine processes, wait for a device, run other model work: what the dashboard and the command
 line share. Nothing here imports torch, SMAC or Streamlit: starting something stays quick and small."""
 
-from gptailor.launch.devices import Device, free_devices
+from gptailor.launch.devices import Device, device_of, free_devices, n_cores, places
 from gptailor.launch.engine import (
     LOST,
     EngineLock,
@@ -37,12 +37,15 @@ __all__ = [
     "StopResult",
     "asked",
     "delete_run",
+    "device_of",
     "free_devices",
     "is_alive",
     "is_child",
     "job_state",
     "launch",
     "list_jobs",
+    "n_cores",
+    "places",
     "prepare",
     "read_control",
     "request",

@@ -7,9 +7,12 @@ import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import psutil
 import pynvml
+
+CORES_PER_WORKER = 2
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,33 @@ def free_devices() -> list[Device]:
     cores = psutil.cpu_count(logical=True) or 1
     label = f"CPU, {cores} core{'s' * (cores > 1)}"
     return [*devices, Device("cpu", label, memory.available, memory.total)]
+
+
+def places(workers: int | Literal["auto"], device: str) -> list[str]:
+    """A name for each worker on this machine, which says where it computes: `cuda:0`, or `cpu-1`.
+
+    workers: their number; auto: one a visible GPU, without any one per two cores. device: as in a run file.
+    """
+    gpus = [found.name for found in free_devices() if found.name.startswith("cuda")] if device != "cpu" else []
+    if not gpus:
+        count = max(1, n_cores() // CORES_PER_WORKER) if workers == "auto" else workers
+        return [f"cpu-{place + 1}" for place in range(count)]
+    count = len(gpus) if workers == "auto" else workers
+    rounds = [(gpus[place % len(gpus)], place // len(gpus)) for place in range(count)]
+    return [f"{gpu}-{turn + 1}" if turn else gpu for gpu, turn in rounds]
+
+
+def device_of(place: str) -> str:
+    """The device of a worker, by its place: `cuda:0` of `cuda:0-2`, `cpu` of `cpu-1`."""
+    return place.partition("-")[0]
+
+
+def n_cores() -> int:
+    """Processors that this process may compute on."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked):
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cuda() -> Iterator[Device]:

@@ -1,4 +1,4 @@
-"""One run at a time on a device, in order of arrival.
+"""One run at a time on a device (or on the workers of one scheduler), in order of arrival.
 
 Each run that wants a device draws a numbered ticket, a file that it keeps locked while it waits and while it runs: the
 lowest ticket that is held has the device. A killed run's ticket is held by nobody and is passed over.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,7 +86,7 @@ def _owner(ticket: Path) -> str:
 
 
 def _place(root: Path, device: str) -> Path:
-    return root / ".devices" / device.replace(":", "-")
+    return root / ".devices" / re.sub(r"[^A-Za-z0-9.]+", "-", device)
 
 
 def _tickets(place: Path) -> list[Path]:

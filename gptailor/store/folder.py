@@ -83,6 +83,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def workers(self) -> Path:
+        """What the workers of a running engine do just now."""
+        return self.path / "workers.json"
+
+    @property
     def notes(self) -> Path:
         return self.path / "notes.json"
 

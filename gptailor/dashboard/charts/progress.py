@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -64,6 +65,15 @@ def hypervolume_so_far(frame: pd.DataFrame, by: str) -> Chart:
 def timeline(frame: pd.DataFrame, rungs: Sequence[int]) -> Chart:
     """One lane a rung, one bar a trial; crashed trials also carry a cross, cancelled ones a square, running ones an
     arrow."""
+    return _lanes(frame, "budget:O", list(reversed(rungs)), "datum.label + ' examples'")
+
+
+def worker_lanes(frame: pd.DataFrame) -> Chart:
+    """The same with one lane a worker; time between the bars is time that it waited."""
+    return _lanes(frame, "worker:N", sorted(set(frame["worker"])), "datum.label")
+
+
+def _lanes(frame: pd.DataFrame, by: str, lanes: list[Any], label: str) -> Chart:
     present = [status for status in theme.STATUS_COLOURS if status in set(frame["status"])]
     legend = alt.Legend(title=None, orient="top")
     colour = alt.Color(
@@ -72,13 +82,12 @@ def timeline(frame: pd.DataFrame, rungs: Sequence[int]) -> Chart:
     shape = alt.Shape(
         "status:N", scale=alt.Scale(domain=present, range=[theme.STATUS_SHAPES[s] for s in present]), legend=legend
     )
-    lanes = list(reversed(rungs))
     base = alt.Chart(frame).encode(
         y=alt.Y(
-            "budget:O",
+            by,
             sort=lanes,
             scale=alt.Scale(domain=lanes),
-            axis=row_axis(grid=True, labelExpr="datum.label + ' examples'"),
+            axis=row_axis(grid=True, labelExpr=label),
         ),
         color=colour,
         tooltip=tooltips(
@@ -94,7 +103,7 @@ def timeline(frame: pd.DataFrame, rungs: Sequence[int]) -> Chart:
     )
     marked = base.transform_filter("datum.status != 'success'").mark_point(size=60, filled=True, opacity=1)
     signs = marked.encode(x="end_hours:Q", shape=shape)
-    return alt.layer(bars, signs).properties(height=height(44 * len(rungs), legend=True))
+    return alt.layer(bars, signs).properties(height=height(44 * len(lanes), legend=True))
 
 
 def best_of_runs(frame: pd.DataFrame, by: str, title: str, percent: bool, runs: Sequence[str]) -> Chart:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,7 +49,7 @@ def numbers(table: pd.DataFrame, facts: Facts, now: datetime) -> Numbers:
         left = max(facts.trials_asked - len(ended), 0) / rate * 3600
     elapsed = (now - facts.started_at).total_seconds() if facts.started_at else None
     if facts.walltime:
-        rest = max(facts.walltime - _seconds(ended).sum(), 0.0)
+        rest = max(facts.walltime - _took(ended), 0.0)
         left = rest if left is None else min(left, rest)
     return Numbers(
         done=len(ended),
@@ -64,12 +66,18 @@ def numbers(table: pd.DataFrame, facts: Facts, now: datetime) -> Numbers:
 
 def _rate(ended: pd.DataFrame) -> float | None:
     """Trials an hour over the last trials, by the time they took (pauses and restarts do not count)."""
-    took = float(_seconds(ended.tail(RECENT)).sum())
+    took = _took(ended.tail(RECENT))
     return 3600 * min(len(ended), RECENT) / took if took > 0 else None
 
 
-def _seconds(trials: pd.DataFrame) -> pd.Series:
-    return trials["seconds"].fillna(0) + trials["suggest_seconds"].fillna(0)
+def _took(trials: pd.DataFrame) -> float:
+    """Seconds in which trials were asked for or at work; where several overlap, they count once."""
+    end = trials["hours"].fillna(trials["start_hours"]).to_numpy(float) * 3600
+    start = end - trials["seconds"].fillna(0).to_numpy(float) - trials["suggest_seconds"].fillna(0).to_numpy(float)
+    order = np.argsort(start, kind="stable")
+    start, end = start[order], end[order]
+    reached = np.concatenate([[-np.inf], np.maximum.accumulate(end)[:-1]]) if len(end) else end
+    return float(np.maximum(end - np.maximum(start, reached), 0.0).sum())
 
 
 def best_so_far(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
@@ -122,6 +130,38 @@ def timeline(table: pd.DataFrame, now_hours: float | None) -> pd.DataFrame:
     frame = table[["trial_id", "config_id", "budget", "status", "start_hours", "hours", "seconds"]].tail(TIMELINE_MARKS)
     end = frame["hours"].fillna(frame["start_hours"] if now_hours is None else max(now_hours, 0.0))
     return frame.assign(end_hours=np.maximum(end, frame["start_hours"])).drop(columns="hours").reset_index(drop=True)
+
+
+def worker_lanes(table: pd.DataFrame) -> pd.DataFrame:
+    """Like `timeline`, with `worker`: a bar for each worker that had a part in a trial; of runs with several alone."""
+    frame = table[table["worker"].notna()]
+    names = [str(worker).split(" + ") for worker in frame["worker"].tail(TIMELINE_MARKS)]
+    bars = timeline(frame, None).assign(worker=pd.Series(names, dtype=object))
+    return bars.explode("worker", ignore_index=True)
+
+
+def workers(glance: Sequence[Mapping[str, Any]], at: float) -> pd.DataFrame:
+    """Who the workers are and what they do, from what the engine wrote at that time (seconds since 1970): worker, host,
+    device, doing, trial_id, for_seconds (it does so), trials (that it scored), time_share (of its time, at work),
+    gigabytes (of memory, its process)."""
+    rows = [
+        {
+            "worker": one["name"],
+            "host": one["host"],
+            "device": one["device"] or "–",
+            "doing": {"opening": "opening the models", "scoring": "scoring"}.get(one["state"], "waiting"),
+            "trial_id": one["trial_id"] if one["trial_id"] is not None and one["trial_id"] >= 0 else None,
+            "for_seconds": round(max(at - one["since"], 0.0)) if one["since"] else None,
+            "trials": one["done"],
+            "time_share": min(one["seconds"] / max(at - one["joined"], 1e-9), 1.0),
+            "gigabytes": one["memory"] / 1e9,
+        }
+        for one in sorted(glance, key=lambda one: str(one["name"]))
+    ]
+    columns = ["worker", "host", "device", "doing", "trial_id", "for_seconds", "trials", "time_share", "gigabytes"]
+    return pd.DataFrame(rows, columns=columns).astype(
+        {"trial_id": "Int64", "for_seconds": "Int64", "time_share": float, "gigabytes": float}
+    )
 
 
 def failures(table: pd.DataFrame) -> pd.DataFrame:

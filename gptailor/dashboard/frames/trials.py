@@ -1,9 +1,9 @@
 """Trials as one wide table: a row a trial, a column an objective. Every page starts from it.
 
 Columns: trial_id, config_id, budget, status, origin, start_hours and hours (since the run started, to the trial's end),
-seconds (its own duration), suggest_seconds, stitch_seconds, evaluate_seconds, error, examples (really scored, over all
-objectives), kept_layers, parameters; then for each objective its score, `NAME ±` (standard error) and `NAME kept`
-(retention); average and `average ±`.
+seconds (its own duration), suggest_seconds, stitch_seconds, evaluate_seconds, error, worker (who scored it, where there
+are several), examples (really scored, over all objectives), kept_layers, parameters; then for each objective its score,
+`NAME ±` (standard error) and `NAME kept` (retention); average and `average ±`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,19 @@ AVERAGE, AVERAGE_ERROR = "average", "average ±"
 
 def trial_table(tables: RunTables, facts: Facts) -> pd.DataFrame:
     """In the order of trial_id."""
-    table = tables.trials.drop(columns=["run_id", "configuration", "seed"], errors="ignore").sort_values("trial_id")
+    table = tables.trials.drop(
+        columns=["run_id", "configuration", "seed", "asked_after", "told_as"], errors="ignore"
+    ).sort_values("trial_id")
     start = facts.started_at or table["started_at"].min()
     if len(table):
         table["start_hours"] = (table["started_at"] - start).dt.total_seconds() / 3600
         table["hours"] = (table["ended_at"] - start).dt.total_seconds() / 3600
         table["seconds"] = (table["ended_at"] - table["started_at"]).dt.total_seconds()
+        waited = table["worker"].notna()  # until a worker was free for it
+        table.loc[waited, "seconds"] = (
+            table.loc[waited, ["stitch_seconds", "evaluate_seconds"]].astype(float).sum(axis=1)
+        )
+        table.loc[waited, "start_hours"] = table["hours"] - table["seconds"] / 3600
     else:
         table = table.assign(start_hours=0.0, hours=0.0, seconds=0.0)
     table = table.merge(_objective_columns(tables, facts), on="trial_id", how="left")

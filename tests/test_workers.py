@@ -1,0 +1,258 @@
+"""Many devices: a search on Dask workers ends as one in the engine's own process, whatever becomes of the workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kills
+import psutil
+import pytest
+import yaml
+from clusters import Cluster
+from test_search import write_benchmark
+from warm_engines import shared
+
+from gptailor import launch
+from gptailor.cluster.parts import cut, join
+from gptailor.cluster.team import Team
+from gptailor.errors import UserError
+from gptailor.launch.process import read_holder
+from gptailor.ledger import Ledger
+from gptailor.plan import StitchPlan
+from gptailor.scorer import Ended
+from gptailor.spec import RunSpec, load_spec
+from gptailor.store import RunFolder, queries
+from gptailor.store.journal import read_journal
+from gptailor.trial import RunStatus, TrialStatus
+from gptailor.workbench import Workbench
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 600
+"""Seconds; a machine may be busy."""
+
+
+@pytest.fixture(scope="module")
+def run_file(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmarks")
+    write_benchmark(folder, "first_words", 60, 0)
+    write_benchmark(folder, "other_words", 40, 3)
+    spec = {
+        "name": "tiny search",
+        "base_model": str(tiny_family / "base"),
+        "candidates": {name: str(tiny_family / name) for name in ("math", "code")},
+        "remove": 2,
+        "objectives": [
+            {"benchmark": "first_words", "metric": "acc"},
+            {"benchmark": "other_words", "metric": "acc_norm"},
+        ],
+        "include_path": [str(folder)],
+        "budget": {"min": 6, "max": 54},
+        "trials": 24,
+        "device": "cpu",
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+@pytest.fixture(scope="module")
+def bench(run_file: Path) -> Workbench:
+    """One worker in this process, whose scores are those that every other is to give."""
+    spec = load_spec(run_file)
+    return Workbench.open(spec, spec.objectives, max_examples=spec.budget.max)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A scheduler and two workers that somebody else has started."""
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    made.start_worker("left")
+    made.start_worker("right")
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def quick_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptailor.launch.engine.spawn", shared().spawn)
+    monkeypatch.chdir(ROOT)
+
+
+def begin(root: Path, spec: RunSpec) -> RunFolder:
+    folder = launch.prepare(root, spec)
+    assert launch.start(folder) is not None
+    return folder
+
+
+def wait_for_end(folder: RunFolder) -> None:
+    kills.wait_for(lambda: not launch.is_alive(folder), PATIENCE)
+    assert kills.status_of(folder) == RunStatus.FINISHED, folder.log.read_text()[-3000:]
+
+
+def worker_processes(folder: RunFolder) -> list[psutil.Process]:
+    """The local workers of a run's engine: what its process forks from keeps a pipe and does no work."""
+    holder = read_holder(folder.lock)
+    assert holder is not None
+    family = psutil.Process(holder.pid).children(recursive=True)
+    return [process for process in family if process.ppid() != holder.pid and not process.children()]
+
+
+def assert_every_trial_is_scored_once_and_right(folder: RunFolder, bench: Workbench) -> None:
+    tables = queries.read_run(folder)
+    trials = tables.trials
+    assert trials.trial_id.tolist() == list(range(load_spec(folder.spec).trials))
+    assert set(trials.status) == {TrialStatus.SUCCESS}, trials.error.dropna().tolist()
+    assert sorted(trials.told_as) == trials.trial_id.tolist(), "SMAC was told of each once"
+    finished = [event["row"] for event in read_journal(folder.journal).events if event["event"] == "trial_finished"]
+    assert len([row for row in finished if row["status"] == TrialStatus.SUCCESS]) == len(trials)
+    plans = {row.config_id: StitchPlan.from_json(json.loads(row.plan)) for row in tables.plans.itertuples()}
+    stored = tables.scores.set_index(["trial_id", "benchmark"]).score
+    for trial in trials.itertuples():
+        for score in bench.score(plans[trial.config_id], int(trial.budget)).scores:
+            assert stored[trial.trial_id, score.benchmark] == score.score, "not what one worker gives"
+
+
+@pytest.mark.alone
+def test_two_local_workers(run_file: Path, bench: Workbench, tmp_path: Path) -> None:
+    """Killed in its midst and gone on with: trials that were under way are run again, nothing is scored twice."""
+    spec = load_spec(run_file, ["workers.local=2", "selection=[{benchmark: first_words, split: test}]"])
+    folder = begin(tmp_path, spec)
+    kills.wait_for(lambda: kills.n_stored(folder) >= 9, PATIENCE)
+    workers = worker_processes(folder)
+    assert len(workers) == 2
+    glance = json.loads(folder.workers.read_text())["workers"]
+    assert {worker["name"] for worker in glance} == {"cpu-1", "cpu-2"} and all(w["memory"] for w in glance)
+    listening = [c.laddr.ip for p in workers for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+    assert listening == ["127.0.0.1"] * 2, "one port each, on loopback"
+    kills.kill_group(folder)
+    kills.wait_for(lambda: not any(process.is_running() for process in workers), 10)
+
+    assert launch.resume(folder) is not None
+    wait_for_end(folder)
+    log = folder.log.read_text()
+    assert "trials are stored and will not be run again" in log and "warm start" not in log
+    assert "is best on the selection split" in log and "Traceback" not in log
+    assert_every_trial_is_scored_once_and_right(folder, bench)
+    assert kills.scored_twice(folder) == []
+    trials = queries.read_run(folder).trials
+    assert set(trials.worker.dropna()) == {"cpu-1", "cpu-2"}
+    assert (trials.asked_after < trials.trial_id).any(), "asked for while others were under way"
+    assert not folder.workers.exists() and not (folder.path / "scratch").exists(), "nothing is left behind"
+
+
+@pytest.mark.alone
+def test_workers_that_are_killed_at_random(run_file: Path, bench: Workbench, tmp_path: Path) -> None:
+    folder = begin(tmp_path, load_spec(run_file, ["workers.local=2"]))
+    for moment in (3, 8, 13, 18):
+        kills.wait_for(lambda moment=moment: kills.n_stored(folder) >= moment or not launch.is_alive(folder), PATIENCE)
+        if launch.is_alive(folder) and (workers := worker_processes(folder)):
+            random.choice(workers).send_signal(signal.SIGKILL)
+    wait_for_end(folder)
+    assert_every_trial_is_scored_once_and_right(folder, bench)
+    assert kills.scored_twice(folder) == [] and "Traceback" not in folder.log.read_text()
+
+
+@pytest.mark.alone
+def test_a_scheduler_by_its_address(run_file: Path, bench: Workbench, cluster: Cluster, tmp_path: Path) -> None:
+    """It is lost and comes back, with another worker: the run pauses, says why, and goes on."""
+    folder = begin(tmp_path, load_spec(run_file, [f"workers.scheduler={cluster.address}", "trials=15"]))
+    kills.wait_for(lambda: kills.n_stored(folder) >= 6, PATIENCE)
+    cluster.close()
+    kills.wait_for(lambda: kills.status_of(folder) == RunStatus.PAUSED, PATIENCE)
+    assert cluster.address in queries.read_run(folder).runs.iloc[0].error
+    cluster.start_scheduler()
+    cluster.start_worker("left")
+    wait_for_end(folder)
+    assert_every_trial_is_scored_once_and_right(folder, bench)
+    assert "Traceback" not in folder.log.read_text()
+
+
+@pytest.mark.alone
+def test_stop_is_quick_and_tidy(run_file: Path, cluster: Cluster, tmp_path: Path) -> None:
+    folder = begin(tmp_path, load_spec(run_file, [f"workers.scheduler={cluster.address}", "trials=500"]))
+    kills.wait_for(lambda: kills.n_stored(folder) >= 4, PATIENCE)
+    asked = time.monotonic()
+    assert launch.stop(folder) is launch.StopResult.ASKED
+    assert time.monotonic() - asked < 10
+    trials = queries.read_run(folder).trials
+    assert kills.status_of(folder) == RunStatus.STOPPED and TrialStatus.RUNNING not in set(trials.status)
+    assert not folder.workers.exists()
+
+
+@pytest.mark.alone
+def test_a_trial_that_costs_three_workers_is_a_crash(
+    run_file: Path, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptailor.cluster.team.answer", dies)
+    spec = load_spec(run_file, [f"workers.scheduler={cluster.address}"])
+    team = Team(spec, launch.prepare(tmp_path, spec), {}, lambda: False, lambda text: None, lambda cause: None)
+    try:
+        team.begin(0, StitchPlan.dense(6), 6, 0)
+        (ended,) = team.wait()
+    finally:
+        team.close()
+    assert isinstance(ended, Ended) and ended.result is None
+    assert (ended.error or "").startswith("WorkerLost: 3 workers that ran it were lost, ")
+
+
+def dies(run: Any, trial_id: int, pieces: Any) -> None:
+    os._exit(1)
+
+
+def test_a_trial_is_cut_where_examples_are_never_computed_together(bench: Workbench) -> None:
+    plan = StitchPlan.without({2, 4}, 6)
+    gaps = Ledger(6).gaps(plan, 54, bench.benchmarks)  # of which nothing is known
+    parts = cut(gaps, 4, (6, 18, 54))
+    assert len(parts) == 4 and cut(gaps, 1, (6, 18, 54)) == [gaps]
+    whole, _ = bench.answers(gaps)
+    pieces = [pair for part in reversed(parts) for pair in zip(part, bench.answers(part)[0], strict=True)]
+    assert len(pieces) == 6, "two benchmarks on three rungs"
+    assert join(gaps, pieces) == list(zip(gaps, whole, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("workers={}", "must say one of local, scheduler or slurm"),
+        ("workers={local: 2, scheduler: 'tcp://a:1'}", "must say one of local, scheduler or slurm"),
+        ("workers.local=0", "workers.local: must be auto, or a number of processes"),
+        ("workers.scheduler=somewhere", "must be the address of a Dask scheduler such as tcp://host:8786"),
+        ("workers={slurm: {jobs: 4, memory: much}}", "workers.slurm.memory"),
+        ("workers={slurm: {jobs: 4, walltime: long}}", "must be a duration"),
+        ("workers={slurm: {}}", "workers.slurm.jobs: is required"),
+        ("workers={locale: 2}", "did you mean 'local'?"),
+    ],
+)
+def test_mistakes_are_named(run_file: Path, change: str, message: str) -> None:
+    with pytest.raises(UserError, match="workers") as told:
+        load_spec(run_file, [change])
+    assert message in str(told.value)
+
+
+def test_a_scheduler_that_is_not_there(run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptailor.cluster.start.CONNECT_SECONDS", 1.0)
+    spec = load_spec(run_file, ["workers.scheduler=tcp://127.0.0.1:9"])
+    with pytest.raises(UserError, match="workers: the scheduler tcp://127.0.0.1:9 cannot be reached"):
+        Team(spec, launch.prepare(tmp_path, spec), {}, lambda: False, lambda text: None, lambda cause: None)
+
+
+def test_slurm_jobs_stand_where_the_engine_stands(run_file: Path, tmp_path: Path) -> None:
+    from dask_jobqueue.slurm import SLURMJob
+
+    from gptailor.cluster.start import slurm_options
+
+    spec = load_spec(run_file, ["workers={slurm: {jobs: 8, cores: 6, queue: gpu, walltime: 90m, gpus: 2}}"])
+    assert spec.workers is not None and spec.workers.slurm is not None
+    options = slurm_options(spec.workers.slurm, RunFolder.of(tmp_path, "a-run"))
+    for name in ("scheduler_options", "security", "shared_temp_directory"):  # of the cluster, not of a job
+        del options[name]
+    script = SLURMJob("tcp://head:8786", name="a", **options).job_script()
+    for line in ("-p gpu", "-t 01:30:00", "--gres=gpu:2", "--cpus-per-task=6", f"cd {ROOT}", "--nthreads 1"):
+        assert line in script, script
