@@ -237,22 +237,25 @@ def initial_design(space: PlanSpace, influence_orders: Sequence[tuple[str, Seque
     """Plans to start from, the most promising first, without repeats.
 
     influence_orders: for the base and for each candidate, its name and its layers by rising Block Influence (the
-    one-shot order of removal). The published start of the search (removal orders x candidate sets x factors, for 3
-    candidates and middle layers only: auto-merge-llm, strategies/prune.py:360-470) is generalised to any number.
+    one-shot order of removal). First each model less its own pick, then less the picks of the others: SmolLM2's
+    language candidate keeps 0.464 held-out less the base's pick, and 0.453 less its own. Then merges, as in the
+    published start of the search (removal orders x candidate sets x factors, for 3 candidates and middle layers only:
+    auto-merge-llm, strategies/prune.py:360-470), for any number.
     """
-    orders = [tuple(order[: space.n_removed]) for _, order in influence_orders]
-    orders += _block_orders(space.n_layers, space.n_removed)
+    own = [tuple(order[: space.n_removed]) for _, order in influence_orders]
+    orders = [*own, *_block_orders(space.n_layers, space.n_removed)]
     plans = _one_shot_plans(space, influence_orders)
     if space.folds:
         cuts = [plan for plan in plans if plan is not None]
         plans += [folded(cut, dict.fromkeys(cut.removed, factor)) for factor in FOLDS for cut in cuts]
+    single = [sources for sources in space.source_sets if len(sources) < 2]
+    plans += [_uniform_plan(space, removed, sources, None) for removed in own for sources in single]
     merged = [sources for sources in reversed(space.source_sets) if len(sources) > 1]
     for factor in _factors(space.factor_range):
         for sources in merged:
             plans += [_uniform_plan(space, removed, sources, factor) for removed in orders]
-    for sources in space.source_sets:
-        if len(sources) < 2:
-            plans += [_uniform_plan(space, removed, sources, None) for removed in orders]
+    for sources in single:
+        plans += [_uniform_plan(space, removed, sources, None) for removed in orders]
     return list(_distinct(plans))
 
 

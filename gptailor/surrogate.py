@@ -115,41 +115,40 @@ class PlanSelector(ConfigSelector):
 
 
 class PlanSearch(AbstractAcquisitionMaximizer):
-    """Maximises the acquisition function over plans: hill climbing from the best known and from random points.
+    """Maximises the acquisition function over plans, a few moves away from the best known ones.
 
     Moves are those of evolutionary pruning (EvoPress, arXiv 2410.14649: swap a removed with a kept unit, as many
     moves at once as the smaller of two draws from 1-3), and changes of a layer's sources and factor. They are made and
     scored in arrays, instead of SMAC's tens of thousands of one-exchange neighbours.
+
+    The forest has seen tens of plans of a hundred dimensions, and is believed near them only: a trust region, as in
+    TuRBO (arXiv 1910.01465). Plans that are far from all others are the random design's.
     """
 
-    STARTS, NEIGHBOURS, STEPS = 12, 32, 20
+    STARTS, NEIGHBOURS, STEPS = 5, 96, 2
 
     def __init__(self, space: PlanSpace, acquisition: EI, seed: int) -> None:
         super().__init__(space.configspace, acquisition_function=acquisition, challengers=32, seed=seed)
         self._space = space
 
     def _maximize(self, previous_configs: list[Configuration], n_points: int) -> list[tuple[float, Configuration]]:
-        assert self._acquisition_function is not None
         known = np.array([config.get_array() for config in previous_configs])
-        fresh = self._random(self.STARTS)
-        starts = np.concatenate([known, fresh]) if len(known) else fresh
-        values = self._score(starts)
-        order = np.argsort(-values, kind="stable")[: self.STARTS]
-        current, current_values = starts[order], values[order]
-        seen_vectors, seen_values = [fresh], [values[len(known) :]]
+        current = self._best(known) if len(known) else self._random(self.STARTS)
+        seen_vectors, seen_values = [], []
         for _ in range(self.STEPS):
             moved = self._moves(np.repeat(current, self.NEIGHBOURS, axis=0))
-            moved_values = self._score(moved)
+            values = self._score(moved)
             seen_vectors.append(moved)
-            seen_values.append(moved_values)
-            shape = (len(current), self.NEIGHBOURS)
-            best = moved_values.reshape(shape).argmax(axis=1) + np.arange(len(current)) * self.NEIGHBOURS
-            better = moved_values[best] > current_values
-            if not better.any():
-                break
-            current = np.where(better[:, None], moved[best], current)
-            current_values = np.where(better, moved_values[best], current_values)
+            seen_values.append(values)
+            best = values.reshape(len(current), -1).argmax(axis=1) + np.arange(len(current)) * self.NEIGHBOURS
+            current = moved[best]
         return self._top(np.concatenate(seen_vectors), np.concatenate(seen_values), known, n_points)
+
+    def _best(self, known: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The plans that the surrogate, which smooths over luck, thinks most of."""
+        assert self._acquisition_function is not None and self._acquisition_function.model is not None
+        means = self._acquisition_function.model.predict_marginalized(known)[0].ravel()
+        return known[np.argsort(means, kind="stable")[: self.STARTS]]
 
     def _top(
         self, vectors: NDArray[np.float64], values: NDArray[np.float64], known: NDArray[np.float64], n_points: int

@@ -37,11 +37,17 @@ import numpy as np
 import torch
 
 from gptailor.evaluate.packing import build_pack
+from gptailor.ledger import items_key
 from gptailor.mergekit_config import mergekit_yaml
 from gptailor.plan import BASE, StitchPlan
 from gptailor.space import PlanSpace, build_space, initial_design
 from gptailor.spec import Budget, RunSpec, build_spec
 from gptailor.workbench import Workbench
+
+Answers = dict[tuple[str, int], float]
+"""(benchmark, row) -> 1 for right, 0 for wrong."""
+BATCHES = (4, 16)
+"""Of the resident peer: the quicker one is timed, both are compared."""
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
@@ -93,29 +99,25 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def pipeline(setting: Setting, plans: list[StitchPlan], tasks: list[str], n: int) -> list[float]:
-    """Seconds a plan: mergekit writes the model, lm-eval's command line scores it, each a process of its own."""
-    seconds = []
+def pipeline(setting: Setting, plan: StitchPlan, tasks: list[str], n: int) -> float:
+    """Seconds in which mergekit writes the plan's model and lm-eval's command line scores it, a process each."""
     paths = {BASE: setting.spec.base_model, **setting.spec.candidates}
-    for plan in plans:
-        with tempfile.TemporaryDirectory() as tmp:
-            config = Path(tmp) / "plan.yaml"
-            dtype = "bfloat16" if setting.spec.dtype == "bfloat16" else "float32"
-            config.write_text(mergekit_yaml(plan, {k: str(Path(v).resolve()) for k, v in paths.items()}, dtype=dtype))
-            merge = [sys.executable, "-m", "mergekit.scripts.run_yaml", str(config), f"{tmp}/model", "--copy-tokenizer"]
-            score = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={tmp}/model"]
-            score[-1] += f",dtype={dtype}"
-            score += ["--tasks", ",".join(tasks), "--limit", str(n), "--batch_size", "16", "--device", "cpu"]
-            score += ["--include_path", *setting.spec.include_path]
-            took = 0.0
-            for command in (merge, score):
-                spent, done = timed(lambda c=command: subprocess.run(c, cwd=ROOT, capture_output=True, text=True))
-                if done.returncode:
-                    raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
-                took += spent
-            seconds.append(took)
-            print(f"  pipeline {took:.1f} s", flush=True)
-    return seconds
+    with tempfile.TemporaryDirectory() as tmp:
+        config = Path(tmp) / "plan.yaml"
+        dtype = "bfloat16" if setting.spec.dtype == "bfloat16" else "float32"
+        config.write_text(mergekit_yaml(plan, {k: str(Path(v).resolve()) for k, v in paths.items()}, dtype=dtype))
+        merge = [sys.executable, "-m", "mergekit.scripts.run_yaml", str(config), f"{tmp}/model", "--copy-tokenizer"]
+        score = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={tmp}/model"]
+        score[-1] += f",dtype={dtype}"
+        score += ["--tasks", ",".join(tasks), "--limit", str(n), "--batch_size", "16", "--device", "cpu"]
+        score += ["--include_path", *setting.spec.include_path]
+        took = 0.0
+        for command in (merge, score):
+            spent, done = timed(lambda c=command: subprocess.run(c, cwd=ROOT, capture_output=True, text=True))
+            if done.returncode:
+                raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+            took += spent
+    return took
 
 
 class ResidentPeer:
@@ -132,8 +134,8 @@ class ResidentPeer:
         for benchmark in bench.benchmarks:
             self.tasks["tasks"][benchmark.spec.benchmark].config.test_split = benchmark.spec.split
 
-    def score(self, plan: StitchPlan, n: int, batch_size: int) -> tuple[float, dict[str, float]]:
-        """Seconds and scores of one plan on the first n examples of every benchmark."""
+    def score(self, plan: StitchPlan, n: int, batch_size: int) -> tuple[float, dict[str, float], Answers]:
+        """Seconds, scores and answers of one plan on the first n examples of every benchmark."""
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
@@ -142,11 +144,24 @@ class ResidentPeer:
 
         def work() -> Any:
             peer = HFLM(pretrained=model, tokenizer=self.bench.family.tokenizer, batch_size=batch_size)
-            return evaluate(lm=peer, task_dict=self.tasks, samples=samples, bootstrap_iters=0, log_samples=False)
+            return evaluate(lm=peer, task_dict=self.tasks, samples=samples, bootstrap_iters=0, log_samples=True)
 
         seconds, result = timed(work)
-        metrics = {b.spec.benchmark: f"{b.spec.metric},none" for b in self.bench.benchmarks}
-        return seconds, {name: float(result["results"][name][metric]) for name, metric in metrics.items()}
+        metrics = {b.spec.benchmark: b.spec.metric for b in self.bench.benchmarks}
+        scores = {name: float(result["results"][name][f"{metric},none"]) for name, metric in metrics.items()}
+        logged = result["samples"]
+        answers = {(name, s["doc_id"]): float(s[metric]) for name, metric in metrics.items() for s in logged[name]}
+        return seconds, scores, answers
+
+
+def answers_of(bench: Workbench, plan: StitchPlan, n: int) -> Answers:
+    """What the engine's scores are made of, by the same keys."""
+    bench.score(plan, n)
+    return {
+        (b.spec.benchmark, index): float(item)
+        for b in bench.benchmarks
+        for (_, index), item in zip(b.order[:n], bench.known[items_key(plan, b)], strict=True)
+    }
 
 
 def floor(bench: Workbench, plan: StitchPlan, n: int) -> dict[str, float]:
@@ -282,24 +297,37 @@ def main() -> None:
     space = build_space(this.spec, bench.family.n_layers)
     plans = plans_of(space, bench, arguments.plans or this.n_plans)
 
-    engine = [timed(lambda p=p: bench.score(p, n))[0] for p in plans]
+    # Way by way for one plan after the other: a machine's rate changes from one minute to the next.
+    cold = timed(lambda: bench.score(plans[0], n))[0]
     bench.known.clear()
-    stitched = [bench.score(p, n).stitch_seconds for p in plans[:3]]
-    results["engine"] = {"cold": engine[0], "warm": statistics.median(engine[1:]), "stitch": max(stitched)}
-    print(f"  engine cold {engine[0]:.2f} s, warm {results['engine']['warm']:.2f} s", flush=True)
-    warm = results["engine"]["warm"]
-    if "floor" in rows:
-        results["floor"] = floor(bench, plans[-1], n)
-    if "resident" in rows or "search" in rows:
-        peer = ResidentPeer(bench)
-        batch_size = min((4, 16), key=lambda b: peer.score(plans[0], n, b)[0])
-        timings = [peer.score(p, n, batch_size) for p in plans]
-        results["resident"] = {"seconds": statistics.median(t for t, _ in timings), "batch_size": batch_size}
-        results["agreement"] = agreement(bench, plans, [scores for _, scores in timings], n)
-    if "pipeline" in rows:
-        chosen = plans[: arguments.pipeline_plans or len(plans)]
-        tasks = [b.spec.benchmark for b in bench.benchmarks]
-        results["pipeline"] = {"seconds": statistics.median(pipeline(this, chosen, tasks, n)), "plans": len(chosen)}
+    peer = ResidentPeer(bench) if rows & {"resident", "search"} else None
+    batch_size, other_batch = sorted(BATCHES, key=lambda b: peer.score(plans[0], n, b)[0] if peer else b)
+    tasks = [benchmark.spec.benchmark for benchmark in bench.benchmarks]
+    piped = plans[: len(plans) if arguments.pipeline_plans is None else arguments.pipeline_plans]
+    by_way: dict[str, list[float]] = {"engine": [], "stitch": [], "floor": [], "resident": [], "pipeline": []}
+    changes = {"engine": 0, "resident": 0, "of": 0}
+    largest_gap = 0.0
+    for plan in plans:
+        seconds, scored = timed(lambda plan=plan: bench.score(plan, n))
+        by_way["engine"].append(seconds)
+        by_way["stitch"].append(scored.stitch_seconds)
+        if "floor" in rows:
+            results["floor"] = floor(bench, plan, n)
+            by_way["floor"].append(results["floor"]["seconds"])
+        if peer and "resident" in rows:
+            seconds, scores, theirs = peer.score(plan, n, batch_size)
+            by_way["resident"].append(seconds)
+            largest_gap = max(largest_gap, *(abs(s.score - scores[s.benchmark]) for s in scored.scores))
+            ours, again = answers_of(bench, plan, n), peer.score(plan, n, other_batch)[2]
+            changes["engine"] += sum(ours[key] != theirs[key] for key in theirs)
+            changes["resident"] += sum(again[key] != theirs[key] for key in theirs)
+            changes["of"] += len(theirs)
+        if "pipeline" in rows and plan in piped:
+            by_way["pipeline"].append(pipeline(this, plan, tasks, n))
+        print("  " + ", ".join(f"{way} {took[-1]:.2f} s" for way, took in by_way.items() if took), flush=True)
+    results["seconds"] = by_way | {"cold": cold}
+    if peer and "resident" in rows:
+        results["changes"] = changes | {"batches": [batch_size, other_batch], "largest_gap": largest_gap}
     if "suggest" in rows:
         shapes = [(30, 3), (40, 4)]
         results["suggest"] = {f"{a}x{b}": suggest_seconds(a, b, this.spec.trials) for a, b in shapes}
@@ -311,27 +339,27 @@ def main() -> None:
     out = ROOT / "bench-results"
     out.mkdir(exist_ok=True)
     (out / "engine.json").write_text(json.dumps(results, indent=2))
-    print(table(results, warm))
+    print(table(results))
 
 
-def agreement(bench: Workbench, plans: list[StitchPlan], peer: list[dict[str, float]], n: int) -> dict[str, float]:
-    """How far the engine's scores are from the peer's on the same examples."""
-    gaps = []
-    for plan, scores in zip(plans, peer, strict=True):
-        ours = {s.benchmark: s.score for s in bench.score(plan, n).scores}
-        gaps += [abs(ours[name] - value) for name, value in scores.items()]
-    return {"largest_gap": max(gaps), "mean_gap": statistics.mean(gaps)}
-
-
-def table(results: dict[str, Any], warm: float) -> str:
-    """The readable form: seconds and ratios within this run."""
-    lines = [("", "seconds", "against the engine, warm")]
-    lines.append(("engine, cold", f"{results['engine']['cold']:.2f}", ""))
-    lines.append(("engine, warm", f"{warm:.2f}", "1"))
-    for name in ("resident", "pipeline", "floor"):
-        if name in results:
-            seconds = results[name]["seconds"]
-            lines.append((name, f"{seconds:.2f}", f"{seconds / warm:.2f}"))
+def table(results: dict[str, Any]) -> str:
+    """The readable form: medians over the plans; ratios are medians of each plan's own."""
+    took = results["seconds"]
+    lines = [("", "seconds", "")]
+    lines.append(("engine, cold", f"{took['cold']:.2f}", ""))
+    lines.append((f"engine, warm ({len(took['engine'])} plans)", f"{statistics.median(took['engine']):.2f}", "1 x"))
+    for way in ("resident", "pipeline", "floor"):
+        if took[way]:
+            ratios = [seconds / ours for seconds, ours in zip(took[way], took["engine"], strict=False)]
+            spread = f"{statistics.median(ratios):.2f} x the engine's ({min(ratios):.2f} to {max(ratios):.2f})"
+            lines.append((way, f"{statistics.median(took[way]):.2f}", spread))
+    share = sum(took["stitch"]) / sum(took["engine"])
+    lines.append(("stitching, of that", f"{statistics.mean(took['stitch']):.2f}", f"{share:.1%} of the engine's"))
+    if "changes" in results:
+        row = results["changes"]
+        lines.append(("answers other than the peer's", str(row["engine"]), f"of {row['of']}"))
+        between = f"of {row['of']}, between batches of {row['batches'][0]} and {row['batches'][1]}"
+        lines.append(("the peer's other than its own", str(row["resident"]), between))
     if "search" in results:
         row = results["search"]
         lines.append((f"search of {row['trials']} trials", f"{row['seconds']:.1f}", ""))

@@ -4,9 +4,9 @@
     PYTHONPATH=. python tests/bench/workers.py simulated               # 64 workers, trials of 20 s, no model
     PYTHONPATH=. python tests/bench/workers.py kills                   # a worker is killed every 20 s
 
-pair: the family's search (DIR holds `base` and its candidates), 60 trials, from the first trial to the last; bar 0.75.
-Scores of both are compared plan by plan. simulated: times drawn from a real run's; bar 95 %. kills: the demo search;
-every trial is scored once, and the front is that of the same plans scored in this process.
+pair: the family's search (DIR holds `base` and its candidates), 60 trials on PIQA and CommonsenseQA, from the first
+trial to the last; bar 0.75. Scores of both are compared plan by plan. simulated: times drawn from a real run's; bar
+95 %. kills: the demo search; every trial is scored once, and the front is that of the same plans scored in one process.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def scores_of(folder: RunFolder) -> Scores:
 
 def pair(arguments: argparse.Namespace) -> int:
     family = Path(arguments.family)
-    one = load_spec(arguments.run, [f"trials={arguments.trials}", "selection=[]", "held_out=[]"])
+    changes = [f"trials={arguments.trials}", "selection=[]", "held_out=[]", "budget={min: 27, max: 243}"]
+    one = load_spec(ROOT / "data" / "experiments" / "families" / "smollm2.yaml", changes)
+    one = one.model_copy(update={"objectives": one.objectives[:2]})
     models = {"base_model": str(family / "base"), "workers": None}
     models |= {"candidates": {p.name: str(p) for p in sorted(family.iterdir()) if p.is_dir() and p.name != "base"}}
     single = build_spec(one.model_dump(mode="json") | models)
@@ -163,7 +165,6 @@ def main() -> int:
     ways = parser.add_subparsers(required=True)
     two = ways.add_parser("pair")
     two.add_argument("--family", required=True)
-    two.add_argument("--run", default=str(ROOT / "data" / "presets" / "demo.yaml"), help="run file with the objectives")
     two.add_argument("--trials", type=int, default=60)
     two.set_defaults(function=pair)
     many = ways.add_parser("simulated")
