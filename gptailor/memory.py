@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gptailor.launch.devices import device_of, places
+from gptailor.launch.devices import device_of, devices_of, free_devices, places
 from gptailor.plan import BASE
 from gptailor.spec import RunSpec, SpaceOperation
 
@@ -17,11 +17,17 @@ ELSEWHERE = "each worker's device"
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the run's device (host memory on a CPU), predicted, by part, against what is free (None: unknown)."""
+    """Bytes on the run's device (host memory on a CPU), predicted, by part, against what is free (None: unknown).
+
+    split: where the base needs more than that device, what is free on each that it is split over; free is their sum.
+    is_refused: no split of its layers over them fits.
+    """
 
     device: str
     parts: Mapping[str, int]
     free: int | None
+    split: tuple[int, ...] = ()
+    is_refused: bool = False
 
     @property
     def needed(self) -> int:
@@ -33,10 +39,17 @@ class Memory:
         if self.free is None:
             return f"{gigabytes(self.needed)} needed on {self.device}; what is free there cannot be read"
         amount = f"{gigabytes(self.needed)} needed on {self.device}, {gigabytes(self.free)} free"
-        if self.needed <= self.free:
-            return f"fits: {amount}"
-        if self.device.startswith("cuda") and self.needed - self.parts.get("candidates", 0) <= self.free:
-            return f"fits, with candidates kept in host memory, which is slower: {amount}"
+        fits = "fits"
+        if self.split:
+            each = [gigabytes(free) for free in self.split]
+            listed = f"{len(each)} x {each[0]}" if len(set(each)) == 1 else " + ".join(each)
+            amount = f"{gigabytes(self.needed)} needed, {listed} free"
+            fits = f"fits, split over {len(each)} GPUs"
+        if self.needed <= self.free and not self.is_refused:
+            return f"{fits}: {amount}"
+        without_candidates = self.needed - self.parts.get("candidates", 0)
+        if self.device.startswith("cuda") and without_candidates <= self.free and not self.is_refused:
+            return f"{fits}, with candidates kept in host memory, which is slower: {amount}"
         return f"does not fit: {amount}; choose another device, a smaller model or fewer candidates"
 
 
@@ -52,16 +65,17 @@ def predict_memory(spec: RunSpec, family: Any) -> Memory:
     Workers that share a device have models of their own there; on a CPU all map the same files.
     """
     from gptailor.evaluate.evaluator import BYTES_PER_TOKEN, CPU_TOKENS, LOGIT_BYTES, LOGITS
-    from gptailor.family.residence import pick_device
+    from gptailor.family.residence import pick_devices
     from gptailor.stitch.stitcher import CACHE_SHARE
 
     names = local_workers(spec)
     if names:
-        device = device_of(names[0])
+        devices = devices_of(names[0])
     elif spec.workers is not None and not spec.baselines:
-        device = ELSEWHERE
+        devices = [ELSEWHERE]
     else:
-        device = str(pick_device(spec.device))
+        devices = list(map(str, pick_devices(spec.device)))
+    device = devices[0]
     there = max(1, sum(device_of(name) == device for name in names))
     copies = 1 if device == "cpu" else there
     base = family.model_bytes[BASE]
@@ -76,24 +90,27 @@ def predict_memory(spec: RunSpec, family: Any) -> Memory:
     }
     if device in ("cpu", "mps"):
         parts["libraries"] = (1 + len(names)) * PROCESS_BYTES
-    free = None if device == ELSEWHERE else free_bytes(device)
-    return Memory(device, {part: size for part, size in parts.items() if size}, free)
+    return _placed({part: size for part, size in parts.items() if size}, family, devices)
 
 
-def free_bytes(device: str) -> int | None:
-    """Free memory of a GPU, or of the host; None where the driver does not say."""
-    if not device.startswith("cuda"):
-        import psutil
+def _placed(parts: Mapping[str, int], family: Any, devices: Sequence[str]) -> Memory:
+    """The base goes where the engine will put it: on the first device, or over all where it does not fit there."""
+    from gptailor.family.residence import RESERVE
+    from gptailor.family.spread import Room, place_layers
 
-        return int(psutil.virtual_memory().available)
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        index = int(device.partition(":")[2] or 0)
-        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index)).free)
-    except pynvml.NVMLError:
-        return None
+    there = {found.name: found for found in free_devices()}
+    known = [there[name] for name in devices if name in there]
+    if len(known) < len(devices):  # the driver does not say
+        return Memory(devices[0], parts, None)
+    if len(known) > 1:
+        rooms = {found.name: Room(found.free, int(RESERVE * found.total)) for found in known}
+        base = family.model_bytes[BASE]
+        layers = [n * base // family.n_parameters for n in family.layer_parameters]
+        homes = place_layers(layers, base - sum(layers), rooms)
+        if homes is None or set(homes) != {devices[0]}:
+            split = tuple(found.free for found in known)
+            return Memory(devices[0], parts, sum(split), split, is_refused=homes is None)
+    return Memory(devices[0], parts, known[0].free)
 
 
 def gigabytes(size: int) -> str:

@@ -23,8 +23,10 @@ from gptailor import launch
 from gptailor.errors import UserError
 from gptailor.evaluate import Stopped
 from gptailor.evaluate.tasks import find_tasks
-from gptailor.family.residence import pick_device
+from gptailor.family import preflight
+from gptailor.family.residence import pick_devices
 from gptailor.ledger import PlanScores
+from gptailor.memory import predict_memory
 from gptailor.plan import StitchPlan
 from gptailor.progress import Progress
 from gptailor.recording import blame_the_trial, now, open_writer, outcome_of, trial_record, versions
@@ -91,16 +93,23 @@ def search(folder: RunFolder, progress: Progress) -> RunStatus:
 @contextmanager
 def _devices(folder: RunFolder, spec: RunSpec) -> Iterator[None]:
     """Everything that this run computes on is its own meanwhile. Jobs of its own it need not wait for."""
-    if spec.workers is None or spec.baselines:
-        names = [str(pick_device(spec.device))]
-    elif spec.workers.local is not None:
-        names = sorted({launch.device_of(place) for place in launch.places(spec.workers.local, spec.device)})
-    else:
-        names = [spec.workers.scheduler] if spec.workers.scheduler else []
     with ExitStack() as held:
-        for name in names:  # in one order for all runs, so that none waits for another that waits for it
+        for name in _device_names(spec):  # in one order for all runs, so that none waits for another that waits for it
             held.enter_context(launch.DeviceQueue(folder, name))
         yield
+
+
+def _device_names(spec: RunSpec) -> Iterator[str]:
+    if spec.workers is None or spec.baselines:
+        main, *others = map(str, pick_devices(spec.device))
+        yield main
+        if others and predict_memory(spec, preflight(spec)).split:  # which can be told once the first device is ours
+            yield from sorted(others)
+    elif spec.workers.local is not None:
+        places = launch.places(spec.workers.local, spec.device)
+        yield from sorted({device for place in places for device in launch.devices_of(place)})
+    elif spec.workers.scheduler:
+        yield spec.workers.scheduler
 
 
 def _look_up_benchmarks(spec: RunSpec) -> None:

@@ -170,7 +170,8 @@ class Slurm(_Record):
 class Workers(_Record):
     """Who scores trials, where it is not the engine's own process: one of three.
 
-    local: processes on this machine, auto for one a visible GPU (without any: one per two cores) or their number.
+    local: processes on this machine, auto for one a visible GPU (without any: one per two cores) or their number, which
+    divide the GPUs or share them.
     scheduler: the address of a Dask scheduler that runs already. slurm: jobs that are asked for.
     """
 
@@ -322,7 +323,7 @@ class RunSpec(_Record):
             if name != BASE and name not in self.candidates:
                 raise ValueError(f"baselines_on: {name!r} is neither {BASE!r} nor a candidate of this run")
         if self.workers is not None and re.fullmatch(r"cuda:\d+", self.device):
-            raise ValueError(f"device: {self.device} is one GPU, and workers take one each; use auto or cuda")
+            raise ValueError(f"device: {self.device} is one GPU, and workers divide all of them; use auto or cuda")
         names = [objective.name for objective in self.objectives]
         if len(set(names)) != len(names):
             raise ValueError("objectives: the same benchmark and metric is listed twice")

@@ -186,6 +186,7 @@ def _answer(stitcher: Any, plan: StitchPlan, subject: str, prompt: str, max_toke
     import torch
 
     from gptailor.evaluate.examples import chat_renderer
+    from gptailor.family.spread import devices_of
 
     family = stitcher.family
     model, tokenizer = stitcher.stitch(plan), family.tokenizer
@@ -212,16 +213,16 @@ def _answer(stitcher: Any, plan: StitchPlan, subject: str, prompt: str, max_toke
             )
 
     write(WARM_UP_TOKENS)  # mapped weights are read from disk on their first use
-    is_gpu = family.device.type == "cuda"
-    before = 0
-    if is_gpu:
-        torch.cuda.synchronize(family.device)
-        torch.cuda.reset_peak_memory_stats(family.device)
-        before = torch.cuda.memory_allocated(family.device)
+    gpus = [device for device in devices_of(model) if device.type == "cuda"]
+    before = sum(torch.cuda.memory_allocated(gpu) for gpu in gpus)
+    for gpu in gpus:
+        torch.cuda.synchronize(gpu)
+        torch.cuda.reset_peak_memory_stats(gpu)
     started = time.monotonic()
     written = write(max_tokens)
     seconds = time.monotonic() - started
-    grown = torch.cuda.max_memory_allocated(family.device) - before if is_gpu else _cache_bytes(written.past_key_values)
+    peak = sum(torch.cuda.max_memory_allocated(gpu) for gpu in gpus)
+    grown = peak - before if gpus else _cache_bytes(written.past_key_values)
     new = written.sequences[0, ids.shape[1] :]
     return Answer(
         subject=subject,

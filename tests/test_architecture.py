@@ -49,7 +49,7 @@ FLOORS: list[tuple[str, float, set[str]]] = [
     ("gptailor.held_out", 3.2, {"smac", "duckdb", "streamlit"}),
     ("gptailor.judgement", 2.5, {"torch", "smac", "duckdb", "streamlit", "altair"}),
     ("gptailor.show", 3, {"torch", "smac", "duckdb", "streamlit"}),
-    ("gptailor.memory", 3.1, {"smac", "duckdb", "streamlit"}),
+    ("gptailor.memory", 3, {"smac", "duckdb", "streamlit"}),
     ("gptailor.check", 3.2, {"smac", "duckdb", "streamlit"}),
     ("gptailor.experiment", 3.2, {"torch", "smac", "duckdb", "streamlit"}),
     ("gptailor.take_home", 3.2, {"smac", "duckdb", "streamlit"}),

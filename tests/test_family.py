@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from gptailor.errors import UserError
 from gptailor.family import Family, open_family, preflight
 from gptailor.family.residence import n_bytes, pick_device, settle, tensors_of
+from gptailor.family.spread import Room
 
 FAMILY = Path(__file__).resolve().parents[2] / "shared" / "smollm2"
 UP = "model.layers.3.mlp.up_proj.weight"
@@ -590,19 +591,19 @@ def test_layers_without_room_on_the_device_visit_it(tiny_family, make_spec):
     base = n_bytes(tensors_of([family.model]))
     own = n_bytes(tensors_of([family.layer(0)])) - 2 * 32 * 4  # the norms are the base's
     with pytest.raises(UserError, match="device: the base needs 0 MB, meta has 0 MB free; use cpu"):
-        settle(family.model, layers, device, free=base - 1)
-    visitors = settle(family.model, layers, device, free=base + 6 * own + 2 * own)
+        settle(family.model, layers, {device: Room(base - 1)})
+    visitors = settle(family.model, layers, {device: Room(base + 6 * own + 2 * own)})
     assert {t.device.type for t in tensors_of([family.model, *layers["code"]])} == {"meta"}
     waiting = dict(layers["math"][3].named_parameters())
     assert waiting["mlp.up_proj.weight"].device.type == "cpu"
     assert waiting["input_layernorm.weight"].device.type == "meta", "shared with the base, which lives there"
 
-    assert visitors is not None and visitors.capacity == 2 * own
+    assert visitors.keys() == {device} and visitors[device].capacity == 2 * own
     settled = Family(family.model, family.tokenizer, layers, family.preflight, device, family.spec, {}, visitors)
     assert settled.layer(3, "code") is layers["code"][3]
     guests = [settled.layer(i, "math") for i in range(6)]
     assert {t.device.type for t in tensors_of(guests)} == {"meta"}
-    assert visitors.n_bytes == 2 * own, "the two used last"
+    assert visitors[device].n_bytes == 2 * own, "the two used last"
     assert settled.layer(4, "math") is guests[4] and settled.layer(5, "math") is guests[5]
     settled.layer(0, "math")
     assert settled.layer(5, "math") is guests[5] and settled.layer(4, "math") is not guests[4]

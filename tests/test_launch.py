@@ -422,6 +422,10 @@ def test_a_device_is_taken_in_order_of_arrival(tmp_path: Path) -> None:
     assert launch.waiting_behind(root, ids[3]) == []
     with launch.DeviceQueue(folders[0], "cuda:0"), launch.DeviceQueue(folders[1], "cpu"):
         assert launch.waiting_behind(root, ids[1]) == [], "another device is another queue"
+        process = python(WAIT_FOR_DEVICE, root, ids[1])
+        assert eventually(lambda: launch.waiting_behind(root, ids[1]) == ids[:1]), "for one of its two devices"
+        process.kill()
+        process.communicate()
 
 
 def test_devices_are_counted_without_a_driver() -> None:

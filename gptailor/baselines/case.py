@@ -97,7 +97,8 @@ def watch_layers(
 ) -> None:
     """Run the model over the batches and show every layer's work: see(layer, h, h_next, mask).
 
-    h and h_next: the residual stream [texts, tokens, hidden] that enters and leaves the layer; mask: the real tokens.
+    h and h_next: the residual stream [texts, tokens, hidden] that enters and leaves the layer, on the batch's device,
+    wherever the layer lives; mask: the real tokens.
     transformers' own hidden_states would not do: the last of them is past the final norm.
     """
     from gptailor.family.structure import layer_list
@@ -111,7 +112,7 @@ def watch_layers(
 
     def after(index: int, output: object) -> None:
         left = output if isinstance(output, torch.Tensor) else output[0]  # type: ignore[index]
-        see(index, entering.pop(index), left, mask)
+        see(index, entering.pop(index).to(mask.device), left.to(mask.device), mask)
 
     hooks = []
     for index, layer in enumerate(layer_list(model)):

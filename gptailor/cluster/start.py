@@ -19,7 +19,7 @@ from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Worker
 from distributed.utils import get_mp_context
 
 from gptailor.errors import UserError
-from gptailor.launch import device_of, n_cores, places
+from gptailor.launch import devices_of, n_cores, places
 from gptailor.spec import RunSpec, Slurm, parse_duration
 from gptailor.store import RunFolder
 
@@ -104,7 +104,7 @@ def _local(spec: RunSpec, folder: RunFolder) -> Crew:
                 "local_directory": str(scratch),
                 "worker_class": _Worker,
                 "silence_logs": logging.CRITICAL,
-                "env": _only_gpu(name) if on_gpus else {},
+                "env": _only_gpus(name) if on_gpus else {},
             },
         }
         for name in names
@@ -122,11 +122,13 @@ def _local(spec: RunSpec, folder: RunFolder) -> Crew:
     return Crew("this machine", lambda: _client(cluster, security), close, threads)
 
 
-def _only_gpu(name: str) -> dict[str, str]:
-    """Let a process see one GPU: the n-th of those that this one may use."""
-    index = int(device_of(name).removeprefix("cuda:"))
+def _only_gpus(name: str) -> dict[str, str]:
+    """Let a process see the GPUs of its place: the n-th of those that this one may use."""
+    own = [device.removeprefix("cuda:") for device in devices_of(name)]
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return {"CUDA_VISIBLE_DEVICES": str(index) if seen is None else seen.split(",")[index].strip()}
+    if seen is not None:
+        own = [seen.split(",")[int(index)].strip() for index in own]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(own)}
 
 
 def _choose_start_method(on_gpus: bool) -> None:

@@ -149,7 +149,8 @@ def fields(preset: Preset, values: Mapping[str, Any], draft: Draft) -> None:
             f.number("seed", "Seed", 0, 2**31 - 1, "The same seed gives the same trials.")
     with f.folded("Device and precision", ":material/memory:", DEVICE):
         devices = launch.free_devices()
-        labels = {"auto": "auto: the first GPU, else the CPU", **{d.name: f"{d.name}: {d.label}" for d in devices}}
+        labels = {"auto": "auto: the first GPU (more, if the base needs them), else the CPU"}
+        labels |= {found.name: f"{found.name}: {found.label}" for found in devices}
         f.choice("device", "Device", list(labels), labels.get)
         free = ", ".join(f"{d.name} {d.free / 1e9:.1f} of {d.total / 1e9:.1f} GB" for d in devices)
         st.caption(f"Memory free now: {text.safe(free, 400)}.")
@@ -160,8 +161,8 @@ def fields(preset: Preset, values: Mapping[str, Any], draft: Draft) -> None:
         f.text(
             "workers",
             "Workers",
-            "auto: a process for each GPU (without any, for every two cores); or their number. Empty: one trial after "
-            "another.",
+            "auto: a process for each GPU (without any, for every two cores); or their number: fewer than GPUs get "
+            "equal shares of them. Empty: one trial after another.",
             placeholder="one",
         )
         f.show(

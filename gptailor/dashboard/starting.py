@@ -83,7 +83,8 @@ def rungs(spec: RunSpec) -> pd.DataFrame:
 
 def _memory_help(memory: Mapping[str, Any]) -> str:
     parts = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in memory["parts"].items())
-    return f"Predicted from above, on {text.safe(memory['device'])}: {parts}."
+    where = f"{len(memory['split'])} GPUs" if memory.get("split") else text.safe(memory["device"])
+    return f"Predicted from above, on {where}: {parts}."
 
 
 def _await(pending: Future[Answer]) -> None:
@@ -113,7 +114,7 @@ def _verdict(spec: RunSpec, answer: Answer) -> bool:
             ),
             icon=":material/check_circle:",
         )
-        too_large = memory["free"] is not None and memory["needed"] > memory["free"]
+        too_large = memory.get("is_refused") or (memory["free"] is not None and memory["needed"] > memory["free"])
         say = st.warning if too_large else st.caption
         say(text.safe(f"Memory: {memory['verdict']}.", 400))
         for note in facts["notes"]:

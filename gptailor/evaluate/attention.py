@@ -35,6 +35,15 @@ class PackMasks:
         self.dtype = dtype
         self.by_buckets = by_buckets
         self._masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
+        self._elsewhere: dict[torch.device, PackMasks] = {}
+
+    def to(self, device: torch.device) -> PackMasks:
+        """The same on another device, for the layers that live there; made once."""
+        if device == self.pack.tokens.device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = PackMasks(self.pack.to(device), self.dtype, self.by_buckets)
+        return self._elsewhere[device]
 
     def of_bucket(self, number: int, window: int | None) -> torch.Tensor | None:
         """Additive mask [B, 1, Lq, Lk]; None where plain causal attention says the same."""

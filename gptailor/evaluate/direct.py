@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from gptailor.evaluate.attention import PackMasks, attend_pack
 from gptailor.evaluate.packing import Pack
+from gptailor.family.spread import is_spread
 
 BODY = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -40,7 +41,10 @@ _KEEP_BYTES = 2**29
 
 
 def is_plain(model: PreTrainedModel) -> bool:
-    """Whether the model has exactly the parts that `scored_states` knows, by their names in transformers."""
+    """Whether the model has exactly the parts that `scored_states` knows, by their names in transformers, and all of
+    them in one place: what is written out here calls no layer, and nothing would follow it to another device."""
+    if is_spread(model):
+        return False
     body: Any = model.get_decoder()
     if _children(body) != BODY or not isinstance(model.get_output_embeddings(), nn.Linear):
         return False

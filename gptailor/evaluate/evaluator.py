@@ -16,6 +16,7 @@ from gptailor.evaluate.forward import Scored, score_direct, score_rows, score_tr
 from gptailor.evaluate.generation import batches_of, run_batches
 from gptailor.evaluate.packing import Pack, build_pack, pack_examples
 from gptailor.evaluate.scoring import NonFinite, item_of, needs_greedy, score_of
+from gptailor.family.spread import devices_of
 from gptailor.trial import Score
 from gptailor.workers import side_by_side
 
@@ -196,12 +197,13 @@ class Evaluator:
         return self._packs[key]
 
     def _pack_limit(self, model: PreTrainedModel) -> int:
-        """Tokens of a pack: as asked, else fixed on a CPU, and on a GPU what a quarter of the free memory holds: down
-        to a power of two, so that GPUs of one kind compute the same examples together."""
+        """Tokens of a pack: as asked, else fixed on a CPU, and on a GPU what a quarter of the free memory holds (of
+        several, where least is free): down to a power of two, so that GPUs of one kind compute the same examples
+        together."""
         if self._max_tokens is None:
             self._max_tokens = CPU_TOKENS
             if self.device.type == "cuda":
-                free, _ = torch.cuda.mem_get_info(self.device)
+                free = min(torch.cuda.mem_get_info(device)[0] for device in devices_of(model))
                 each = BYTES_PER_TOKEN + LOGIT_BYTES * model.config.get_text_config().vocab_size
                 self._max_tokens = 2 ** (int(min(65536, max(2048, free // 4 // each))).bit_length() - 1)
         return self._max_tokens

@@ -239,7 +239,8 @@ def _similar(blocks: Sequence[Block]) -> list[list[Block]]:
 
 def _mover(device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     def move(tensor: torch.Tensor) -> torch.Tensor:
-        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+        is_pinned = device.type == "cuda" and tensor.device.type == "cpu"  # a GPU's is copied to another without
+        return (tensor.pin_memory() if is_pinned else tensor).to(device, non_blocking=True)
 
     return move
 

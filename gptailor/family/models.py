@@ -29,7 +29,8 @@ from gptailor.errors import UserError
 from gptailor.family.adapters import Adapter
 from gptailor.family.checkpoint import Checkpoint, TensorInfo
 from gptailor.family.preflight import FLOATS, Preflight, inspect_family
-from gptailor.family.residence import Visitors, n_bytes, pick_device, settle, tensors_of
+from gptailor.family.residence import Visitors, n_bytes, pick_devices, rooms_for, settle, tensors_of
+from gptailor.family.spread import home_of
 from gptailor.family.structure import (
     check_renumbering,
     find_layers,
@@ -56,9 +57,10 @@ class Reader:
 class Family:
     """A base model and its candidates, opened.
 
-    model: the base, live, on the device, in evaluation mode; stitching re-points its layer list. names: the candidates,
-    in the run file's order. layers_path: qualified name of the layer list in the model. per_layer_lists: the
-    configuration's lists with an entry for each layer of the base. other_parameters: of what is no layer.
+    model: the base, live, in evaluation mode; stitching re-points its layer list. device: where it takes tokens and
+    gives logits; its layers may live on others too. names: the candidates, in the run file's order. layers_path:
+    qualified name of the layer list in the model. per_layer_lists: the configuration's lists with an entry for each
+    layer of the base. other_parameters: of what is no layer.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class Family:
         device: torch.device,
         spec: RunSpec,
         labels: Mapping[str, str],
-        visitors: Visitors | None = None,
+        visitors: Mapping[torch.device, Visitors] | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -80,7 +82,8 @@ class Family:
         self.dtype: torch.dtype = model.dtype
         self.layers_path = find_layers(model)
         self._layers = {BASE: list(layer_list(model)), **candidates}
-        self._visitors = visitors
+        self._visitors = visitors or {}
+        self._homes = [home_of(layer) for layer in self._layers[BASE]]
         self._labels = dict(labels)
         self._projections: tuple[str, str] | None = None
         self.per_layer_lists = per_layer_lists(model.config.get_text_config())
@@ -100,14 +103,16 @@ class Family:
         return Reader(self.tokenizer, self.model.config, self.preflight)
 
     def layer(self, index: int, source: str = BASE) -> nn.Module:
-        """One layer of the base or of a candidate, on the device. Its tensors are the family's own: do not write."""
+        """One layer of the base or of a candidate, on the device of the base's. Its tensors are the family's own: do
+        not write. Raises UserError for a source that is not in the family."""
         try:
             home = self._layers[source][index]
         except KeyError:
             raise UserError(f"{source!r} is not in this family; it has {', '.join(self._layers)}") from None
-        if self._visitors is None or all(tensor.device == self.device for tensor in home.parameters()):
+        device = self._homes[index]
+        if device not in self._visitors or all(tensor.device == device for tensor in home.parameters()):
             return home
-        return self._visitors.get((source, index), home)
+        return self._visitors[device].get((source, index), home)
 
     def label(self, name: str) -> str:
         """What a model is called elsewhere: its hub id, or the name of its folder."""
@@ -146,7 +151,7 @@ def open_family(spec: RunSpec) -> Family:
 
 
 def _open(spec: RunSpec, preflight: Preflight, checkpoints: Mapping[str, Checkpoint]) -> Family:
-    device = pick_device(spec.device)
+    devices = pick_devices(spec.device)
     base = checkpoints[BASE]
     model, tokenizer = _open_base(base, getattr(torch, preflight.dtype), spec.trust_remote_code)
     check_renumbering(model)
@@ -157,9 +162,11 @@ def _open(spec: RunSpec, preflight: Preflight, checkpoints: Mapping[str, Checkpo
         for name, checkpoint in checkpoints.items()
         if name != BASE
     }
-    visitors = None if device.type == "cpu" else settle(model, candidates, device)
+    visitors = None
+    if devices[0].type != "cpu":
+        visitors = settle(model, candidates, rooms_for(n_bytes(tensors_of([model])), devices))
     labels = {name: checkpoint.label for name, checkpoint in checkpoints.items()}
-    family = Family(model, tokenizer, candidates, preflight, device, spec, labels, visitors)
+    family = Family(model, tokenizer, candidates, preflight, devices[0], spec, labels, visitors)
     if spec.output_scale is not None:
         _ = family.output_projections  # refused now, not in the first trial
     return family

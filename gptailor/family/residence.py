@@ -1,15 +1,16 @@
 """Where layers live: on the device if all of them fit, else on the host, with a bounded number of visitors.
 
-The base always lives on the device. A candidate that does not fit beside it stays in pinned host memory; its layers are
-copied when a plan needs them, on a stream of their own, and the most recently used ones are kept. Tensors that models
-share are moved once.
+The base always lives on the device, or over several (spread.py). A candidate that does not fit beside it stays in
+pinned host memory; its layers are copied when a plan needs them, on a stream of their own, and the most recently used
+ones are kept. Tensors that models share are moved once.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from gptailor.errors import UserError
+from gptailor.family.spread import Room, place_layers, spread
 from gptailor.family.structure import layer_list, with_tensors
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,30 @@ def pick_device(wanted: str) -> torch.device:
     return torch.empty(0, device=device).device  # with its index, as tensors there will say it
 
 
+def pick_devices(wanted: str) -> list[torch.device]:
+    """pick_device, and the devices that a base may be split over if it does not fit there: all other GPUs, unless a
+    certain one is wanted. Raises UserError."""
+    main = pick_device(wanted)
+    others = range(torch.cuda.device_count()) if main.type == "cuda" and wanted in ("auto", "cuda") else ()
+    return [main, *(torch.device("cuda", index) for index in others if index != main.index)]
+
+
+def rooms_for(needed: int, devices: Sequence[torch.device]) -> dict[torch.device, Room]:
+    """The room on the first device; where `needed` bytes do not fit there, on all: to look at a GPU takes some of its
+    memory. Without bound elsewhere than on GPUs."""
+    rooms = {devices[0]: _room(devices[0])}
+    if needed > rooms[devices[0]].usable:
+        rooms |= {device: _room(device) for device in devices[1:]}
+    return rooms
+
+
+def _room(device: torch.device) -> Room:
+    if device.type != "cuda":
+        return Room(sys.maxsize)
+    free, total = torch.cuda.mem_get_info(device)
+    return Room(free, int(RESERVE * total))
+
+
 def n_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of distinct tensors: what is shared (equal address) counts once."""
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
@@ -50,43 +76,57 @@ def tensors_of(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
 
 
 def settle(
-    model: PreTrainedModel, candidates: dict[str, list[nn.Module]], device: torch.device, free: int | None = None
-) -> Visitors | None:
-    """Move the base to the device, then each candidate that fits beside it; the others wait on the host and will visit.
+    model: PreTrainedModel, candidates: dict[str, list[nn.Module]], rooms: Mapping[torch.device, Room]
+) -> dict[torch.device, Visitors]:
+    """Move the base to the first device (or over all, where it does not fit there), then what fits beside it of each
+    candidate, device by device: its layers live where the base's do, or wait on the host and will visit.
 
     `candidates` is changed in place: its layers become twins of the moved base's, so what they share is moved once.
-    free: bytes to fill, by default a GPU's free memory less RESERVE, without bound elsewhere. Raises UserError where
-    not even the base fits.
+    Raises UserError where the base does not fit even on all devices. Returns the visitors of each device that has any.
     """
-    reserve = 0
-    if free is None and device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        reserve = int(RESERVE * total)
+    main = next(iter(rooms))
+    sizes = [n_bytes(tensors_of([layer])) for layer in layer_list(model)]
     needed = n_bytes(tensors_of([model]))
-    if free is not None and needed > free:
-        raise UserError(f"device: the base needs {needed >> 20} MB, {device} has {free >> 20} MB free; use cpu")
+    others = max(0, needed - sum(sizes))
+    homes = place_layers(sizes, others, rooms)
+    if homes is None:
+        free = ", ".join(f"{device} has {room.free >> 20} MB free" for device, room in rooms.items())
+        raise UserError(f"device: the base needs {needed >> 20} MB, {free}; use cpu")
     own = {
         name: [_own(layer, base) for layer, base in zip(layers, layer_list(model), strict=True)]
         for name, layers in candidates.items()
     }
-    cast(nn.Module, model).to(device)
-    room = None if free is None else free - needed - reserve
-    waiting = []
+    if set(homes) == {main}:
+        cast(nn.Module, model).to(main)
+    else:
+        log.info("the base is split over %s", ", ".join(map(str, rooms)))
+        spread(model, homes, main)
+    left = {device: room.free for device, room in rooms.items()}
+    for device, size in zip((main, *homes), (others, *sizes), strict=True):
+        left[device] -= size
+    visited: dict[torch.device, list[str]] = {}
     for name, states in own.items():
-        size = n_bytes(tensor for state in states for tensor in state.values())
-        fits = room is None or size <= room
-        if fits:
-            room = None if room is None else room - size
-        else:
-            waiting.append(name)
+        waits = {}
+        for device in dict.fromkeys(homes):
+            here = [state for home, state in zip(homes, states, strict=True) if home == device]
+            size = n_bytes(tensor for state in here for tensor in state.values())
+            waits[device] = size > left[device] - rooms[device].reserve
+            if waits[device]:
+                visited.setdefault(device, []).append(name)
+            else:
+                left[device] -= size
         candidates[name] = [
-            with_tensors(base, {key: tensor.to(device) if fits else _hold(tensor) for key, tensor in state.items()})
-            for base, state in zip(layer_list(model), states, strict=True)
+            with_tensors(base, {key: _hold(t) if waits[home] else t.to(home) for key, t in state.items()})
+            for base, home, state in zip(layer_list(model), homes, states, strict=True)
         ]
-    if not waiting:
-        return None
-    log.info("%s: no room on %s; their layers wait in host memory and visit it", ", ".join(waiting), device)
-    return Visitors(device, capacity=max(room or 0, reserve // 2))
+    for device, names in visited.items():
+        log.info("%s: no room on %s; their layers wait in host memory and visit it", ", ".join(names), device)
+    return {device: Visitors(device, _capacity(left[device], rooms[device].reserve)) for device in visited}
+
+
+def _capacity(left: int, reserve: int) -> int:
+    """Bytes of visitors: what is left beside the reserve, or half of the reserve, as far as that is left."""
+    return max(left - reserve, min(left, reserve) // 2)
 
 
 def _own(layer: nn.Module, base: nn.Module) -> dict[str, torch.Tensor]:

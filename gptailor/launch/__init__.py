@@ -1,7 +1,7 @@
 """Start, stop and find engine processes, wait for a device, run other model work: what the dashboard and the command
 line share. Nothing here imports torch, SMAC or Streamlit: starting something stays quick and small."""
 
-from gptailor.launch.devices import Device, device_of, free_devices, n_cores, places
+from gptailor.launch.devices import Device, device_of, devices_of, free_devices, n_cores, places
 from gptailor.launch.engine import (
     LOST,
     EngineLock,
@@ -38,6 +38,7 @@ __all__ = [
     "asked",
     "delete_run",
     "device_of",
+    "devices_of",
     "free_devices",
     "is_alive",
     "is_child",

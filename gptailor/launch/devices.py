@@ -37,22 +37,34 @@ def free_devices() -> list[Device]:
 
 
 def places(workers: int | Literal["auto"], device: str) -> list[str]:
-    """A name for each worker on this machine, which says where it computes: `cuda:0`, or `cpu-1`.
+    """A name for each worker on this machine, which says where it computes: `cuda:0`, `cuda:0..3`, or `cpu-1`.
 
-    workers: their number; auto: one a visible GPU, without any one per two cores. device: as in a run file.
+    workers: their number; auto: one a visible GPU, without any one per two cores. Fewer workers than GPUs get equal
+    shares of them, so that big bases can be split. device: as in a run file.
     """
     gpus = [found.name for found in free_devices() if found.name.startswith("cuda")] if device != "cpu" else []
     if not gpus:
         count = max(1, n_cores() // CORES_PER_WORKER) if workers == "auto" else workers
         return [f"cpu-{place + 1}" for place in range(count)]
     count = len(gpus) if workers == "auto" else workers
+    if (share := len(gpus) // count) > 1:
+        return [f"cuda:{first}..{first + share - 1}" for first in range(0, count * share, share)]
     rounds = [(gpus[place % len(gpus)], place // len(gpus)) for place in range(count)]
     return [f"{gpu}-{turn + 1}" if turn else gpu for gpu, turn in rounds]
 
 
+def devices_of(place: str) -> list[str]:
+    """The devices of a worker, by its place: `cuda:2` and `cuda:3` of `cuda:2..3`, `cuda:0` of `cuda:0-2`, `cpu` of
+    `cpu-1`."""
+    name = place.partition("-")[0]
+    kind, _, numbers = name.partition(":")
+    first, _, last = numbers.partition("..")
+    return [f"{kind}:{number}" for number in range(int(first), int(last) + 1)] if last else [name]
+
+
 def device_of(place: str) -> str:
-    """The device of a worker, by its place: `cuda:0` of `cuda:0-2`, `cpu` of `cpu-1`."""
-    return place.partition("-")[0]
+    """The first of them: where the worker's family has its embeddings, and all of it if that fits."""
+    return devices_of(place)[0]
 
 
 def n_cores() -> int:

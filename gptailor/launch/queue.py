@@ -72,8 +72,8 @@ def waiting_behind(root: str | Path, run_id: str) -> list[str]:
     """Runs that this one waits for, the one that has the device first; none where it does not wait."""
     for place in (Path(root) / ".devices").glob("*/"):
         for ticket in _tickets(place):
-            if _owner(ticket) == run_id and is_held(ticket):
-                return [_owner(other) for other in _ahead(ticket)]
+            if _owner(ticket) == run_id and is_held(ticket) and (ahead := _ahead(ticket)):
+                return [_owner(other) for other in ahead]
     return []
 
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from gptailor.errors import UserError
 from gptailor.family import Family
 from gptailor.family.residence import n_bytes, tensors_of
+from gptailor.family.spread import devices_of, home_of
 from gptailor.family.structure import scaled, set_layer_index, with_tensors
 from gptailor.plan import BASE, LayerChoice, StitchPlan
 from gptailor.stitch.merging import choice_problem, fold, is_plain, merge
@@ -61,7 +62,7 @@ class Stitcher:
 
     def __init__(self, family: Family, cache_bytes: int | None = None) -> None:
         """cache_bytes: bound of the cache of merged layers; by default a share of the family, at most half of what is
-        free on its device."""
+        free on its device (of several, where least is free)."""
         self.family = family
         self.cache = LayerCache(_default_cache_bytes(family) if cache_bytes is None else cache_bytes)
         self._parent = family.model.get_submodule(family.layers_path.rpartition(".")[0])
@@ -112,7 +113,7 @@ class Stitcher:
 
     def _merge(self, choice: LayerChoice) -> tuple[nn.Module, int]:
         base = self.family.layer(choice.layer if choice.base_layer is None else choice.base_layer)
-        candidates = {name: self.family.layer(choice.layer, name).state_dict() for name in choice.sources}
+        candidates = {name: _state(self.family.layer(choice.layer, name), home_of(base)) for name in choice.sources}
         tensors = merge(choice, base.state_dict(), candidates)
         return with_tensors(base, tensors), n_bytes(tensors.values())
 
@@ -123,7 +124,7 @@ class Stitcher:
             for layer in (choice.layer, *(layer for layer, _ in choice.folds))
         )
         own = home.state_dict()
-        states = [other.state_dict() for other in others]
+        states = [_state(other, home_of(home)) for other in others]
         for (layer, _), state in zip(choice.folds, states, strict=True):
             if any(key not in state or state[key].shape != tensor.shape for key, tensor in own.items()):
                 raise UserError(f"layer {layer} cannot be folded into layer {choice.layer}: their tensors differ")
@@ -147,9 +148,14 @@ class Stitcher:
         return self.n_parameters(plan) * self.family.dtype.itemsize
 
 
+def _state(layer: nn.Module, device: torch.device) -> dict[str, torch.Tensor]:
+    """A layer's tensors on the device of another that they are put together with: nearly always its own."""
+    return {name: tensor.to(device) for name, tensor in layer.state_dict().items()}
+
+
 def _default_cache_bytes(family: Family) -> int:
     if family.device.type == "cuda":
-        free = torch.cuda.mem_get_info(family.device)[0]
+        free = min(torch.cuda.mem_get_info(device)[0] for device in devices_of(family.model))
     else:
         free = psutil.virtual_memory().available
     return min(int(CACHE_SHARE * family.distinct_bytes), free // 2)
