@@ -45,6 +45,22 @@ FOLDS = (0.1, 0.3)
 SourceSet = tuple[str, ...]
 
 
+class PlanConfiguration(Configuration):
+    """ConfigSpace's, known by its text, which is written once: SMAC looks for configurations in lists of them."""
+
+    _text: str | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return str(self) == str(other) if isinstance(other, Configuration) else NotImplemented
+
+    __hash__ = Configuration.__hash__
+
+    def __str__(self) -> str:
+        if self._text is None:
+            self._text = super().__str__()
+        return self._text
+
+
 @dataclass(frozen=True)
 class PlanSpace:
     """The space of plans of one run. `source_sets[0]` is the base; the order of the rest is the run file's."""
@@ -100,7 +116,7 @@ class PlanSpace:
             StitchPlan(self.n_layers, tuple(kept)), {i: float(configuration.get(f"fold_{i}", 0.0)) for i in gone}
         )
 
-    def encode(self, plan: StitchPlan) -> Configuration:
+    def encode(self, plan: StitchPlan) -> PlanConfiguration:
         """The plan's own configuration: `decode(encode(plan)) == plan`. UserError if the space lacks the plan."""
         self._check_within(plan)
         kept = {choice.layer: choice for choice in plan.kept}
@@ -122,7 +138,7 @@ class PlanSpace:
                 )
             else:
                 values[name] = _within(hyperparameter, choice.output_scale)
-        return Configuration(self.configspace, values=values)
+        return PlanConfiguration(self.configspace, values=values)
 
     def choice(self, layer: int, sources: SourceSet, factor: float | None, scale: float = 1.0) -> LayerChoice:
         """One kept layer of this space, its factor and scale at the space's resolution."""

@@ -173,8 +173,8 @@ class Suggester:
 class Listed(AbstractInitialDesign):
     """Exactly the given configurations, in their order (SMAC's own designs add drawn ones or shuffle)."""
 
-    def __init__(self, scenario: Scenario, configurations: list[Configuration]) -> None:
-        super().__init__(scenario, n_configs=0, additional_configs=configurations)
+    def __init__(self, scenario: Scenario, configurations: Sequence[Configuration]) -> None:
+        super().__init__(scenario, n_configs=0, additional_configs=list(configurations))
 
     def _select_configurations(self) -> list[Configuration]:
         return []

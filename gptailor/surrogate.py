@@ -18,7 +18,7 @@ from smac.model.random_forest.random_forest import EPMRandomForest
 from smac.runhistory import RunHistory, TrialInfo, TrialKey, TrialValue
 from smac.runhistory.enumerations import StatusType
 
-from gptailor.space import PlanSpace
+from gptailor.space import PlanConfiguration, PlanSpace
 
 
 class SpaceExhausted(Exception):
@@ -160,7 +160,7 @@ class PlanSearch(AbstractAcquisitionMaximizer):
         for index, row in zip(order, self._space.features(vectors[order]), strict=True):
             if row.tobytes() not in seen:
                 seen.add(row.tobytes())
-                config = Configuration(self._configspace, vector=vectors[index])
+                config = PlanConfiguration(self._configspace, vector=vectors[index])
                 config.origin = "Acquisition Function Maximizer: Plan Search"
                 chosen.append((float(values[index]), config))
                 if len(chosen) == n_points:
