@@ -130,7 +130,7 @@ def test_what_is_spread_scores_as_before(plain: Family, family: Family, tmp_path
 
 
 def test_what_layers_are_given_is_moved_to_them(family: Family, tmp_path: Path) -> None:
-    """Layers 3 to 5 live on meta, and the norm asks for the hidden states back: what meta cannot do."""
+    """Layers 3 to 5 live on meta, which gives nothing back: the model is left where its last layer has run."""
     write_task(tmp_path, "choice", test=rows(4, 6, context=(3, 30), options=(2, 3)))
     benchmark = opened(tmp_path, family.tokenizer, Benchmark(benchmark="choice", metric="acc", split="test"))[0]
     pack = build_pack(benchmark.examples, range(6))
@@ -149,16 +149,29 @@ def test_what_layers_are_given_is_moved_to_them(family: Family, tmp_path: Path) 
 
     for layer in model.model.layers:
         layer.register_forward_pre_hook(look, with_kwargs=True)
-    with (
-        torch.inference_mode(),
-        attending_by_pack(model),
-        pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"),
-    ):
+    model.model.norm.register_forward_pre_hook(leave, prepend=True)
+    with torch.inference_mode(), attending_by_pack(model), pytest.raises(Left):
         masks = PackMasks(pack, model.dtype, by_buckets=True)
         model(input_ids=pack.tokens[None], position_ids=pack.positions[None], use_cache=False, gptailor_pack=masks)
     assert [there for there, _ in given] == [{"cpu"}] * 3 + [{"meta"}] * 3
     assert min(n for _, n in given) >= 3, "hidden states, cosine, sine"
     assert len(packs) == 2, "one copy a device for one forward"
+
+
+class Left(Exception):
+    pass
+
+
+def leave(*given: object) -> None:
+    raise Left
+
+
+def test_what_follows_the_layers_brings_the_states_back(family: Family) -> None:
+    let_states_follow(family.model, META)
+    norm: Any = family.model.get_submodule("model.norm").to(META)
+    head: Any = family.model.get_submodule("lm_head").to(META)
+    states = torch.zeros(1, 2, family.model.config.hidden_size)
+    assert norm(states).device == META and head(states).device == META
 
 
 def test_a_merge_happens_where_its_layer_lives(family: Family) -> None:
