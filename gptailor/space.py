@@ -46,19 +46,30 @@ SourceSet = tuple[str, ...]
 
 
 class PlanConfiguration(Configuration):
-    """ConfigSpace's, known by its text, which is written once: SMAC looks for configurations in lists of them."""
+    """ConfigSpace's, known by its text, which is written once: SMAC looks for configurations in lists of them, and
+    ConfigSpace would make two dictionaries to compare two."""
 
-    _text: str | None = None
+    @cached_property
+    def text(self) -> str:
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return self.text
 
     def __eq__(self, other: object) -> bool:
-        return str(self) == str(other) if isinstance(other, Configuration) else NotImplemented
+        return self.text == other.text if isinstance(other, PlanConfiguration) else NotImplemented
 
     __hash__ = Configuration.__hash__
 
-    def __str__(self) -> str:
-        if self._text is None:
-            self._text = super().__str__()
-        return self._text
+
+class PlanConfigurationSpace(ConfigurationSpace):
+    """ConfigSpace's, of such configurations."""
+
+    def sample_configuration(self, size: int | None = None) -> Any:
+        drawn = super().sample_configuration(size)
+        if isinstance(drawn, list):
+            return [PlanConfiguration(self, vector=one.get_array()) for one in drawn]
+        return PlanConfiguration(self, vector=drawn.get_array())
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class PlanSpace:
     @cached_property
     def configspace(self) -> ConfigurationSpace:
         """ConfigSpace's view. Hyperparameters are added layer by layer; `columns` says where each kind sits."""
-        space = ConfigurationSpace(name="stitch plans", seed=self.seed)
+        space = PlanConfigurationSpace(name="stitch plans", seed=self.seed)
         hyperparameters: list[Any] = []
         for i in range(self.n_layers):
             if self.n_removed:

@@ -29,7 +29,7 @@ from smac.runhistory.enumerations import StatusType
 from gptailor.plan import StitchPlan
 from gptailor.space import PlanSpace
 from gptailor.spec import RunSpec
-from gptailor.surrogate import PlanForest, PlanHistory, PlanSearch, PlanSelector, SpaceExhausted
+from gptailor.surrogate import PlanForest, PlanSearch, PlanSelector, SpaceExhausted
 from gptailor.trial import Origin, Score
 
 WORST_COST = 1.0
@@ -114,7 +114,6 @@ class Suggester:
             overwrite=True,
             logging_level=False,
         )
-        self._smac.runhistory.__class__ = PlanHistory  # the facade makes its own, and shares it with all its parts
         lowest, highest = float(scenario.min_budget or 0), float(scenario.max_budget or 0)
         brackets = determine_HB(lowest, highest, spec.budget.eta)["budgets_in_stage"].values()
         self._budgets = {round(budget): budget for budgets in brackets for budget in budgets}

@@ -15,7 +15,6 @@ from smac.acquisition.maximizer import AbstractAcquisitionMaximizer
 from smac.main.config_selector import ConfigSelector
 from smac.model.random_forest import RandomForest
 from smac.model.random_forest.random_forest import EPMRandomForest
-from smac.runhistory import RunHistory, TrialInfo, TrialKey, TrialValue
 from smac.runhistory.enumerations import StatusType
 
 from gptailor.space import PlanConfiguration, PlanSpace
@@ -58,27 +57,6 @@ class PlanForest(RandomForest):
         assert self._rf is not None
         means, variances = self._rf.predict(self._space.features(X))
         return means.reshape(-1, 1), variances.reshape(-1, 1)
-
-
-class PlanHistory(RunHistory):
-    """SMAC's record of trials, for many that run at a time.
-
-    SMAC looks for a configuration among those that run by comparing dictionaries, for each one that waits in a bracket
-    and for each that ends: seconds a suggestion with a few hundred of either. Those that run are known by their number.
-    """
-
-    def get_running_trials(self, config: Configuration | None = None) -> list[TrialInfo]:
-        running = super().get_running_trials()
-        if config is None:
-            return running
-        known = self._ids_config.get(self._config_ids.get(config, -1))
-        return [trial for trial in running if trial.config is known]
-
-    def _add(self, k: TrialKey, v: TrialValue, status: StatusType) -> None:
-        if status != StatusType.RUNNING:  # what ends is looked for from the first on
-            known = self._ids_config[k.config_id]
-            self._running_trials.sort(key=lambda trial: trial.config is not known)
-        super()._add(k, v, status)
 
 
 class PlanSelector(ConfigSelector):
