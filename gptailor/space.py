@@ -269,20 +269,16 @@ def initial_design(space: PlanSpace, influence_orders: Sequence[tuple[str, Seque
     published start of the search (removal orders x candidate sets x factors, for 3 candidates and middle layers only:
     auto-merge-llm, strategies/prune.py:360-470), for any number.
     """
-    own = [tuple(order[: space.n_removed]) for _, order in influence_orders]
-    orders = [*own, *_block_orders(space.n_layers, space.n_removed)]
     plans = _one_shot_plans(space, influence_orders)
     if space.folds:
-        cuts = [plan for plan in plans if plan is not None]
-        plans += [folded(cut, dict.fromkeys(cut.removed, factor)) for factor in FOLDS for cut in cuts]
+        plans += [folded(cut, dict.fromkeys(cut.removed, factor)) for factor in FOLDS for cut in tuple(plans)]
     single = [sources for sources in space.source_sets if len(sources) < 2]
-    plans += [_uniform_plan(space, removed, sources, None) for removed in own for sources in single]
     merged = [sources for sources in reversed(space.source_sets) if len(sources) > 1]
-    for factor in _factors(space.factor_range):
-        for sources in merged:
-            plans += [_uniform_plan(space, removed, sources, factor) for removed in orders]
-    for sources in single:
-        plans += [_uniform_plan(space, removed, sources, None) for removed in orders]
+    picks = [tuple(order[: space.n_removed]) for _, order in influence_orders]
+    for cuts in (picks, _block_orders(space.n_layers, space.n_removed)):
+        plans += [_uniform_plan(space, removed, sources, None) for removed in cuts for sources in single]
+        for factor in _factors(space.factor_range):
+            plans += [_uniform_plan(space, removed, sources, factor) for sources in merged for removed in cuts]
     return list(_distinct(plans))
 
 

@@ -235,6 +235,40 @@ def test_out_of_memory_halves_the_packs_once(
                 engine.items(model, benchmark, 0, 20)
 
 
+def test_metrics_of_one_benchmark_are_read_once(
+    folder: Path, tokenizer: Any, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptailor.evaluate import evaluator as module
+
+    specs = [
+        *(Benchmark(benchmark="many", metric=metric) for metric in ("acc", "choice_prob", "answer_perplexity")),
+        Benchmark(benchmark="many", metric="acc", num_fewshot=2),
+        *(Benchmark(benchmark="write", metric=metric) for metric in ("exact_match,first", "bleu,word")),
+    ]
+    benchmarks = opened(folder, tokenizer, *specs)
+    alone = [evaluator([one], tokenizer).items(model, one, 3, 20) for one in benchmarks]
+    tokens: list[int] = []
+    real_pack, real_texts = module.score_direct, module.run_batches
+
+    def counting_pack(model: Any, pack: Any) -> Any:
+        tokens.append(len(pack.tokens))
+        return real_pack(model, pack)
+
+    def counting_texts(model: Any, prompts: Any, *rest: Any) -> Any:
+        tokens.append(len(prompts))
+        return real_texts(model, prompts, *rest)
+
+    monkeypatch.setattr(module, "score_direct", counting_pack)
+    monkeypatch.setattr(module, "run_batches", counting_texts)
+    engine = evaluator(benchmarks, tokenizer)
+    engine.path = "direct"
+    assert engine.items_of(model, [(one, 3, 20) for one in benchmarks]) == alone
+    together = sorted(tokens)
+    tokens.clear()
+    engine.items_of(model, [(benchmarks[place], 3, 20) for place in (0, 3, 4)])
+    assert together == sorted(tokens)
+
+
 def test_calibration_texts_are_prompts_with_the_right_answer(folder: Path, tokenizer: Any) -> None:
     benchmarks = opened(folder, tokenizer, Benchmark(benchmark="many"), Benchmark(benchmark="part0"))
     batches = calibration_batches(benchmarks, 6)

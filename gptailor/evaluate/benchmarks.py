@@ -12,7 +12,7 @@ import io
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gptailor.errors import UserError
 from gptailor.evaluate.examples import Encoder, Example, build_examples, chat_renderer
@@ -76,8 +76,16 @@ def open_benchmarks(
     manager = find_tasks([spec.benchmark for spec in benchmarks], include_path)
     encoder = Encoder(tokenizer, max_length)
     render = chat_renderer(tokenizer) if chat_template else None
+    read: dict[tuple[Any, ...], Examples] = {}  # once for all metrics of it
+    opened = []
     with _quiet():
-        return [_open(spec, manager, encoder, render, max_examples, seed) for spec in benchmarks]
+        for spec in benchmarks:
+            key = (spec.benchmark, spec.split, spec.num_fewshot)
+            if key not in read:
+                tasks, group = load_tasks(manager, spec)
+                read[key] = Examples(tasks, group, *_examples(spec, tasks, encoder, render, max_examples, seed))
+            opened.append(_open(spec, read[key]))
+    return opened
 
 
 def calibration_batches(benchmarks: Sequence[OpenBenchmark], n: int) -> list[list[int]]:
@@ -102,17 +110,30 @@ def _right_text(benchmark: OpenBenchmark, example: Example) -> list[int]:
     return list(example.windows[gold[0] if gold[0] < len(example.windows) else 0].tokens)
 
 
-def _open(
-    spec: Benchmark, manager: Any, encoder: Encoder, render: Any, max_examples: int | None, seed: int
-) -> OpenBenchmark:
-    tasks, group = load_tasks(manager, spec)
-    sizes = [len(task.eval_docs) for task in tasks]
-    order = nested_order([task.task_name for task in tasks], sizes, seed)[:max_examples]
-    metric, filter_name = _metric(spec, tasks, group)
+class Examples(NamedTuple):
+    """What a benchmark's metrics are read of."""
+
+    tasks: list[Task]
+    group: Group | None
+    order: tuple[tuple[str, int], ...]
+    examples: tuple[Example, ...]
+
+
+def _examples(
+    spec: Benchmark, tasks: list[Task], encoder: Encoder, render: Any, max_examples: int | None, seed: int
+) -> tuple[tuple[tuple[str, int], ...], tuple[Example, ...]]:
+    order = nested_order([task.task_name for task in tasks], [len(task.eval_docs) for task in tasks], seed)
+    order = order[:max_examples]
     try:
         examples = _build(tasks, order, encoder, render)
     except UserError as error:
         raise UserError(f"benchmark {spec.benchmark}: {error}") from error
+    return tuple((tasks[task].task_name, document) for task, document in order), tuple(examples)
+
+
+def _open(spec: Benchmark, read: Examples) -> OpenBenchmark:
+    tasks, group, order, examples = read
+    metric, filter_name = _metric(spec, tasks, group)
     if metric in NEED_ANSWERS and not gold_options(tasks[0], examples[0]):
         raise UserError(
             f"benchmark {spec.benchmark}: metric {metric} needs a right option that the task file names (doc_to_target)"
@@ -124,8 +145,8 @@ def _open(
         higher_is_better=_direction(spec, tasks, metric),
         tasks=tuple(tasks),
         weight_by_size=_weight_by_size(group, metric),
-        order=tuple((tasks[task].task_name, doc) for task, doc in order),
-        examples=tuple(examples),
+        order=order,
+        examples=examples,
         chance=chance_of(metric, tasks, examples),
     )
 

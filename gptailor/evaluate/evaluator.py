@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ class Evaluator:
         self.rungs = tuple(sorted(set(rungs)))
         self._asked_tokens = batch_tokens
         self._max_tokens: int | None = None if batch_tokens == "auto" else int(batch_tokens)
-        self._packs: dict[tuple[int, int, int], list[Pack]] = {}
+        self._packs: dict[tuple[Hashable, int, int], list[Pack]] = {}
         self._was_halved = False
         self.path: str | None = None  # "direct", "tree" or "rows", once the first model has been looked at
 
@@ -107,12 +107,19 @@ class Evaluator:
         return score_of(benchmark, items)
 
     def _items(self, model: PreTrainedModel, asked: Sequence[Span], between: Callable[[], None]) -> list[list[Any]]:
-        windows = self._windows(model, asked, between)
-        items: list[list[Any]] = []
-        for (benchmark, first, last), found in zip(asked, windows, strict=True):
-            texts: dict[int, list[str]] = {}
+        readings = [_reading(benchmark) for benchmark, _, _ in asked]
+        spans: dict[Hashable, Span] = {}  # what is read, once for all metrics of it
+        for key, (benchmark, first, last) in zip(readings, asked, strict=True):
+            same, start, stop = spans.get(key, (benchmark, first, last))
+            spans[key] = (same, min(start, first), max(stop, last))
+        windows = dict(zip(spans, self._windows(model, list(spans.values()), between), strict=True))
+        written: dict[Hashable, dict[int, list[str]]] = {key: {} for key in spans}
+        for key, (benchmark, first, last) in spans.items():
             for start, stop in self._chunks(benchmark, first, last):
-                texts |= self._texts(model, benchmark, start, stop, between)
+                written[key] |= self._texts(model, benchmark, start, stop, between)
+        items: list[list[Any]] = []
+        for key, (benchmark, first, last) in zip(readings, asked, strict=True):
+            found, texts = windows[key], written[key]
             own = []
             for place in range(first, last):
                 example = benchmark.examples[place]
@@ -182,7 +189,7 @@ class Evaluator:
         return texts
 
     def _packs_of(self, model: PreTrainedModel, benchmark: OpenBenchmark, start: int, stop: int) -> list[Pack]:
-        key = (id(benchmark), start, stop)
+        key = (_reading(benchmark), start, stop)
         if key not in self._packs:
             limit = self._pack_limit(model)
             scored = max(256, LOGITS // model.config.get_text_config().vocab_size)
@@ -233,6 +240,11 @@ class Evaluator:
         examples = [example for benchmark in self.benchmarks for example in benchmark.examples if example.windows]
         longest = max(examples, key=lambda example: max(len(window.tokens) for window in example.windows))
         return [longest, *[example for example in examples[:4] if example is not longest][:3]]
+
+
+def _reading(benchmark: OpenBenchmark) -> Hashable:
+    """What the model reads for a benchmark, and how: equal for metrics of the same examples."""
+    return id(benchmark.examples), needs_greedy(benchmark)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ merges included:
     engine     this project, first trial (cold) and the median of the rest (warm)
     floor      multiply-adds of the distinct tokens through the kept layers and of the head at the scored positions
                over the rate that one large matrix product of the same shapes and type reaches in the same run
+    products   the engine's own matrix products and nothing else: its packs, one a thread, through the plan's layers
     search     a whole search against its own trials scored one by one by the resident peer
     suggest    SMAC's time, at 30 layers x 3 candidates and 40 x 4
     memory     peak memory of the engine against the bytes of the family's distinct tensors
@@ -43,6 +44,7 @@ from gptailor.plan import BASE, StitchPlan
 from gptailor.space import PlanSpace, build_space, initial_design
 from gptailor.spec import Budget, RunSpec, build_spec
 from gptailor.workbench import Workbench
+from gptailor.workers import side_by_side
 
 Answers = dict[tuple[str, int], float]
 """(benchmark, row) -> 1 for right, 0 for wrong."""
@@ -202,6 +204,27 @@ def _matmul_rate(shapes: list[tuple[int, ...]], dtype: torch.dtype, rows: int = 
     return best
 
 
+def products(bench: Workbench, plan: StitchPlan) -> float:
+    """Seconds that the products alone take of the packs of a trial: the wall, however the rest is written."""
+    model = bench.stitcher.stitch(plan)
+    layers = [bench.stitcher.layer(choice) for choice in plan.kept]
+    weights = [m.weight for layer in layers for m in layer.modules() if isinstance(m, torch.nn.Linear)]
+    head = model.get_output_embeddings().weight
+    packs = [pack for chunk in bench.evaluator._packs.values() for pack in chunk]
+
+    def through(pack: Any) -> list[Any]:
+        inputs = {k: torch.randn(len(pack.tokens), k).to(bench.family.dtype) for k in {w.shape[1] for w in weights}}
+        with torch.inference_mode():
+            for weight in weights:
+                torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+            read = inputs[head.shape[1]][: len(pack.scored)]
+            for part in head.split(8192):
+                torch.nn.functional.linear(read, part)
+        return []
+
+    return timed(lambda: side_by_side(through, packs, [len(pack.tokens) for pack in packs]))[0]
+
+
 def suggest_seconds(n_layers: int, n_candidates: int, trials: int) -> float:
     """Mean seconds of one suggestion, over a search of `trials` trials with made-up scores."""
     from gptailor.suggest import Suggester
@@ -284,7 +307,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", type=Path, help="folder with base, language, math and code (SmolLM2)")
     parser.add_argument("--quick", action="store_true", help="fewer plans, examples and trials")
-    parser.add_argument("--rows", default="engine,resident,floor,pipeline,memory,suggest,search", help="which rows")
+    parser.add_argument(
+        "--rows", default="engine,resident,floor,products,pipeline,memory,suggest,search", help="which rows"
+    )
     parser.add_argument("--plans", type=int, help="score this many plans (by default 10, or 3 with --quick)")
     parser.add_argument("--pipeline-plans", type=int, help="time the pipeline on this many of the plans only")
     parser.add_argument("--peer-trials", type=int, default=4, help="trials a rung that the peer is timed on")
@@ -306,7 +331,14 @@ def main() -> None:
     batch_size, other_batch = sorted(BATCHES, key=lambda b: peer.score(plans[0], n, b)[0] if peer else b)
     tasks = [benchmark.spec.benchmark for benchmark in bench.benchmarks]
     piped = plans[: len(plans) if arguments.pipeline_plans is None else arguments.pipeline_plans]
-    by_way: dict[str, list[float]] = {"engine": [], "stitch": [], "floor": [], "resident": [], "pipeline": []}
+    by_way: dict[str, list[float]] = {
+        "engine": [],
+        "stitch": [],
+        "floor": [],
+        "products": [],
+        "resident": [],
+        "pipeline": [],
+    }
     changes = {"engine": 0, "resident": 0, "of": 0}
     largest_gap = 0.0
     for plan in plans:
@@ -316,6 +348,8 @@ def main() -> None:
         if "floor" in rows:
             results["floor"] = floor(bench, plan, n)
             by_way["floor"].append(results["floor"]["seconds"])
+        if "products" in rows:
+            by_way["products"].append(products(bench, plan))
         if peer and "resident" in rows:
             seconds, scores, theirs = peer.score(plan, n, batch_size)
             by_way["resident"].append(seconds)
@@ -351,7 +385,7 @@ def table(results: dict[str, Any]) -> str:
     lines = [("", "seconds", "")]
     lines.append(("engine, cold", f"{took['cold']:.2f}", ""))
     lines.append((f"engine, warm ({len(took['engine'])} plans)", f"{statistics.median(took['engine']):.2f}", "1 x"))
-    for way in ("resident", "pipeline", "floor"):
+    for way in ("resident", "pipeline", "floor", "products"):
         if took[way]:
             ratios = [seconds / ours for seconds, ours in zip(took[way], took["engine"], strict=False)]
             spread = f"{statistics.median(ratios):.2f} x the engine's ({min(ratios):.2f} to {max(ratios):.2f})"
