@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.ensemble import RandomForestRegressor
 
 from gptailor.plan import StitchPlan
 from gptailor.space import build_space, initial_design
 from gptailor.spec import RunSpec, build_spec
 from gptailor.suggest import Suggester, Suggestion, cost
+from gptailor.surrogate import PlanForest
 from gptailor.trial import Origin, Score
 
 N_LAYERS = 16
@@ -121,6 +123,24 @@ def test_the_model_beats_chance(tmp_path: Path) -> None:
     chance = np.mean([sum(costs_of(plan, 2)) for plan in drawn])
     late = [sum(costs_of(s.plan, 2)) for s in asked[33:] if s.origin == Origin.MODEL]
     assert np.mean(late) < chance - 2 * np.std(late) / np.sqrt(len(late))
+
+
+def test_what_adds_up_is_learnt_from_few_plans() -> None:
+    """Costs of removed layers that add up, with half as much noise: the forest alone knows less of new plans."""
+    space = build_space(make_spec(), N_LAYERS)
+    rng = np.random.default_rng(0)
+    vectors = np.array([config.get_array() for config in space.configspace.sample_configuration(240)])
+    costs = space.removed_mask(vectors) @ rng.permutation(WORTH)
+    noisy = costs + 0.5 * costs.std() * rng.normal(size=len(costs))
+    model = PlanForest(space, seed=0)
+    model._train(vectors[:40], noisy[:40])
+    features = space.features(vectors)
+    forest = RandomForestRegressor(20, max_features=5 / 6, random_state=0).fit(features[:40], noisy[:40])
+    means, variances = model._predict(vectors[40:])
+    assert variances is not None and (variances >= 0).all()
+    learnt = np.corrcoef(means.ravel(), costs[40:])[0, 1]
+    assert learnt > np.corrcoef(forest.predict(features[40:]), costs[40:])[0, 1] + 0.1
+    assert learnt > 0.6
 
 
 def test_an_exhausted_space_ends(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,17 @@ def test_a_trial_is_cut_where_examples_are_never_computed_together(bench: Workbe
     pieces = [pair for part in reversed(parts) for pair in zip(part, bench.answers(part)[0], strict=True)]
     assert len(pieces) == 6, "two benchmarks on three rungs"
     assert join(gaps, pieces) == list(zip(gaps, whole, strict=True))
+
+
+def test_metrics_of_one_benchmark_are_not_cut_apart(bench: Workbench) -> None:
+    one, other = bench.benchmarks
+    likely = replace(one, metric="choice_prob", spec=one.spec.model_copy(update={"metric": "choice_prob"}))
+    gaps = Ledger(6).gaps(StitchPlan.without({2, 4}, 6), 18, [one, other, likely])
+    parts = cut(gaps, 4, (6, 18))
+    assert len(parts) == 4 and sum(map(len, parts)) == 6, "two benchmarks on two rungs, one by two metrics"
+    for part in parts:
+        pieces = {(piece.benchmark.spec.benchmark, piece.first) for piece in part}
+        assert len(pieces) == 1 and len(part) == (1 if part[0].benchmark is other else 2)
 
 
 @pytest.mark.parametrize(

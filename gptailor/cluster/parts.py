@@ -6,7 +6,7 @@ not depend on who computed what.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +21,16 @@ def cut(gaps: Sequence[Gap], n_parts: int, rungs: Iterable[int]) -> list[list[Ga
     for gap in gaps:
         cuts = [gap.first, *(rung for rung in sorted(rungs) if gap.first < rung < gap.end), gap.end]
         pieces += [replace(gap, first=first, end=end) for first, end in zip(cuts, cuts[1:], strict=False)]
-    parts: list[list[Gap]] = [[] for _ in range(min(n_parts, len(pieces)))]
+    readings: dict[Hashable, list[Gap]] = {}  # a benchmark's metrics stay together: one worker reads it once
+    for piece in pieces:
+        key = (piece.plan.hash, id(piece.benchmark.examples), piece.first, piece.end)
+        readings.setdefault(key, []).append(piece)
+    parts: list[list[Gap]] = [[] for _ in range(min(n_parts, len(readings)))]
     loads = [0] * len(parts)
-    for piece in sorted(pieces, key=_size, reverse=True):
+    for same in sorted(readings.values(), key=lambda same: _size(same[0]), reverse=True):
         least = loads.index(min(loads))
-        parts[least].append(piece)
-        loads[least] += _size(piece)
+        parts[least] += same
+        loads[least] += _size(same[0])
     return parts
 
 

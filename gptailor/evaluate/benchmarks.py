@@ -10,9 +10,9 @@ import contextlib
 import difflib
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from gptailor.errors import UserError
 from gptailor.evaluate.examples import Encoder, Example, build_examples, chat_renderer
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+Order = tuple[tuple[str, int], ...]
+"""(task name, index in the split) of each example, in nested order."""
+
+
 @dataclass(frozen=True, eq=False)
 class OpenBenchmark:
     """One benchmark with its documents, prompts and tokens, ready to be scored many times."""
@@ -37,7 +41,7 @@ class OpenBenchmark:
     higher_is_better: bool
     tasks: tuple[Task, ...]
     weight_by_size: bool  # how a group joins its tasks' scores
-    order: tuple[tuple[str, int], ...]  # (task name, index in the split), in nested order
+    order: Order
     examples: tuple[Example, ...]  # in nested order
     chance: float | None  # score of guessing, where the metric is a kind of accuracy
 
@@ -76,15 +80,19 @@ def open_benchmarks(
     manager = find_tasks([spec.benchmark for spec in benchmarks], include_path)
     encoder = Encoder(tokenizer, max_length)
     render = chat_renderer(tokenizer) if chat_template else None
-    read: dict[tuple[Any, ...], Examples] = {}  # once for all metrics of it
+    loaded: dict[Hashable, tuple[list[Task], Group | None]] = {}
+    read: dict[Hashable, tuple[Order, tuple[Example, ...]]] = {}  # once for all metrics of it
     opened = []
     with _quiet():
         for spec in benchmarks:
             key = (spec.benchmark, spec.split, spec.num_fewshot)
+            if key not in loaded:
+                loaded[key] = load_tasks(manager, spec)
+            tasks, group = loaded[key]
+            metric = _metric(spec, tasks, group)  # a wrong name is told before anything is read
             if key not in read:
-                tasks, group = load_tasks(manager, spec)
-                read[key] = Examples(tasks, group, *_examples(spec, tasks, encoder, render, max_examples, seed))
-            opened.append(_open(spec, read[key]))
+                read[key] = _read(spec, tasks, encoder, render, max_examples, seed)
+            opened.append(_open(spec, tasks, group, metric, *read[key]))
     return opened
 
 
@@ -110,20 +118,11 @@ def _right_text(benchmark: OpenBenchmark, example: Example) -> list[int]:
     return list(example.windows[gold[0] if gold[0] < len(example.windows) else 0].tokens)
 
 
-class Examples(NamedTuple):
-    """What a benchmark's metrics are read of."""
-
-    tasks: list[Task]
-    group: Group | None
-    order: tuple[tuple[str, int], ...]
-    examples: tuple[Example, ...]
-
-
-def _examples(
+def _read(
     spec: Benchmark, tasks: list[Task], encoder: Encoder, render: Any, max_examples: int | None, seed: int
-) -> tuple[tuple[tuple[str, int], ...], tuple[Example, ...]]:
-    order = nested_order([task.task_name for task in tasks], [len(task.eval_docs) for task in tasks], seed)
-    order = order[:max_examples]
+) -> tuple[Order, tuple[Example, ...]]:
+    sizes = [len(task.eval_docs) for task in tasks]
+    order = nested_order([task.task_name for task in tasks], sizes, seed)[:max_examples]
     try:
         examples = _build(tasks, order, encoder, render)
     except UserError as error:
@@ -131,9 +130,15 @@ def _examples(
     return tuple((tasks[task].task_name, document) for task, document in order), tuple(examples)
 
 
-def _open(spec: Benchmark, read: Examples) -> OpenBenchmark:
-    tasks, group, order, examples = read
-    metric, filter_name = _metric(spec, tasks, group)
+def _open(
+    spec: Benchmark,
+    tasks: list[Task],
+    group: Group | None,
+    named: tuple[str, str],
+    order: Order,
+    examples: tuple[Example, ...],
+) -> OpenBenchmark:
+    metric, filter_name = named
     if metric in NEED_ANSWERS and not gold_options(tasks[0], examples[0]):
         raise UserError(
             f"benchmark {spec.benchmark}: metric {metric} needs a right option that the task file names (doc_to_target)"
