@@ -227,6 +227,7 @@ def products(bench: Workbench, plan: StitchPlan) -> float:
 
 def suggest_seconds(n_layers: int, n_candidates: int, trials: int) -> float:
     """Mean seconds of one suggestion, over a search of `trials` trials with made-up scores."""
+    from gptailor.search import INITIAL_SHARE
     from gptailor.suggest import Suggester
 
     names = {f"c{k}": "none" for k in range(n_candidates)}
@@ -238,7 +239,8 @@ def suggest_seconds(n_layers: int, n_candidates: int, trials: int) -> float:
     space = build_space(spec, n_layers)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        suggester = Suggester(spec, space, initial_design(space, [(BASE, range(n_layers))]), Path(folder))
+        start = initial_design(space, [(BASE, range(n_layers))])[: round(INITIAL_SHARE * trials)]
+        suggester = Suggester(spec, space, start, Path(folder))
         spent = 0.0
         for _ in range(trials):
             seconds, suggestion = timed(suggester.ask)
