@@ -50,7 +50,7 @@ FAILURES_BEFORE_GIVING_UP = 3
 FAILURES_AFTER_A_SUCCESS = 10
 """One broken layer of a candidate fails every trial that has it, until the search has learnt to avoid it."""
 FULL_DISK_SECONDS = 5.0
-INITIAL_SHARE = 0.25
+INITIAL_SHARE = 0.125
 """Share of the trials that the initial design may take."""
 BLOCK_INFLUENCE = "baseline:block_influence"
 

@@ -141,18 +141,24 @@ class PlanSearch(AbstractAcquisitionMaximizer):
     def _top(
         self, vectors: NDArray[np.float64], values: NDArray[np.float64], known: NDArray[np.float64], n_points: int
     ) -> list[tuple[float, Configuration]]:
-        """The best points, each plan once and none that was tried."""
+        """The best points, each plan once and none that was tried; first the best of each set of removed layers, as
+        a batch that differs in sources alone would tell little."""
         seen = {row.tobytes() for row in self._space.features(known)} if len(known) else set()
-        chosen: list[tuple[float, Configuration]] = []
+        cuts: set[bytes] = set()
+        firsts: list[np.intp] = []
+        others: list[np.intp] = []
         order = np.argsort(-values, kind="stable")[: 50 * n_points]
-        for index, row in zip(order, self._space.features(vectors[order]), strict=True):
+        rows = zip(self._space.features(vectors[order]), self._space.removed_mask(vectors[order]), strict=True)
+        for index, (row, cut) in zip(order, rows, strict=True):
             if row.tobytes() not in seen:
                 seen.add(row.tobytes())
-                config = PlanConfiguration(self._configspace, vector=vectors[index])
-                config.origin = "Acquisition Function Maximizer: Plan Search"
-                chosen.append((float(values[index]), config))
-                if len(chosen) == n_points:
-                    break
+                (others if cut.tobytes() in cuts else firsts).append(index)
+                cuts.add(cut.tobytes())
+        chosen: list[tuple[float, Configuration]] = []
+        for index in [*firsts, *others][:n_points]:
+            config = PlanConfiguration(self._configspace, vector=vectors[index])
+            config.origin = "Acquisition Function Maximizer: Plan Search"
+            chosen.append((float(values[index]), config))
         if not chosen:
             raise SpaceExhausted
         return chosen
@@ -170,30 +176,34 @@ class PlanSearch(AbstractAcquisitionMaximizer):
         return vectors
 
     def _moves(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Each row moved 1-3 times, each move of a kind that the space has."""
+        """Each row moved 1-3 times. Half of the moves are swaps, where layers are removed: what is gone matters more
+        than where a kept layer comes from."""
         moved = vectors.copy()
-        kinds = list(self._space.columns)
+        others = [kind for kind in self._space.columns if kind != "removal"]
+        kinds = ["removal"] * max(len(others), 1) + others if self._space.n_removed else others
         counts = np.minimum(self._rng.randint(1, 4, len(moved)), self._rng.randint(1, 4, len(moved)))
         for step in range(3):
             rows = np.flatnonzero(counts > step)
             kind = self._rng.randint(len(kinds), size=len(rows))
-            for index, name in enumerate(kinds):
-                self._move(moved, rows[kind == index], name)
+            for index in range(len(kinds)):
+                self._move(moved, rows[kind == index], kinds[index])
         return moved
 
     def _move(self, vectors: NDArray[np.float64], rows: NDArray[np.intp], kind: str) -> None:
         if not len(rows):
             return
         columns = self._space.columns[kind]
+        gone = self._space.removed_mask(vectors[rows])
         if kind == "removal":
-            mask = self._space.removed_mask(vectors[rows])
-            noise = self._rng.rand(*mask.shape)
-            gone = columns[np.where(mask, noise, -1.0).argmax(axis=1)]
-            kept = columns[np.where(mask, -1.0, noise).argmax(axis=1)]
-            vectors[rows, gone], vectors[rows, kept] = vectors[rows, kept], vectors[rows, gone]
+            back, out = columns[self._one_of(gone)], columns[self._one_of(~gone)]
+            vectors[rows, back], vectors[rows, out] = vectors[rows, out], vectors[rows, back]
             return
-        column = columns[self._rng.randint(len(columns), size=len(rows))]
+        column = columns[self._one_of(gone if kind == "fold" else ~gone)]  # others' values mean nothing
         if kind == "source":
             vectors[rows, column] = self._rng.randint(len(self._space.source_sets), size=len(rows))
         else:
             vectors[rows, column] = np.clip(vectors[rows, column] + self._rng.normal(0, 0.2, len(rows)), 0, 1)
+
+    def _one_of(self, mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+        """One layer of each row, drawn from those that the mask (rows x layers) has."""
+        return np.where(mask, self._rng.rand(*mask.shape), -1.0).argmax(axis=1)
