@@ -18,15 +18,21 @@ import yaml
 from gptailor import judgement, launch
 from gptailor.errors import UserError
 from gptailor.launch.process import python
+from gptailor.plan import StitchPlan
 from gptailor.runfile import load_yaml, read_text
 from gptailor.show import as_table, run_json
 from gptailor.spec import RunSpec, load_spec
-from gptailor.store import RunFolder, queries
+from gptailor.store import RunFolder, RunWriter, queries
 from gptailor.trial import RunStatus
 
 KEYS = ("name", "run", "runs", "evaluate")
 SHORT = ("first_candidates", "first_objectives", "metric")
 """The run file's first so many candidates or objectives; one metric for all objectives."""
+DENSE_BASE = (
+    *("base_model", "held_out", "include_path", "seed", "device", "dtype", "batch_size", "chat_template"),
+    "trust_remote_code",
+)
+"""Keys of a run file on which the dense base's held-out answers, and their order, depend."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ def run_experiment(experiment: Experiment, root: str | Path, say: Callable[[str]
         if not is_finished(folder):
             _command(folder, "engine")
         if is_finished(folder) and spec.held_out and experiment.evaluate and not _is_judged(folder):
+            lend_dense(folder, spec, [(folders[other], experiment.runs[other]) for other in folders])
             _command(folder, "evaluate", "--subjects", ",".join(experiment.evaluate))
     say("")
     say(as_table(table(folders)))
@@ -137,6 +144,24 @@ def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def lend_dense(folder: RunFolder, spec: RunSpec, others: Sequence[tuple[RunFolder, RunSpec]]) -> None:
+    """Copy what the dense base answered when another run of the same base was judged: that takes as long as a plan."""
+    dense = StitchPlan.dense(int(queries.read_run(folder).runs["n_layers"].iloc[0])).hash
+    wanted = {(dense, judge.benchmark, str(judge.metric), str(judge.split)) for judge in spec.held_out}
+    missing = wanted - queries.stored_items(folder, dense).keys()
+    for other, asked in others:
+        if other == folder or not is_finished(other) or any(getattr(spec, k) != getattr(asked, k) for k in DENSE_BASE):
+            continue
+        found = {key: items for key, items in queries.stored_items(other, dense).items() if key in missing}
+        if found:
+            with launch.EngineLock(folder):
+                writer = RunWriter.open(folder)
+                with writer.batch():
+                    for key, items in found.items():
+                        writer.record_examples(*key, 0, items)
+            missing -= found.keys()
 
 
 def _status(folder: RunFolder) -> RunStatus | None:

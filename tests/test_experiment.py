@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 from test_search import gptailor, write_benchmark
+from tiny_run import PLAN, make_tiny_run, tiny_spec
 
 from gptailor.errors import UserError
-from gptailor.experiment import load_experiment
+from gptailor.experiment import lend_dense, load_experiment
+from gptailor.plan import StitchPlan
 from gptailor.spec import Baseline, SpaceOperation, load_spec
+from gptailor.store import RunWriter, queries
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "data" / "experiments").glob("*.yaml"))
@@ -58,6 +61,20 @@ def test_short_keys_depend_on_the_run_file(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / "x.yaml").write_text(f"run: data/presets/demo.yaml\nruns: {{a: {{first_candidates: {wrong}}}}}")
         with pytest.raises(UserError, match="runs.a.first_candidates: expected a number from 1 to 3, the candidates"):
             load_experiment(tmp_path / "x.yaml")
+
+
+def test_the_dense_base_is_judged_once(tmp_path: Path) -> None:
+    dense, spec = StitchPlan.dense(6).hash, tiny_spec(tmp_path)
+    folders = [make_tiny_run(tmp_path / "runs", tmp_path, f"run-{k}") for k in range(3)]
+    first, second, third = folders
+    writer = RunWriter.open(first)
+    writer.record_examples(dense, "words", "acc", "test", 0, [1.0, 0.0, 1.0])
+    writer.record_examples(dense, "words", "acc", "validation", 0, [0.0])
+    writer.record_examples(PLAN.hash, "words", "acc", "test", 0, [1.0])
+    lend_dense(second, spec, [(first, spec)])
+    assert queries.load_examples(second) == {(dense, "words", "acc", "test"): [1.0, 0.0, 1.0]}
+    lend_dense(third, tiny_spec(tmp_path, seed=1), [(first, spec), (second, spec)])
+    assert not queries.load_examples(third), "another seed is another order of the examples"
 
 
 @pytest.mark.slow
