@@ -11,6 +11,7 @@ Calibration texts, objectives, budgets and the allowance of examples are those t
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from dataclasses import dataclass
@@ -25,10 +26,20 @@ from gptailor.recording import now, outcome_of, trial_record
 from gptailor.schedule import schedule
 from gptailor.scorer import Ended, Here
 from gptailor.search import Search
+from gptailor.selection import FINALISTS
+from gptailor.spec import RunSpec
 from gptailor.store import queries
 from gptailor.store.summary import retention
 from gptailor.trial import Evaluation, Origin, Outcome, RunStatus, TrialStatus
-from gptailor.workbench import Workbench
+from gptailor.workbench import SELECTION_EXAMPLES, Workbench
+
+
+def _allowance(spec: RunSpec) -> int:
+    """Examples per objective that the run's search may score, what its selection scores among them."""
+    parts = [chooser.part for chooser in spec.selection]
+    selected = sum(min(end or math.inf, first + SELECTION_EXAMPLES) - first for first, end in parts)
+    searched = sum(rung.examples for rung in schedule(spec.budget, spec.trials))
+    return searched + round(FINALISTS * selected / len(spec.objectives))
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ class Controls(Search):
                 batches,
                 merit=lambda plan, n: self._merit(bench, plan, n),
                 rungs=spec.budget.rungs,
-                allowed=sum(rung.examples for rung in schedule(spec.budget, spec.trials)),
+                allowed=_allowance(spec),
                 seed=cut.seed,
                 between=self._stop_if_asked,
             )

@@ -7,6 +7,7 @@ experiment that was stopped goes on where it was, and one that is started again 
 from __future__ import annotations
 
 import hashlib
+import math
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -139,8 +140,7 @@ def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
                 (best or "").replace("config:", ""),
                 "" if believed is None else f"{believed:.1%}",
                 "" if judged is None else f"{judged['average']:.4f} ±{judged['stderr']:.4f}",
-                "" if judged is None else f"{judged['retention']:.1%}",
-                "" if judged is None else f"{judged['gap']:+.1%}",
+                *("" if judged is None or math.isnan(judged[k]) else form(judged[k]) for k, form in _SHARES.items()),
             )
         )
     return rows
@@ -162,6 +162,10 @@ def lend_dense(folder: RunFolder, spec: RunSpec, others: Sequence[tuple[RunFolde
                     for key, items in found.items():
                         writer.record_examples(*key, 0, items)
             missing -= found.keys()
+
+
+_SHARES = {"retention": "{:.1%}".format, "gap": "{:+.1%}".format}
+"""Columns that need the dense base to be judged too."""
 
 
 def _status(folder: RunFolder) -> RunStatus | None:

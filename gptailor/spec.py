@@ -19,6 +19,7 @@ from gptailor.plan import BASE
 from gptailor.runfile import apply_change, explain, kind, load_yaml, read_text
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$"
+_SPLIT = re.compile(r"(train|validation|test)(\[(?P<start>\d{0,9}):(?P<end>\d{0,9})\])?")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 Whole = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
@@ -79,22 +80,55 @@ class _Record(BaseModel):
 
 
 class Benchmark(_Record):
-    """One lm-eval task (or group of tasks) with the metric it is read by."""
+    """One lm-eval task (or group of tasks) with the metric it is read by.
+
+    split: train, validation or test, or a part of one: `validation[162:500]` leaves out the first 162 examples of the
+    seeded order, which are those that rungs up to 162 read, and ends before the 500th.
+    """
 
     benchmark: Annotated[str, Field(min_length=1, max_length=200)]
     metric: Annotated[str, Field(min_length=1, max_length=100)] = "acc"
-    split: Literal["train", "validation", "test"] = "validation"
+    split: str = "validation"
     num_fewshot: Annotated[Whole, Field(ge=0, le=64)] | None = None
+
+    @field_validator("split")
+    @classmethod
+    def _known_split(cls, value: str) -> str:
+        found = _SPLIT.fullmatch(value)
+        if not found or (found["end"] and int(found["end"]) <= int(found["start"] or 0)):
+            raise ValueError(
+                f"must be train, validation or test, or a part of one such as validation[162:]; got {value!r}"
+            )
+        return value
 
     @property
     def name(self) -> str:
         return f"{self.benchmark}/{self.metric}"
 
+    @property
+    def whole_split(self) -> str:
+        return self.split.partition("[")[0]
+
+    @property
+    def part(self) -> tuple[int, int | None]:
+        """The first example and the end of those that count, in nested order; None: to the split's end."""
+        found = _SPLIT.fullmatch(self.split)
+        assert found is not None
+        return int(found["start"] or 0), int(found["end"]) if found["end"] else None
+
+    def overlaps(self, other: Benchmark, read: int | None = None) -> bool:
+        """Whether this and the first `read` examples of the other (none: all) share examples."""
+        if (self.benchmark, self.whole_split) != (other.benchmark, other.whole_split):
+            return False
+        (first, end), (theirs, their_end) = self.part, other.part
+        ends = [bound for bound in (their_end, None if read is None else theirs + read) if bound is not None]
+        return first < min(ends, default=math.inf) and theirs < (math.inf if end is None else end)
+
 
 class HeldOut(Benchmark):
     """A benchmark that only judges the result; read on its test split unless said otherwise."""
 
-    split: Literal["train", "validation", "test"] = "test"
+    split: str = "test"
 
 
 class Merge(_Record):
@@ -327,22 +361,25 @@ class RunSpec(_Record):
         names = [objective.name for objective in self.objectives]
         if len(set(names)) != len(names):
             raise ValueError("objectives: the same benchmark and metric is listed twice")
-        seen = {(o.benchmark, o.split) for o in self.objectives}
         judges = [(judge.name, judge.split) for judge in self.held_out]
         if len(set(judges)) != len(judges):
             raise ValueError("held_out: the same benchmark, metric and split is listed twice")
+        read = self.budget.max
         for index, judge in enumerate(self.held_out):
-            if (judge.benchmark, judge.split) in seen:
+            if any(judge.overlaps(objective, read) for objective in self.objectives):
                 raise ValueError(
                     f"held_out.{index}: {judge.benchmark} on its {judge.split} split is an objective of the search; "
-                    "a held-out result must use another split"
+                    f"a held-out result must use another split, or what the search does not read of it, such as "
+                    f"{judge.whole_split}[{read}:]"
                 )
-        seen |= {(judge.benchmark, judge.split) for judge in self.held_out}
         for index, chooser in enumerate(self.selection):
-            if (chooser.benchmark, chooser.split) in seen:
+            if any(chooser.overlaps(objective, read) for objective in self.objectives) or any(
+                chooser.overlaps(judge) for judge in self.held_out
+            ):
                 raise ValueError(
                     f"selection.{index}: {chooser.benchmark} on its {chooser.split} split is an objective or held out; "
-                    "the selection needs a split of its own"
+                    f"the selection needs a split of its own, or what the search does not read of it, such as "
+                    f"{chooser.whole_split}[{read}:]"
                 )
         if len({(o.name, o.split) for o in self.selection}) < len(self.selection):
             raise ValueError("selection: the same benchmark, metric and split is listed twice")

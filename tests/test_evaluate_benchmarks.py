@@ -67,6 +67,18 @@ def test_a_small_maximum_is_the_beginning_of_a_large_one(folder: Path, tokenizer
     assert small.chance == pytest.approx(1 / 3)
 
 
+def test_a_part_of_a_split_is_what_lies_there_in_the_order(folder: Path, tokenizer: Any) -> None:
+    whole, part, rest = opened(
+        folder,
+        tokenizer,
+        *(Benchmark(benchmark="whole", split=split) for split in ("test", "test[20:50]", "test[90:]")),
+    )
+    assert part.order == whole.order[20:50] and rest.order == whole.order[90:]
+    assert [e.instances[0].doc for e in part.examples] == [e.instances[0].doc for e in whole.examples[20:50]]
+    said = refused(folder, tokenizer, Benchmark(benchmark="whole", split="test[100:]"))
+    assert said == "benchmark whole: test[100:] is empty: the split has 100 examples"
+
+
 def test_a_budget_beyond_the_benchmark_saturates(folder: Path, tokenizer: Any) -> None:
     (many,) = opened(folder, tokenizer, Benchmark(benchmark="many", split="test"), max_examples=1000)
     assert many.n_examples == 20

@@ -53,6 +53,24 @@ def test_it_needs_a_split_of_its_own(split: str) -> None:
         build_spec(data)
 
 
+def test_what_the_search_does_not_read_of_its_split_will_do() -> None:
+    data = RUN | {"operations": ["remove"], "budget": {"min": 5, "max": 20}, "held_out": []}
+    for split, fits in (("validation[20:]", True), ("validation[20:90]", True), ("validation[19:]", False)):
+        asked = data | {"selection": [{"benchmark": "piqa", "metric": "acc", "split": split}]}
+        if fits:
+            assert build_spec(asked).selection[0].part[0] == 20
+        else:
+            with pytest.raises(UserError, match=r"such as validation\[20:\]"):
+                build_spec(asked)
+    chooser = {"benchmark": "piqa", "metric": "acc", "split": "validation[20:60]"}
+    judge = {"benchmark": "piqa", "metric": "acc_norm"}
+    build_spec(data | {"selection": [chooser], "held_out": [judge | {"split": "validation[60:]"}]})
+    with pytest.raises(UserError, match="the selection needs a split of its own"):
+        build_spec(data | {"selection": [chooser], "held_out": [judge | {"split": "validation[59:]"}]})
+    with pytest.raises(UserError, match=r"held_out.0: piqa on its validation\[19:\] split is an objective"):
+        build_spec(data | {"held_out": [judge | {"split": "validation[19:]"}]})
+
+
 def test_a_search_ends_with_it(tiny_family: Path, tmp_path: Path) -> None:
     write_benchmark(tmp_path, "first_words", 30, 0)
     write_benchmark(tmp_path, "other_words", 25, 3)
@@ -66,6 +84,7 @@ def test_a_search_ends_with_it(tiny_family: Path, tmp_path: Path) -> None:
         "selection": [
             {"benchmark": "other_words", "metric": "acc"},
             {"benchmark": "other_words", "metric": "acc_norm"},
+            {"benchmark": "first_words", "metric": "acc", "split": "validation[10:22]"},
         ],
         "include_path": [str(tmp_path)],
         "budget": {"min": 5, "max": 10, "eta": 2},
@@ -82,6 +101,8 @@ def test_a_search_ends_with_it(tiny_family: Path, tmp_path: Path) -> None:
     configs = set(chosen.subject) - {"dense"}
     assert "dense" in set(chosen.subject) and 1 <= len(configs) <= FINALISTS
     assert set(chosen.n_samples) == {25} and len(chosen) == 2 * (1 + len(configs))
+    part = tables.evaluations[tables.evaluations.split == "validation[10:22]"]
+    assert set(part.n_samples) == {12} and set(part.subject) == set(chosen.subject)
     story = json.loads(gptailor("show", folder.run_id, "--runs", folder.root, "--json").stdout)
     assert story["selection"]["subject"] in configs and story["selection"]["finalists"] == len(configs)
     assert set(story["references"]) == {"dense", "baseline:block_influence"}

@@ -122,7 +122,9 @@ def _read(
     spec: Benchmark, tasks: list[Task], encoder: Encoder, render: Any, max_examples: int | None, seed: int
 ) -> tuple[Order, tuple[Example, ...]]:
     sizes = [len(task.eval_docs) for task in tasks]
-    order = nested_order([task.task_name for task in tasks], sizes, seed)[:max_examples]
+    order = nested_order([task.task_name for task in tasks], sizes, seed)[slice(*spec.part)][:max_examples]
+    if not order:
+        raise UserError(f"benchmark {spec.benchmark}: {spec.split} is empty: the split has {sum(sizes)} examples")
     try:
         examples = _build(tasks, order, encoder, render)
     except UserError as error:

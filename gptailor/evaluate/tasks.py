@@ -85,20 +85,21 @@ def load_tasks(manager: TaskManager, spec: Benchmark) -> tuple[list[Task], Group
 def _choose_split(task: Task, spec: Benchmark) -> None:
     """Make `task.eval_docs` the asked split, so that few-shot examples never hold the question they precede."""
     splits = {split: task.get_config(field) for split, field in SPLITS.items()}
-    chosen = splits[spec.split]
+    chosen = splits[spec.whole_split]
     if chosen is None:
         there = [split for split, value in splits.items() if value is not None]
         raise UserError(
-            f"benchmark {spec.benchmark}: task {task.task_name} has no {spec.split} split; it has {', '.join(there)}"
+            f"benchmark {spec.benchmark}: task {task.task_name} has no {spec.whole_split} split; "
+            f"it has {', '.join(there)}"
         )
-    if spec.split == "test":
+    if spec.whole_split == "test":
         return
     # lm-eval evaluates the test split if there is one, else the validation split; and leaves the question itself out
     # of its examples when the examples' split is the test split (or neither is named).
     fewshot = task.fewshot_cfg
-    if spec.split == "train" and fewshot.split is None and fewshot.samples is None:
+    if spec.whole_split == "train" and fewshot.split is None and fewshot.samples is None:
         fewshot.split = chosen
-    same = spec.split == "train" or fewshot.split == chosen
+    same = spec.whole_split == "train" or fewshot.split == chosen
     task.set_config("test_split", chosen if same else None)
 
 
