@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ from gptailor.store import queries
 from gptailor.store.summary import retention
 from gptailor.trial import Evaluation, Origin, Outcome, RunStatus, TrialStatus
 from gptailor.workbench import SELECTION_EXAMPLES, Workbench
+
+SECONDS_BETWEEN_NOTES = 60.0
 
 
 def _allowance(spec: RunSpec) -> int:
@@ -86,8 +89,8 @@ class Controls(Search):
                 rungs=spec.budget.rungs,
                 allowed=_allowance(spec),
                 seed=cut.seed,
-                between=self._stop_if_asked,
             )
+            case.between = self._between(cut, case)
             outcome = self._cut(scorer, trial_id, cut, case)
             if outcome.status is TrialStatus.CANCELLED:
                 return RunStatus.STOPPED, None
@@ -148,6 +151,18 @@ class Controls(Search):
         ]
         return sum(kept) / len(kept)
 
-    def _stop_if_asked(self) -> None:
-        if self._stop_asked():
-            raise Stopped
+    def _between(self, cut: Cut, case: Case) -> Callable[[], None]:
+        """What a method does between two models: it stops if it is to, and now and then says how far it is."""
+        said = time.monotonic()
+
+        def between() -> None:
+            nonlocal said
+            if self._stop_asked():
+                raise Stopped
+            if time.monotonic() - said > SECONDS_BETWEEN_NOTES:
+                said = time.monotonic()
+                done = [f"{case.passes:.0f} passes over the calibration texts"] if case.passes else []
+                done += [f"{case.examples} of {case.allowed} examples a benchmark"] if case.examples else []
+                self.progress.note(f"{cut.subject}: {', '.join(done) or 'at work'} so far")
+
+        return between

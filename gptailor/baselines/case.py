@@ -28,8 +28,8 @@ class Case:
 
     merit: mean retention of a plan over the objectives on the first n examples of each (more is better). rungs: the
     run's budgets. allowed: examples per benchmark that the run's search may score. passes: over the calibration texts
-    so far, forward or the like; examples: scored so far, per benchmark. between: called before each model is looked at;
-    it may raise, to stop.
+    so far, forward or the like; examples: scored so far, per benchmark. between: called before each model is looked at
+    or scored; it may raise, to stop.
     """
 
     stitcher: Stitcher
@@ -68,6 +68,7 @@ class Case:
         plan = self.plan(removed)
         known = self._scored.setdefault(plan.hash, {})
         if n not in known:
+            self.between()
             self.examples += max(n - max(known, default=0), 0)
             known[n] = self.merit(plan, n)
         return known[n]
