@@ -62,7 +62,7 @@ def test_fields_are_read() -> None:
         ({"workers": "tcp://somewhere:8786"}, "workers", "write auto or a number of workers on this machine"),
         ({"workers": "0"}, "workers", "local: must be auto, or a number of processes from 1 to 256"),
         ({"objectives": "piqa acc train twice"}, "objectives", "write one a line as benchmark metric split"),
-        ({"objectives": "piqa acc dev"}, "objectives", "0.split: must be 'train', 'validation' or 'test'"),
+        ({"objectives": "piqa acc dev"}, "objectives", "0.split: must be train, validation or test, or a part"),
         ({"held_out": "demo_sums acc validation"}, "held_out", "is an objective of the search"),
         ({"budget_min": 500}, "budget", "min (500) must not be above max (270)"),
         ({"walltime": "soon"}, "walltime", "must be a duration such as 90s"),
