@@ -11,7 +11,6 @@ Calibration texts, objectives, budgets and the allowance of examples are those t
 
 from __future__ import annotations
 
-import math
 import time
 import traceback
 from collections.abc import Callable
@@ -32,15 +31,14 @@ from gptailor.spec import RunSpec
 from gptailor.store import queries
 from gptailor.store.summary import retention
 from gptailor.trial import Evaluation, Origin, Outcome, RunStatus, TrialStatus
-from gptailor.workbench import SELECTION_EXAMPLES, Workbench
+from gptailor.workbench import SELECTION, Workbench
 
 SECONDS_BETWEEN_NOTES = 60.0
 
 
-def _allowance(spec: RunSpec) -> int:
+def _allowance(bench: Workbench, spec: RunSpec) -> int:
     """Examples per objective that the run's search may score, what its selection scores among them."""
-    parts = [chooser.part for chooser in spec.selection]
-    selected = sum(min(end or math.inf, first + SELECTION_EXAMPLES) - first for first, end in parts)
+    selected = sum(benchmark.n_examples for benchmark in bench.opened(SELECTION)) if spec.selection else 0
     searched = sum(rung.examples for rung in schedule(spec.budget, spec.trials))
     return searched + round(FINALISTS * selected / len(spec.objectives))
 
@@ -69,7 +67,7 @@ class Controls(Search):
         self.progress.started(spec.model_copy(update={"trials": len(asked)}), len(self.history.finished))
         n_layers = bench.family.n_layers
         self._reference(scorer, "dense", StitchPlan.dense(n_layers))
-        batches = bench.calibration()
+        batches, allowed = bench.calibration(), _allowance(bench, spec)
         succeeded = bool(self.history.finished)
         for trial_id, cut in enumerate(asked):
             if trial_id in self.history.finished:
@@ -87,7 +85,7 @@ class Controls(Search):
                 batches,
                 merit=lambda plan, n: self._merit(bench, plan, n),
                 rungs=spec.budget.rungs,
-                allowed=_allowance(spec),
+                allowed=allowed,
                 seed=cut.seed,
             )
             case.between = self._between(cut, case)

@@ -29,9 +29,10 @@ from gptailor.trial import RunStatus
 KEYS = ("name", "run", "runs", "evaluate")
 SHORT = ("first_candidates", "first_objectives", "metric")
 """The run file's first so many candidates or objectives; one metric for all objectives."""
-DENSE_BASE = (
-    *("base_model", "held_out", "include_path", "seed", "device", "dtype", "batch_size", "chat_template"),
-    "trust_remote_code",
+SHARES = {"retention": "{:.1%}", "gap": "{:+.1%}"}
+"""Columns that need the dense base to be judged too."""
+DENSE_BASE = tuple(
+    "base_model held_out include_path seed device dtype batch_size chat_template trust_remote_code".split()
 )
 """Keys of a run file on which the dense base's held-out answers, and their order, depend."""
 
@@ -104,7 +105,8 @@ def run_experiment(experiment: Experiment, root: str | Path, say: Callable[[str]
         if not is_finished(folder):
             _command(folder, "engine")
         if is_finished(folder) and spec.held_out and experiment.evaluate and not _is_judged(folder):
-            lend_dense(folder, spec, [(folders[other], experiment.runs[other]) for other in folders])
+            if "dense" in experiment.evaluate:
+                lend_dense(folder, spec, [(folders[other], experiment.runs[other]) for other in folders])
             _command(folder, "evaluate", "--subjects", ",".join(experiment.evaluate))
     say("")
     say(as_table(table(folders)))
@@ -140,7 +142,10 @@ def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
                 (best or "").replace("config:", ""),
                 "" if believed is None else f"{believed:.1%}",
                 "" if judged is None else f"{judged['average']:.4f} ±{judged['stderr']:.4f}",
-                *("" if judged is None or math.isnan(judged[k]) else form(judged[k]) for k, form in _SHARES.items()),
+                *(
+                    "" if judged is None or math.isnan(judged[k]) else form.format(judged[k])
+                    for k, form in SHARES.items()
+                ),
             )
         )
     return rows
@@ -149,7 +154,7 @@ def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
 def lend_dense(folder: RunFolder, spec: RunSpec, others: Sequence[tuple[RunFolder, RunSpec]]) -> None:
     """Copy what the dense base answered when another run of the same base was judged: that takes as long as a plan."""
     dense = StitchPlan.dense(int(queries.read_run(folder).runs["n_layers"].iloc[0])).hash
-    wanted = {(dense, judge.benchmark, str(judge.metric), str(judge.split)) for judge in spec.held_out}
+    wanted = {(dense, judge.benchmark, judge.metric, judge.split) for judge in spec.held_out}
     missing = wanted - queries.stored_items(folder, dense).keys()
     for other, asked in others:
         if other == folder or not is_finished(other) or any(getattr(spec, k) != getattr(asked, k) for k in DENSE_BASE):
@@ -162,10 +167,6 @@ def lend_dense(folder: RunFolder, spec: RunSpec, others: Sequence[tuple[RunFolde
                     for key, items in found.items():
                         writer.record_examples(*key, 0, items)
             missing -= found.keys()
-
-
-_SHARES = {"retention": "{:.1%}".format, "gap": "{:+.1%}".format}
-"""Columns that need the dense base to be judged too."""
 
 
 def _status(folder: RunFolder) -> RunStatus | None:

@@ -362,26 +362,28 @@ class RunSpec(_Record):
         judges = [(judge.name, judge.split) for judge in self.held_out]
         if len(set(judges)) != len(judges):
             raise ValueError("held_out: the same benchmark, metric and split is listed twice")
-        read = self.budget.max
-        for index, judge in enumerate(self.held_out):
-            if any(judge.overlaps(objective, read) for objective in self.objectives):
-                raise ValueError(
-                    f"held_out.{index}: {judge.benchmark} on its {judge.split} split is an objective of the search; "
-                    f"a held-out result must use another split, or what the search does not read of it, such as "
-                    f"{judge.whole_split}[{read}:]"
-                )
+        for key, ones in (("held_out", self.held_out), ("selection", self.selection)):
+            for index, one in enumerate(ones):
+                self._check_unread(f"{key}.{index}", one)
         for index, chooser in enumerate(self.selection):
-            if any(chooser.overlaps(objective, read) for objective in self.objectives) or any(
-                chooser.overlaps(judge) for judge in self.held_out
-            ):
+            if any(chooser.overlaps(judge) for judge in self.held_out):
                 raise ValueError(
-                    f"selection.{index}: {chooser.benchmark} on its {chooser.split} split is an objective or held out; "
-                    f"the selection needs a split of its own, or what the search does not read of it, such as "
-                    f"{chooser.whole_split}[{read}:]"
+                    f"selection.{index}: {chooser.benchmark} on its {chooser.split} split is held out; the selection "
+                    "needs examples of its own"
                 )
         if len({(o.name, o.split) for o in self.selection}) < len(self.selection):
             raise ValueError("selection: the same benchmark, metric and split is listed twice")
         return self
+
+    def _check_unread(self, where: str, one: Benchmark) -> None:
+        """Raise ValueError where the search reads what is to judge or to choose its plans."""
+        for objective in self.objectives:
+            if one.overlaps(objective, self.budget.max):
+                unread = f"{one.whole_split}[{objective.part[0] + self.budget.max}:]"
+                raise ValueError(
+                    f"{where}: {one.benchmark} on its {one.split} split is an objective of the search; use another "
+                    f"split, or what the search does not read of it, {unread}"
+                )
 
     @property
     def batch_tokens(self) -> int | Literal["auto"]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,17 @@ import yaml
 from planted import IDENTITIES, planted_family
 from test_search import gptailor, only_run, write_benchmark
 
-from gptailor import judgement
+from gptailor import controls, judgement, launch
 from gptailor.baselines import METHODS, cuts
 from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
+from gptailor.progress import Report
+from gptailor.schedule import schedule
+from gptailor.search import search
+from gptailor.selection import FINALISTS
 from gptailor.spec import Baseline, load_spec
 from gptailor.store import RunFolder, queries
+from gptailor.trial import RunStatus
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +68,20 @@ def test_every_method_on_every_source_is_a_trial(finished: RunFolder) -> None:
     named = tables.evaluations[tables.evaluations.subject != "dense"]
     assert dict(zip(named.config_id, named.subject, strict=True)) == {i: cut.subject for i, cut in enumerate(asked)}
     assert {"baseline:sleb", "baseline:sleb@math", "baseline:random-3@math"} <= set(named.subject)
+
+
+def test_it_says_how_far_a_method_is(run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a method may score as many examples as the search with its selection of four rows."""
+    monkeypatch.setattr(controls, "SECONDS_BETWEEN_NOTES", -1.0)
+    chooser = "{benchmark: first_words, metric: acc, split: 'validation[18:22]'}"
+    changes = ["baselines=[greedy, sleb]", "baselines_on=[math]", "trials=9", f"selection=[{chooser}]"]
+    spec = load_spec(run_file, changes)
+    folder, told = launch.prepare(tmp_path, spec), io.StringIO()
+    assert search(folder, Report(told)) is RunStatus.FINISHED
+    allowed = sum(rung.examples for rung in schedule(spec.budget, 9)) + 4 * FINALISTS
+    scored = re.findall(rf"baseline:greedy@math: (\d+) of {allowed} examples a benchmark so far", told.getvalue())
+    assert len(scored) > 2 and sorted(map(int, scored)) == list(map(int, scored)) and int(scored[-1]) <= allowed
+    assert "baseline:sleb@math: 2 passes over the calibration texts so far" in told.getvalue()
 
 
 def test_layers_that_do_nothing_go_and_the_dense_score_stays(finished: RunFolder) -> None:

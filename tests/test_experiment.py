@@ -11,7 +11,7 @@ from test_search import gptailor, write_benchmark
 from tiny_run import PLAN, make_tiny_run, tiny_spec
 
 from gptailor.errors import UserError
-from gptailor.experiment import lend_dense, load_experiment
+from gptailor.experiment import lend_dense, load_experiment, table
 from gptailor.plan import StitchPlan
 from gptailor.spec import Baseline, SpaceOperation, load_spec
 from gptailor.store import RunWriter, queries
@@ -75,6 +75,13 @@ def test_the_dense_base_is_judged_once(tmp_path: Path) -> None:
     assert queries.load_examples(second) == {(dense, "words", "acc", "test"): [1.0, 0.0, 1.0]}
     lend_dense(third, tiny_spec(tmp_path, seed=1), [(first, spec), (second, spec)])
     assert not queries.load_examples(third), "another seed is another order of the examples"
+
+
+def test_what_needs_the_dense_base_is_blank_without_it(tmp_path: Path) -> None:
+    folders = {name: make_tiny_run(tmp_path / "runs", tmp_path, name, name == "judged") for name in ("judged", "not")}
+    head, judged, without = (dict(zip(table(folders)[0], row, strict=True)) for row in table(folders))
+    assert judged["retention"] == "50.0%" and judged["held-out average"] == without["held-out average"] != ""
+    assert (without["retention"], without["gap"]) == ("", "") and set(head) == set(judged)
 
 
 @pytest.mark.slow

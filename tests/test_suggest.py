@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.ensemble import RandomForestRegressor
+from smac.acquisition.function import EI
 
 from gptailor.plan import StitchPlan
 from gptailor.space import build_space, initial_design
 from gptailor.spec import RunSpec, build_spec
 from gptailor.suggest import Suggester, Suggestion, cost
-from gptailor.surrogate import PlanForest
+from gptailor.surrogate import PlanForest, PlanSearch
 from gptailor.trial import Origin, Score
 
 N_LAYERS = 16
@@ -141,6 +142,31 @@ def test_what_adds_up_is_learnt_from_few_plans() -> None:
     learnt = np.corrcoef(means.ravel(), costs[40:])[0, 1]
     assert learnt > np.corrcoef(forest.predict(features[40:]), costs[40:])[0, 1] + 0.1
     assert learnt > 0.6
+
+
+def test_half_of_the_moves_are_swaps_and_no_move_is_lost_on_a_layer_that_is_gone() -> None:
+    space = build_space(make_spec(), N_LAYERS)
+    search = PlanSearch(space, EI(), seed=0)
+    before = search._random(2000)
+    after = search._moves(before)
+    gone, still = space.removed_mask(before), space.removed_mask(after)
+    swapped = (gone != still).any(axis=1)
+    # One to three moves, the lesser of two draws: 5/9, 3/9 and 1/9 of the plans; all but (1/2)^moves of them swap.
+    assert abs(swapped.mean() - (1 - 5 / 9 / 2 - 3 / 9 / 4 - 1 / 9 / 8)) < 0.04
+    source = space.columns["source"]
+    unchanged = (before[:, source] == after[:, source]) | ~(gone & still)
+    assert unchanged[~swapped].all()
+
+
+def test_a_batch_begins_with_different_removed_layers() -> None:
+    space = build_space(make_spec(), N_LAYERS)
+    search = PlanSearch(space, EI(), seed=0)
+    cuts = np.repeat(search._random(3), 20, axis=0)
+    cuts[:, space.columns["source"]] = search._random(60)[:, space.columns["source"]]
+    values = np.repeat([3.0, 2.0, 1.0], 20)
+    chosen = [config.get_array() for _, config in search._top(cuts, values, cuts[:1], 6)]
+    masks = [space.removed_mask(one[None]).tobytes() for one in chosen]
+    assert len(set(masks[:3])) == 3 and set(masks[3:]) == {masks[0]}
 
 
 def test_an_exhausted_space_ends(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def tiny_spec(family: Path, **changes: Any) -> RunSpec:
     return build_spec(data | changes)
 
 
-def make_tiny_run(root: Path, family: Path, run_id: str = "tiny-run") -> RunFolder:
+def make_tiny_run(root: Path, family: Path, run_id: str = "tiny-run", dense_is_judged: bool = True) -> RunFolder:
     spec = tiny_spec(family)
     folder = RunFolder.of(root, run_id)
     folder.root.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,8 @@ def make_tiny_run(root: Path, family: Path, run_id: str = "tiny-run") -> RunFold
         writer.set_status(RunStatus.RUNNING)
         dense = Score("words", "acc", 0.6, 0.15, 10, True)
         writer.record_evaluation(Evaluation("dense", None, "validation", dense, NOW))
-        writer.record_evaluation(Evaluation("dense", None, "test", Score("words", "acc", 0.8, 0.1, 16, True), NOW))
+        if dense_is_judged:
+            writer.record_evaluation(Evaluation("dense", None, "test", Score("words", "acc", 0.8, 0.1, 16, True), NOW))
         writer.record_plan(CONFIG, PLAN, 41_000)
         writer.start_trial(Trial(0, CONFIG, 10, 0, Origin.INITIAL, {}, NOW, 0.1))
         score = Score("words", "acc", 0.5, 0.16, 10, True)

@@ -122,7 +122,8 @@ def fields(preset: Preset, values: Mapping[str, Any], draft: Draft) -> None:
             "selection",
             "Selection",
             "Splits that neither the search nor the held-out results use: the best plans are scored there before one "
-            "is called best. In the same form; may be empty.",
+            "is called best. In the same form, or part of a split: validation[1000:] leaves out the 1,000 examples "
+            "that a search up to that budget reads. May be empty.",
         )
         f.area(
             "include_path",
