@@ -193,7 +193,8 @@ def choice_text(chosen: Choice) -> str:
     if chosen.by_search != chosen.subject:
         other = chosen.by_search.replace("config:", "plan ")
         text += f" The search's scores would have chosen {other}, which keeps {chosen.by_search_retention:.1%}."
-    return text + f" On average the search's scores promised {chosen.optimism:+.1%} more than was kept."
+    beside = "more" if chosen.optimism >= 0 else "less"
+    return text + f" On average the search's scores promised {abs(chosen.optimism):.1%} {beside} than was kept."
 
 
 def paired(frame: pd.DataFrame, items: Items, one: str, other: str) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from run_tables import SPEC, run_tables
 from test_search import gptailor, only_run, write_benchmark
 
 from gptailor import judgement
+from gptailor.dashboard import pickers
+from gptailor.dashboard.frames.view import View
 from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
 from gptailor.selection import FINALISTS
@@ -35,15 +38,23 @@ def test_the_choice_is_by_the_selection_split_alone() -> None:
     for split, n in (("validation", 900), ("train", 500), ("test", 500)):
         found.append({"subject": "dense", "name": "piqa/acc", "score": 0.8, "n_samples": n, "split": split})
     plans = {c: StitchPlan.without([c - 1], 4) for c in promised}
-    chosen = judgement.choice(run_tables(trials, plans, found, spec=RUN))
+    tables = run_tables(trials, plans, found, spec=RUN)
+    chosen = judgement.choice(tables)
     assert chosen is not None
     assert (chosen.subject, chosen.by_search, chosen.finalists) == ("config:2", "config:1", 3)
     assert (chosen.retention, chosen.promised) == pytest.approx((0.9, 0.925))
     assert chosen.by_search_retention == pytest.approx(0.825)
     assert chosen.optimism == pytest.approx((0.12 + 0.02 + 0.06) / 3 / 0.8)
     text = judgement.choice_text(chosen)
-    assert "plan 2 is best" in text and "would have chosen plan 1" in text and "promised +8.3% more" in text
+    assert (
+        "plan 2 is best" in text and "would have chosen plan 1" in text and "promised 8.3% more than was kept" in text
+    )
+    modest = judgement.choice_text(replace(chosen, optimism=-0.059))
+    assert "promised 5.9% less than was kept" in modest
     assert judgement.choice(run_tables(trials, plans, [], spec=RUN)) is None
+    assert pickers.chosen_plan(View(tables)) == 2, "pages begin with the run's choice"
+    without = run_tables(trials, plans, found, spec=RUN | {"selection": []})
+    assert pickers.chosen_plan(View(without)) == 1
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

@@ -51,7 +51,7 @@ def show_of_plan(view: View, run: Run, config_id: int) -> None:
 
 def show_choice(view: View) -> None:
     """What the selection split chose, and by how much the search's own scores flatter."""
-    chosen = judgement.choice(view.tables)
+    chosen = view.once("choice", lambda: judgement.choice(view.tables))
     if chosen is not None:
         st.info(text.safe(judgement.choice_text(chosen), 600), icon=":material/how_to_vote:")
 

@@ -194,9 +194,9 @@ def judged_note(view: View) -> str:
 
 
 def chosen_plan(view: View) -> int:
-    """config_id of the plan that is looked at: the one in the URL where it was judged, else the best one."""
+    """config_id of the plan that is looked at: the one in the URL where it was judged, else the run's choice."""
     asked, judged = chosen("config"), view.plans["config_id"].astype(int).tolist()
-    return int(asked) if asked and asked.isdecimal() and len(asked) < 10 and int(asked) in judged else judged[0]
+    return int(asked) if asked and asked.isdecimal() and len(asked) < 10 and int(asked) in judged else _choice(view)
 
 
 def pick_plan(view: View, label: str = "Plan") -> int:
@@ -204,9 +204,23 @@ def pick_plan(view: View, label: str = "Plan") -> int:
     names = {
         int(c): plan_name(c, a, view.facts) for c, a in zip(view.plans["config_id"], view.plans[AVERAGE], strict=True)
     }
-    best = next(iter(names))
-    names[best] += " (best)"
-    return int(select("config", label, list(names), names.__getitem__, best))
+    names[next(iter(names))] += " (best)"
+    choice = _choice(view)
+    if view.facts.spec.get("selection") and choice != next(iter(names)):
+        names[choice] += " (chosen by the selection)"
+    return int(select("config", label, list(names), names.__getitem__, choice))
+
+
+def _choice(view: View) -> int:
+    """config_id of the plan that the run calls its best: the selection's choice, else the best by the search."""
+    judged = view.plans["config_id"].astype(int).tolist()
+    if not view.facts.spec.get("selection"):
+        return judged[0]
+    from gptailor import judgement  # scipy, which runs without a selection do not need
+
+    found = view.once("choice", lambda: judgement.choice(view.tables))
+    config_id = int(found.subject.removeprefix("config:")) if found else judged[0]
+    return config_id if config_id in judged else judged[0]
 
 
 def adopt_click(event: Any, selection: str, view: View) -> None:
