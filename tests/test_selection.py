@@ -12,7 +12,7 @@ from run_tables import SPEC, run_tables
 from test_search import gptailor, only_run, write_benchmark
 
 from gptailor import judgement
-from gptailor.dashboard import pickers
+from gptailor.dashboard import models, pickers
 from gptailor.dashboard.frames.view import View
 from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
@@ -32,7 +32,7 @@ def test_the_choice_is_by_the_selection_split_alone() -> None:
     trials = [{"config_id": c, "budget": 900, "scores": {"piqa/acc": s}} for c, s in promised.items()]
     found = [
         {"subject": f"config:{c}", "name": "piqa/acc", "score": s, "n_samples": 500, "split": split}
-        for split, scores in (("train", kept), ("test", judged))
+        for split, scores in (("test", judged), ("train", kept))
         for c, s in scores.items()
     ]
     for split, n in (("validation", 900), ("train", 500), ("test", 500)):
@@ -53,6 +53,7 @@ def test_the_choice_is_by_the_selection_split_alone() -> None:
     assert "promised 5.9% less than was kept" in modest
     assert judgement.choice(run_tables(trials, plans, [], spec=RUN)) is None
     assert pickers.chosen_plan(View(tables)) == 2, "pages begin with the run's choice"
+    assert list(models.results(View(tables), 2)["Used in the search"]) == ["yes", "to choose", "no"]
     without = run_tables(trials, plans, found, spec=RUN | {"selection": []})
     assert pickers.chosen_plan(View(without)) == 1
 

@@ -63,7 +63,7 @@ def results(view: View, config_id: int) -> pd.DataFrame:
     both = mine.merge(dense[[*keys, "score", "stderr"]], on=keys, how="left", suffixes=("", "_dense"))
     choosers = {(o["benchmark"], o["metric"], o["split"]) for o in view.facts.spec.get("selection") or ()}
     kept = (both["score"] / both["score_dense"]).where(both["higher"], both["score_dense"] / both["score"])
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "Benchmark": [text.plain(f"{b} / {m}") for b, m in zip(both["benchmark"], both["metric"], strict=True)],
             "Split": both["split"].map(text.plain),
@@ -81,6 +81,8 @@ def results(view: View, config_id: int) -> pd.DataFrame:
             "retention": kept.astype(float),
         }
     )
+    uses = frame["Used in the search"].map(["yes", "to choose", "no"].index)
+    return frame.iloc[uses.argsort(kind="stable")].reset_index(drop=True)
 
 
 def _searched(view: View, config_id: int) -> pd.DataFrame:
