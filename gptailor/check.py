@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -17,6 +16,7 @@ from typing import Any
 
 from gptailor.errors import UserError
 from gptailor.memory import ELSEWHERE, Memory, gigabytes, local_workers, predict_memory
+from gptailor.pace import matmul_speed, type_advice
 from gptailor.progress import format_seconds
 from gptailor.schedule import Rung, n_examples, schedule
 from gptailor.spec import RunSpec, SpaceOperation
@@ -28,7 +28,6 @@ EFFICIENCY = 0.4
 """Share of a matrix product's speed that a whole forward pass reaches."""
 SECONDS_PER_TRIAL = 0.5
 """To suggest, stitch and record a trial."""
-SPEED_TEST_SECONDS = 0.2
 ENOUGH_TRIALS = 5
 RECENT_RUNS = 12
 
@@ -87,7 +86,7 @@ def check(spec: RunSpec, runs: str | Path | None = None) -> Check:
     return dataclasses.replace(
         planned,
         problems=tuple(problems),
-        notes=(*found.notes, *_rung_notes(spec, planned), *_worker_notes(spec)),
+        notes=(*found.notes, *_rung_notes(spec, planned), *_worker_notes(spec), *_type_notes(memory.device, found)),
         family=family,
         memory=memory,
         estimate=_estimate(spec, planned, found, memory.device, family.kept, Path(runs or runs_root())),
@@ -108,6 +107,11 @@ def _rung_notes(spec: RunSpec, planned: Check) -> Iterator[str]:
 def _worker_notes(spec: RunSpec) -> Iterator[str]:
     if names := local_workers(spec):
         yield f"workers: {len(names)} on this machine ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})"
+
+
+def _type_notes(device: str, found: Any) -> Iterator[str]:
+    if device != ELSEWHERE and (advice := type_advice(device, found.hidden_size, found.dtype)):
+        yield advice
 
 
 def _fit(spec: RunSpec, found: Any) -> Fit:
@@ -222,7 +226,7 @@ def _estimate(spec: RunSpec, planned: Check, family: Any, device: str, kept: flo
         pace, run_id = measured
         seconds = planned.n_examples * pace / at_once + spec.trials * SECONDS_PER_TRIAL
         return Estimate(seconds, f"{1000 * pace:.3g} ms an example, as in run {run_id}")
-    speed = _speed(device, family.hidden_size, family.dtype)
+    speed = matmul_speed(device, family.hidden_size, family.dtype)
     if speed is None:
         return None
     pace = TOKENS_PER_EXAMPLE * 2 * kept * family.n_parameters / (EFFICIENCY * speed)
@@ -267,24 +271,6 @@ def _pace(tables: Any) -> float | None:
     before = trials.groupby("config_id").scored.shift(fill_value=0)
     examples, seconds = float((trials.scored - before).sum()), float(trials.evaluate_seconds.sum())
     return seconds / examples if examples > 0 and seconds > 0 else None
-
-
-def _speed(device: str, width: int, dtype: str) -> float | None:
-    """Floating-point operations a second of a matrix product such as this model's; None where the device is full."""
-    import torch
-
-    try:
-        left = torch.ones(1024, width, dtype=getattr(torch, dtype), device=device)
-        right = torch.ones(width, 4 * width, dtype=left.dtype, device=device)
-        count, until = 0, time.monotonic() + SPEED_TEST_SECONDS
-        (left @ right).sum().item()
-        began = time.monotonic()
-        while not count or time.monotonic() < until:
-            (left @ right)[0, 0].item()
-            count += 1
-        return count * 2 * left.shape[0] * right.numel() / (time.monotonic() - began)
-    except torch.OutOfMemoryError:
-        return None
 
 
 def _millions(number: int) -> str:

@@ -62,7 +62,7 @@ class Controls(Search):
         spec = self.spec
         asked = cuts(spec, spec.baselines)
         began = time.monotonic()
-        scorer = Here(spec, queries.load_examples(self.folder), self._stop_asked, self._give_up)
+        scorer = self._here(queries.load_examples(self.folder))
         bench = scorer.bench
         self.progress.started(spec.model_copy(update={"trials": len(asked)}), len(self.history.finished))
         n_layers = bench.family.n_layers

@@ -25,8 +25,9 @@ from gptailor.evaluate import Stopped
 from gptailor.evaluate.tasks import find_tasks
 from gptailor.family import preflight
 from gptailor.family.residence import pick_devices
-from gptailor.ledger import PlanScores
+from gptailor.ledger import Items, PlanScores
 from gptailor.memory import predict_memory
+from gptailor.pace import type_advice
 from gptailor.plan import StitchPlan
 from gptailor.progress import Progress
 from gptailor.recording import blame_the_trial, now, open_writer, outcome_of, trial_record, versions
@@ -165,7 +166,7 @@ class Search:
         known = queries.load_examples(self.folder)
         scorer: Scorer
         if self.spec.workers is None:
-            scorer = Here(self.spec, known, self._stop_asked, self._give_up)
+            scorer = self._here(known)
         else:
             from gptailor.cluster.team import Team  # Dask, which one worker does not need
 
@@ -174,6 +175,14 @@ class Search:
             yield scorer
         finally:
             scorer.close()
+
+    def _here(self, known: Items) -> Here:
+        """This process as the one that scores. known: what each example gave, so far. Raises UserError."""
+        scorer = Here(self.spec, known, self._stop_asked, self._give_up)
+        family = scorer.bench.family
+        if advice := type_advice(family.device.type, family.preflight.hidden_size, family.preflight.dtype):
+            self.progress.note(advice)
+        return scorer
 
     def _interrupted(self, cause: str | None) -> None:
         """The workers cannot be reached, for this cause; None: they can again."""

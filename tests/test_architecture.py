@@ -22,6 +22,7 @@ FLOORS: list[tuple[str, float, set[str]]] = [
     ("gptailor.runfile", 0, {"torch", "smac", "ConfigSpace", "duckdb", "streamlit", "numpy", "pandas", "pydantic"}),
     ("gptailor.trial", 0, {"torch", "smac", "ConfigSpace", "duckdb", "streamlit", "numpy", "pandas", "pydantic"}),
     ("gptailor.watch", 0, {"torch", "smac", "ConfigSpace", "duckdb", "streamlit", "numpy", "pandas", "pydantic"}),
+    ("gptailor.pace", 1, {"smac", "ConfigSpace", "duckdb", "streamlit", "altair"}),
     ("gptailor.workers", 1, {"smac", "ConfigSpace", "duckdb", "streamlit"}),
     ("gptailor.space", 1, {"torch", "duckdb", "streamlit"}),
     ("gptailor.pareto", 1, {"torch", "duckdb", "streamlit", "smac", "altair"}),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from make_runs import make_run
 
+from gptailor import pace
 from gptailor.check import Memory, check, check_json, check_text
 from gptailor.errors import UserError
 from gptailor.spec import RunSpec, build_spec
@@ -66,6 +67,21 @@ def test_text_and_json_say_the_same(home: Path) -> None:
     data = json.loads(json.dumps(check_json(spec_of())))
     assert data["problems"] == [] and data["rungs"][0] == {"budget": 10, "trials": 9, "examples": 90}
     assert data["memory"]["needed"] == sum(data["memory"]["parts"].values()) and data["n_examples"] == 1740
+
+
+def test_a_type_that_the_processor_is_slow_at_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = {"float32": 100e9, "bfloat16": 20e9}
+    monkeypatch.setattr(pace, "matmul_speed", lambda device, width, dtype: speeds[dtype])
+    (note,) = check(spec_of(dtype="bfloat16")).notes
+    assert "float32 5.0 times as fast as bfloat16" in note and "`dtype: float32`" in note
+    speeds["bfloat16"] = 90e9
+    assert check(spec_of(dtype="bfloat16")).notes == ()
+    assert pace.type_advice("cuda:0", 64, "bfloat16") is None  # not even measured: there is no such device here
+
+
+def test_speeds_are_measured() -> None:
+    half, single = (pace.matmul_speed("cpu", 256, dtype, 0.05) for dtype in ("bfloat16", "float32"))
+    assert half and single and half > 1e8 and single > 1e8
 
 
 @pytest.mark.parametrize(
