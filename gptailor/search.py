@@ -41,8 +41,9 @@ from gptailor.store import RunFolder, RunWriter, queries
 from gptailor.store.connection import StoreFull, StoreUnwritable
 from gptailor.store.folder import write_atomically
 from gptailor.suggest import Suggester, cost
-from gptailor.trial import Evaluation, Outcome, RunStatus, TrialStatus
+from gptailor.trial import Evaluation, Outcome, RunStatus, Score, TrialStatus
 from gptailor.watch import heartbeat, stop_on_signal
+from gptailor.workbench import OBJECTIVES
 
 log = logging.getLogger("gptailor")
 
@@ -317,6 +318,10 @@ class Search:
             if subject == "dense":
                 self.dense = self.dense_at[budget] = {score.name: score.score for score in result.scores}
         self.progress.reference(subject, result.scores)
+        if subject == "dense":
+            for benchmark, score in zip(scorer.opened(OBJECTIVES), result.scores, strict=True):
+                if advice := _no_better_than_guessing(score, benchmark.chance):
+                    self.progress.note(advice)
 
     def _remember(self, result: PlanScores) -> None:
         for key, first, items in result.fresh:
@@ -370,3 +375,13 @@ class Search:
 def _was_computed(outcome: Outcome) -> bool:
     """Whether a model was scored: the first trial's examples, for one, are known from the references."""
     return outcome.status is TrialStatus.SUCCESS and outcome.stitch_seconds > 0
+
+
+def _no_better_than_guessing(dense: Score, chance: float | None) -> str | None:
+    """What to say of an objective on which the dense base's score may be luck."""
+    if chance is None or not dense.higher_is_better or dense.score - chance > 2 * (dense.stderr or 0.0):
+        return None
+    return (
+        f"{dense.name}: the dense base scores {dense.score:.3f} on {dense.n_samples} examples, guessing {chance:.3f}: "
+        f"plans that guess well will look good; more examples or another benchmark would tell more"
+    )

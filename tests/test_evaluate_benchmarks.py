@@ -67,6 +67,23 @@ def test_a_small_maximum_is_the_beginning_of_a_large_one(folder: Path, tokenizer
     assert small.chance == pytest.approx(1 / 3)
 
 
+def test_always_the_same_answer_is_guessing_too(tmp_path: Path, tokenizer: Any) -> None:
+    """Where all examples offer the same options; a place among options of their own is nothing that a model sees."""
+    asked = [{"query": f"the red bird {n}", "choices": ["yes", "no"], "gold": int(n >= 14)} for n in range(20)]
+    own = [row | {"choices": [f"a {n}", f"b {n}"]} for n, row in enumerate(asked)]
+    write_task(tmp_path, "same", test=asked)
+    write_task(tmp_path, "own", test=own)
+    chances = {
+        (name, metric): opened(tmp_path, tokenizer, Benchmark(benchmark=name, metric=metric, split="test"))[0].chance
+        for name in ("same", "own")
+        for metric in ("acc_norm", "choice_prob", "agree")
+    }
+    assert {key: chance for key, chance in chances.items() if chance != 0.5} == {
+        ("same", "acc_norm"): 0.7,
+        ("same", "choice_prob"): 0.7,
+    }
+
+
 def test_a_part_of_a_split_is_what_lies_there_in_the_order(folder: Path, tokenizer: Any) -> None:
     whole, part, rest = opened(
         folder,

@@ -206,6 +206,8 @@ def test_a_single_objective(run_file: Path, tmp_path: Path) -> None:
     one = "objectives=[{benchmark: first_words, metric: acc}]"
     done = gptailor("search", run_file, "--runs", tmp_path, "--set", one, "--set", "trials=13")
     assert done.returncode == 0, done.stderr
+    said = "first_words/acc: the dense base scores"  # no better than guessing: its weights are drawn at random
+    assert said in done.stdout and "examples, guessing 0." in done.stdout
     story = json.loads(gptailor("show", only_run(tmp_path).run_id, "--runs", tmp_path, "--json").stdout)
     assert len({plan["scores"]["first_words/acc"]["score"] for plan in story["front"]}) == 1
 

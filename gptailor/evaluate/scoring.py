@@ -7,6 +7,7 @@ score be continued later from stored items and new ones.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -195,15 +196,27 @@ def _n_options(task: Task, example: Example) -> int:
 
 
 def chance_of(metric: str, tasks: Sequence[Task], examples: Sequence[Example]) -> float | None:
-    """Mean score of guessing one option uniformly; None where the metric is no kind of choosing."""
+    """Score of guessing; None where the metric is no kind of choosing.
+
+    Guessing is to take an option at random or, where all examples of a task offer the same options ("yes" and "no"),
+    always the one that is right most often: a model that says nothing but "yes" has no capability either.
+    """
     if metric not in _ACCURACIES or any(task.OUTPUT_TYPE != "multiple_choice" for task in tasks):
         return None
-    shares = [
-        (1 if metric == AGREE else max(1, len(gold_options(tasks[example.task], example))))
-        / _n_options(tasks[example.task], example)
-        for example in examples
-    ]
-    return sum(shares) / len(shares)
+    total = 0.0
+    for number, task in enumerate(tasks):
+        own = [example for example in examples if example.task == number]
+        golds = [gold_options(task, example) for example in own]
+        sizes = [_n_options(task, example) for example in own]
+        if metric == AGREE:  # with the dense base, which may say anything
+            total += sum(1 / size for size in sizes)
+            continue
+        uniform = sum(max(1, len(gold)) / size for gold, size in zip(golds, sizes, strict=True))
+        constant = 0
+        if len({tuple(task.doc_to_choice(example.doc)) for example in own}) == 1:
+            constant = max(Counter(option for gold in golds for option in gold).values(), default=0)
+        total += max(uniform, constant)
+    return total / len(examples)
 
 
 def _plain(value: Any) -> Any:
