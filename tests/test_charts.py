@@ -136,10 +136,10 @@ def test_other_peoples_text_is_data_or_plain_text(drawn: dict[str, Any], name: s
     ("name", "mark", "channel", "field", "title"),
     [
         ("best", "circle", "x", "trials", "Trials ended"),
-        ("best by hours", "line", "x", "hours", "Hours since the start (h)"),
+        ("best by hours", "line", "x", "hours", "Minutes since the start (min)"),
         ("best", "circle", "y", "average", "Mean retention"),
         ("hypervolume", "line", "y", "hypervolume", "Hypervolume (product of scores)"),
-        ("timeline", "bar", "x", "start_hours", "Hours since the start (h)"),
+        ("timeline", "bar", "x", "start_hours", "Minutes since the start (min)"),
         ("timeline", "bar", "y", "budget", None),
         ("workers", "bar", "y", "worker", None),
         ("shares", "bar", "x", "share", "Share (%)"),
@@ -165,6 +165,13 @@ def test_what_is_drawn_where(
     assert found["field"] == field
     if title:
         assert title_of(found) == title
+
+
+@pytest.mark.parametrize(("last", "title"), [(0.4, "Minutes since the start (min)"), (40, "Hours since the start (h)")])
+def test_long_runs_are_read_in_hours_and_short_ones_in_minutes(last: float, title: str) -> None:
+    frame = pd.DataFrame({"trials": [1, 2], "hours": [last / 2, last], "hypervolume": [0.1, 0.2]})
+    axis = encoding(progress_charts.hypervolume_so_far(frame, "hours").to_dict(), "line", "x")["axis"]
+    assert axis["title"] == title and ("60 * datum.value" in axis.get("labelExpr", "")) == (last < 1)
 
 
 @pytest.mark.parametrize(

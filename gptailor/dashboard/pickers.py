@@ -111,8 +111,8 @@ def read_quietly(run: readers.Run) -> View:
 
 
 def by_trials_or_hours() -> str:
-    """Whether curves run over trials or over hours."""
-    names = {"trials": "By trials", "hours": "By hours"}
+    """Whether curves run over trials or over time (hours)."""
+    names = {"trials": "By trials", "hours": "By time"}
     return str(
         st.segmented_control(
             "Curves",

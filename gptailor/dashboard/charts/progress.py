@@ -12,18 +12,26 @@ from gptailor.dashboard import theme
 from gptailor.dashboard.charts.common import NUMBER, Chart, format_of, height, row_axis, tight, tooltips, value_axis
 
 TRIALS, HOURS = "trials", "hours"
-_TIME_TITLES = {TRIALS: "Trials ended", HOURS: "Hours since the start (h)"}
+SHORT = 1.5
+"""Hours; shorter runs are read in minutes."""
 
 
-def _time(by: str) -> alt.X:
-    axis = alt.Axis(title=_TIME_TITLES[by], tickMinStep=1) if by == TRIALS else alt.Axis(title=_TIME_TITLES[by])
+def _time(frame: pd.DataFrame, by: str) -> alt.X:
+    axis = alt.Axis(title="Trials ended", tickMinStep=1) if by == TRIALS else _clock(frame[by])
     return alt.X(field=by, type="quantitative", scale=alt.Scale(zero=True), axis=axis)
+
+
+def _clock(hours: pd.Series) -> alt.Axis:
+    """An axis of hours since the start, in minutes where the run is short."""
+    if hours.max() >= SHORT:
+        return alt.Axis(title="Hours since the start (h)")
+    return alt.Axis(title="Minutes since the start (min)", labelExpr="format(60 * datum.value, '~r')")
 
 
 def best_so_far(frame: pd.DataFrame, by: str, title: str, percent: bool) -> Chart:
     """Every judged plan as a faint point, the best so far as a step. `frame`: see frames.progress.best_so_far."""
     shown = format_of(percent)
-    x = _time(by)
+    x = _time(frame, by)
     base = alt.Chart(frame)
     points = base.mark_circle(size=36, opacity=0.6, color=theme.MUTED).encode(
         x=x,
@@ -52,7 +60,7 @@ def best_so_far(frame: pd.DataFrame, by: str, title: str, percent: bool) -> Char
 
 
 def hypervolume_so_far(frame: pd.DataFrame, by: str) -> Chart:
-    x = _time(by)
+    x = _time(frame, by)
     base = alt.Chart(frame).encode(
         x=x,
         y=alt.Y("hypervolume:Q", axis=value_axis("Hypervolume (product of scores)", False), scale=tight()),
@@ -99,7 +107,7 @@ def _lanes(frame: pd.DataFrame, by: str, lanes: list[Any], label: str) -> Chart:
         ),
     )
     bars = base.mark_bar(height=alt.RelativeBandSize(0.7), minBandSize=1, cornerRadius=1).encode(
-        x=alt.X("start_hours:Q", title="Hours since the start (h)"), x2="end_hours:Q"
+        x=alt.X("start_hours:Q", axis=_clock(frame["end_hours"])), x2="end_hours:Q"
     )
     marked = base.transform_filter("datum.status != 'success'").mark_point(size=60, filled=True, opacity=1)
     signs = marked.encode(x="end_hours:Q", shape=shape)
@@ -112,7 +120,7 @@ def best_of_runs(frame: pd.DataFrame, by: str, title: str, percent: bool, runs: 
         alt.Chart(frame)
         .mark_line(interpolate="step-after", strokeWidth=2.5, point=alt.OverlayMarkDef(size=22, filled=True))
         .encode(
-            x=_time(by),
+            x=_time(frame, by),
             y=alt.Y("best:Q", axis=value_axis(title, percent), scale=tight()),
             color=run_colour(runs),
             strokeDash=run_dash(runs),
