@@ -8,11 +8,13 @@ promised beyond it is the optimism that this removes, and is shown (gptailor/jud
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 from gptailor import judgement
 from gptailor.plan import StitchPlan
+from gptailor.progress import format_seconds
 from gptailor.scorer import Scorer
 from gptailor.show import run_json, stored_plans
 from gptailor.spec import RunSpec
@@ -30,7 +32,12 @@ def select(folder: RunFolder, spec: RunSpec, scorer: Scorer, writer: RunWriter, 
     opened = scorer.opened(SELECTION)
     subjects: dict[str, tuple[int | None, StitchPlan]] = {"dense": (None, StitchPlan.dense(scorer.n_layers))}
     subjects |= {f"config:{config_id}": (config_id, plan) for config_id, plan in plans.items()}
-    for subject, (config_id, plan) in subjects.items():
+    n_examples, began = sum(benchmark.n_examples for benchmark in opened), time.monotonic()
+    say(f"selection: {len(plans)} plans and the dense base, on {n_examples} examples each that the search did not read")
+    for done, (subject, (config_id, plan)) in enumerate(subjects.items()):
+        if done:
+            left = format_seconds((time.monotonic() - began) / done * (len(subjects) - done))
+            say(f"selection: {done} of {len(subjects)} scored, about {left} left")
         result = scorer.score(plan, SELECTION_EXAMPLES, SELECTION)
         with writer.batch():
             for key, first, items in result.fresh:

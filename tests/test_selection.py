@@ -107,6 +107,7 @@ def test_a_search_ends_with_it(tiny_family: Path, tmp_path: Path) -> None:
     done = gptailor("search", tmp_path / "run.yaml", "--runs", tmp_path / "runs")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "is best on the selection split" in done.stdout
+    assert "examples each that the search did not read" in done.stdout and "scored, about" in done.stdout
     folder = only_run(tmp_path / "runs")
     tables = queries.read_run(folder)
     chosen = tables.evaluations[tables.evaluations.benchmark == "other_words"]
