@@ -144,8 +144,8 @@ def test_choice_prob_is_the_softmax_of_log_likelihoods_at_equal_length(
     for example, item in zip(benchmark.examples, items, strict=True):
         scores = [answer.precise for answer in score_rows(model, example.windows, 4096)]
         sizes = [len(f" {choice}".encode()) for choice in example.doc["choices"]]
-        mean = sum(sizes) / len(sizes)
-        shares = [math.exp(mean * score / size) for score, size in zip(scores, sizes, strict=True)]
+        root = math.sqrt(sum(sizes) / len(sizes))
+        shares = [math.exp(root * score / size) for score, size in zip(scores, sizes, strict=True)]
         assert item == pytest.approx(shares[example.doc["gold"]] / sum(shares), abs=1e-4)
     assert 0 < engine.score(benchmark, items).score < 1 and benchmark.chance == pytest.approx(1 / 3)
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from gptailor.evaluate.examples import Example
 
 CHOICE_PROB = "choice_prob"
-"""Our own metric: probability of the right option under a softmax of the options' log-likelihoods at equal length."""
+"""Our own metric: probability of the right option under a softmax of the options' log-likelihoods, per byte and times
+the root of the options' mean length in bytes."""
 ANSWER_PERPLEXITY = "answer_perplexity"
 """Our own metric: perplexity per byte of the right option after its prompt, over all examples together, as lm-eval's
 byte_perplexity is taken over texts; less is better."""
@@ -69,7 +70,7 @@ def item_of(benchmark: OpenBenchmark, example: Example, answers: Sequence[Any], 
         gold = gold_options(task, example)[0]
         return [float(precise[gold]), _bytes_of(example)[gold]]
     if benchmark.metric in RELATIVE:
-        return [float(value) for value in _at_equal_length(task, example, precise)]
+        return [float(value) for value in _levels(task, example, precise)]
     instances = [
         replace(instance, resps=[answer] * instance.repeats, filtered_resps={})
         for instance, answer in zip(example.instances, answers, strict=True)
@@ -154,18 +155,19 @@ def _stderr(benchmark: OpenBenchmark, items: Sequence[Any], owners: Sequence[int
 
 
 def _choice_prob(task: Task, example: Example, precise: Sequence[float]) -> float:
-    shares = _shares(_at_equal_length(task, example, precise))
+    shares = _shares(_levels(task, example, precise))
     return float(shares[gold_options(task, example)].sum())
 
 
-def _at_equal_length(task: Task, example: Example, precise: Sequence[float]) -> np.ndarray:
-    """Each option's log-likelihood per byte, as acc_norm compares them, times the options' mean length in bytes.
+def _levels(task: Task, example: Example, precise: Sequence[float]) -> np.ndarray:
+    """Each option's log-likelihood per byte, as acc_norm compares them, times the root of the options' mean length.
 
-    Per byte alone, a softmax sees hardly any difference: all options come out about equally likely.
+    Differences between sums over n bytes grow with sqrt(n). Times the length itself, nearly all long options come out
+    as 0 or 1, and the probability sees little more than right or wrong; per byte alone, all are about equally likely.
     """
     n_options = _n_options(task, example)
     sizes = _bytes_of(example)[:n_options]
-    return np.asarray(precise[:n_options], dtype=np.float64) / np.asarray(sizes) * np.mean(sizes)
+    return np.asarray(precise[:n_options], dtype=np.float64) / np.asarray(sizes) * math.sqrt(np.mean(sizes))
 
 
 def _bytes_of(example: Example) -> list[int]:
