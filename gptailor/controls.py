@@ -66,6 +66,10 @@ class Controls(Search):
         bench = scorer.bench
         self.progress.started(spec.model_copy(update={"trials": len(asked)}), len(self.history.finished))
         n_layers = bench.family.n_layers
+        if any(METHODS[name].scores for name in spec.baselines):  # on the examples that a search reads
+            n_removed = spec.n_removed(n_layers)
+            orders = bench.influence_orders()
+            self._order(scorer, [StitchPlan.without(set(order[:n_removed]), n_layers, name) for name, order in orders])
         self._reference(scorer, "dense", StitchPlan.dense(n_layers))
         batches, allowed = bench.calibration(), _allowance(bench, spec)
         succeeded = bool(self.history.finished)

@@ -6,14 +6,14 @@ The other one is a team of Dask workers (gptailor/cluster/team.py). The search's
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from gptailor.evaluate import NonFinite, OpenBenchmark, Stopped, is_out_of_memory
-from gptailor.ledger import Items, PlanScores
+from gptailor.ledger import Items, Ledger, PlanScores
 from gptailor.plan import StitchPlan
-from gptailor.spec import RunSpec
+from gptailor.spec import Reading, RunSpec
 from gptailor.watch import TimeLimit, TookTooLong
 from gptailor.workbench import OBJECTIVES, Workbench
 
@@ -45,10 +45,14 @@ class Scorer(Protocol):
     """
 
     n_layers: int
+    ledger: Ledger
 
     @property
     def room(self) -> int: ...
     def opened(self, on: str) -> Sequence[OpenBenchmark]: ...
+    def reorder(self, orders: Mapping[Reading, list[int]]) -> None:
+        """Read the objectives' examples in these orders from now on; the ledger's items are in them."""
+
     def begin(self, trial_id: int, plan: StitchPlan, budget: int, others: int) -> None: ...
     def wait(self) -> list[Ended]: ...
 
@@ -72,6 +76,7 @@ class Here:
         """
         self.bench = Workbench.open(spec, spec.objectives, max_examples=spec.budget.max)
         self.bench.known = known
+        self.ledger = self.bench.ledger
         self.n_layers = self.bench.family.n_layers
         self._spec, self._should_stop, self._hung = spec, should_stop, hung
         self._taken: tuple[int, StitchPlan, int] | None = None
@@ -97,6 +102,9 @@ class Here:
 
     def opened(self, on: str) -> Sequence[OpenBenchmark]:
         return self.bench.opened(on)
+
+    def reorder(self, orders: Mapping[Reading, list[int]]) -> None:
+        self.bench.reorder(orders)
 
     def score(self, plan: StitchPlan, budget: int, on: str = OBJECTIVES) -> PlanScores:
         return self.bench.score(plan, budget, self._should_stop, self.bench.opened(on))

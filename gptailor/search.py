@@ -21,10 +21,11 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from gptailor import launch
 from gptailor.errors import UserError
-from gptailor.evaluate import Stopped
+from gptailor.evaluate import NonFinite, Stopped
 from gptailor.evaluate.tasks import find_tasks
 from gptailor.family import preflight
 from gptailor.family.residence import pick_devices
+from gptailor.informative import REFERENCES, informative_orders, known_orders, put_in_order, slopes
 from gptailor.ledger import Items, PlanScores
 from gptailor.memory import predict_memory
 from gptailor.pace import type_advice
@@ -140,6 +141,7 @@ class Search:
         self.history = read_history(folder)
         self.dense: dict[str, float] = {}
         self.dense_at: dict[int, dict[str, float]] = {}
+        self.slopes: dict[int, dict[str, float]] = {}
         self.failures: list[str] = []
         self.has_succeeded = any(_was_computed(trial.outcome) for trial in self.history.finished.values())
         self.deadline = math.inf
@@ -153,6 +155,7 @@ class Search:
             space = build_space(spec, scorer.n_layers, merge_source_counts(spec.merge.method))
             self.progress.started(spec, len(self.history.finished))
             initial = self._start(scorer, space)
+            self._order(scorer, initial)
             self._reference(scorer, "dense", StitchPlan.dense(space.n_layers))
             if space.n_removed:
                 one_shot = StitchPlan.without(set(initial[0].removed), space.n_layers)  # the initial design begins so
@@ -305,7 +308,10 @@ class Search:
     def _costs(self, outcome: Outcome, budget: int) -> list[float] | None:
         """One an objective, in the run file's order, which that of stored scores need not be; None for a crash."""
         scores, there = {score.name: score for score in outcome.scores}, self.dense_at.get(budget, self.dense)
-        return [cost(scores[name], dense, there[name]) for name, dense in self.dense.items()] if scores else None
+        slope = self.slopes.get(budget, {})
+        if not scores:
+            return None
+        return [cost(scores[name], dense, there[name], slope.get(name, 1.0)) for name, dense in self.dense.items()]
 
     def _reference(self, scorer: Scorer, subject: str, plan: StitchPlan) -> None:
         """Score a plan outside the search at every rung, for retention and as a control (one-shot pruning)."""
@@ -335,6 +341,28 @@ class Search:
         plans = initial_design(space, scorer.influence_orders())[: max(1, round(INITIAL_SHARE * self.spec.trials))]
         write_atomically(path, json.dumps([plan.to_json() for plan in plans]))
         return plans
+
+    def _order(self, scorer: Scorer, plans: Sequence[StitchPlan]) -> None:
+        """Read the examples that tell most first, where there are several rungs; a resumed run as it did before.
+
+        plans: those to tell by, the first few of them, beside the dense base.
+        """
+        benchmarks, known = scorer.opened(OBJECTIVES), scorer.ledger.known
+        dense = StitchPlan.dense(scorer.n_layers)
+        references = [dense, *plans[: REFERENCES - 1]]
+        if not known and len(self.spec.budget.rungs) > 1:
+            scorer.score(dense, self.spec.budget.max)
+            for number, plan in enumerate(references[1:]):
+                with suppress(NonFinite, UserError):  # it can be spared
+                    scorer.score(plan, self.spec.budget.max)
+                    self.has_succeeded |= number > 0
+            orders = informative_orders(references, benchmarks, known)
+            with self.writer.batch():
+                for key, first, items in put_in_order(known, orders, dense, benchmarks):
+                    self.writer.record_examples(*key, first, items)
+        if stored := known_orders(known, dense, benchmarks):
+            scorer.reorder(stored)
+            self.slopes = slopes(references, benchmarks, self.spec.budget.rungs, known)
 
     def _wait_for_space(self, problem: StoreUnwritable) -> bool:
         """A full disk is waited for: nothing that was scored is lost while somebody makes room."""
@@ -373,7 +401,7 @@ class Search:
 
 
 def _was_computed(outcome: Outcome) -> bool:
-    """Whether a model was scored: the first trial's examples, for one, are known from the references."""
+    """Whether a model was scored: the first trials' examples are known from the references."""
     return outcome.status is TrialStatus.SUCCESS and outcome.stitch_seconds > 0
 
 

@@ -79,6 +79,10 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+Reading = tuple[str, str, int | None]
+"""What a model reads for a benchmark, whatever the metric: its name, its split, its shots."""
+
+
 class Benchmark(_Record):
     """One lm-eval task (or group of tasks) with the metric it is read by.
 
@@ -102,6 +106,10 @@ class Benchmark(_Record):
     @property
     def name(self) -> str:
         return f"{self.benchmark}/{self.metric}"
+
+    @property
+    def reading(self) -> Reading:
+        return self.benchmark, self.split, self.num_fewshot
 
     @property
     def whole_split(self) -> str:

@@ -52,17 +52,18 @@ class Suggestion:
     info: TrialInfo
 
 
-def cost(score: Score, dense: float, dense_there: float | None = None) -> float:
+def cost(score: Score, dense: float, dense_there: float | None = None, slope: float = 1.0) -> float:
     """What SMAC minimises: 1 - retention, so that accuracies and perplexities share one scale.
 
     The only place where a score becomes a cost. dense: the dense base's score on the benchmark at the full budget;
     dense_there: on the very examples of `score`. The first examples may be easy or hard ones, for the plan as for the
-    dense base: what the base's score says of them is taken off, so that rungs can be compared.
+    dense base: what the base's score says of them is taken off, so that rungs can be compared. slope: what a difference
+    on these examples amounts to on those of the full budget (gptailor/informative.py).
     """
     there = dense if dense_there is None else dense_there
     if not score.higher_is_better:
         return 1.0 - there / score.score if score.score > 0 else 0.0
-    return 1.0 - (score.score - there + dense) / dense if dense > 0 else 1.0 - score.score
+    return 1.0 - (slope * (score.score - there) + dense) / dense if dense > 0 else 1.0 - score.score
 
 
 def scenario_of(spec: RunSpec, space: PlanSpace, output: Path) -> Scenario:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +16,12 @@ import torch
 
 from gptailor.baselines.block_influence import block_influence, removal_order
 from gptailor.errors import UserError
-from gptailor.evaluate import Evaluator, OpenBenchmark, calibration_batches, open_benchmarks
+from gptailor.evaluate import Evaluator, OpenBenchmark, calibration_batches, open_benchmarks, reordered
 from gptailor.family import Family, open_family
 from gptailor.family.models import Reader
 from gptailor.ledger import Gap, Items, Ledger, PlanScores
 from gptailor.plan import BASE, StitchPlan
-from gptailor.spec import Benchmark, RunSpec
+from gptailor.spec import Benchmark, Reading, RunSpec
 from gptailor.stitch import Stitcher
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class Workbench:
     evaluator: Evaluator
     ledger: Ledger
     others: dict[str, list[OpenBenchmark]] = field(default_factory=dict)
+    orders: Mapping[Reading, list[int]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, spec: RunSpec, benchmarks: Sequence[Benchmark], max_examples: int | None) -> Workbench:
@@ -76,6 +77,11 @@ class Workbench:
     ) -> list[OpenBenchmark]:
         """Benchmarks for the family's tokenizer and window. Raises UserError."""
         return open_run_benchmarks(family.reader, spec, benchmarks, max_examples)
+
+    def reorder(self, orders: Mapping[Reading, list[int]]) -> None:
+        """Read the objectives' examples in these orders, places in the seeded one (gptailor/informative.py)."""
+        if orders != self.orders:  # the evaluator keeps the seeded ones
+            self.benchmarks, self.orders = reordered(self.evaluator.benchmarks, orders), orders
 
     def opened(self, on: str) -> Sequence[OpenBenchmark]:
         """The benchmarks of this key of the run file; others than the objectives are loaded now. Raises UserError."""

@@ -14,6 +14,7 @@ from tiny_run import PLAN, tiny_spec
 
 from gptailor.evaluate import AGREE, CLOSENESS, item_beside
 from gptailor.evaluate.benchmarks import chance_of
+from gptailor.informative import ORDER
 from gptailor.ledger import OPTIONS
 from gptailor.plan import StitchPlan
 from gptailor.spec import RunSpec
@@ -132,4 +133,6 @@ def test_a_search_and_what_judges_it(tiny_family: Path, folder: Path, tmp_path: 
     kept = queries.load_examples(run)
     options = {key[1:]: len(items) for key, items in kept.items() if key[2] == OPTIONS}
     assert options == {("many", OPTIONS, "test"): 24, ("many", OPTIONS, "validation"): 20}
-    assert all(isinstance(item, float) for key, items in kept.items() if key[2] != OPTIONS for item in items)
+    assert all(
+        isinstance(item, float) for key, items in kept.items() if key[2] not in (OPTIONS, ORDER) for item in items
+    )

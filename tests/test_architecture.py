@@ -37,6 +37,7 @@ FLOORS: list[tuple[str, float, set[str]]] = [
     ("gptailor.suggest", 2.5, {"torch", "duckdb", "streamlit", "altair"}),
     ("gptailor.replay", 2.7, {"torch", "smac", "ConfigSpace", "streamlit", "altair", "duckdb"}),
     ("gptailor.ledger", 2.4, {"smac", "streamlit", "altair", "duckdb", "distributed"}),
+    ("gptailor.informative", 2.5, {"smac", "streamlit", "altair", "duckdb", "distributed"}),
     ("gptailor.scorer", 2.7, {"smac", "streamlit", "altair", "duckdb", "distributed"}),
     ("gptailor.recording", 3, {"smac", "streamlit", "altair", "duckdb"}),
     ("gptailor.cluster", 3, {"smac", "ConfigSpace", "streamlit", "altair", "duckdb"}),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +14,12 @@ from simulated import busy, run_search, simulated_workers
 from test_workers import run_file  # noqa: F401 (a fixture)
 
 from gptailor import launch
-from gptailor.ledger import PlanScores
+from gptailor.ledger import Ledger, PlanScores
 from gptailor.plan import StitchPlan
 from gptailor.recording import open_writer
 from gptailor.scorer import Ended
 from gptailor.search import Search
-from gptailor.spec import load_spec
+from gptailor.spec import Benchmark, load_spec
 from gptailor.store import RunFolder, RunWriter, queries
 from gptailor.trial import RunStatus, Score, TrialStatus
 
@@ -39,6 +40,9 @@ def test_workers_stay_busy(run_file: Path, tmp_path: Path) -> None:  # noqa: F81
     assert busy(done, N_WORKERS) >= 0.9  # the bar is 0.95 on a machine that does nothing else
 
 
+OBJECTIVES = (("first_words", "acc"), ("other_words", "acc_norm"))
+
+
 class Holding:
     """A scorer that takes everything before it gives anything back, in another order."""
 
@@ -46,6 +50,7 @@ class Holding:
 
     def __init__(self, most: int) -> None:
         self.most = most
+        self.ledger = Ledger(6)
         self.taken: list[tuple[int, int]] = []
 
     @property
@@ -70,7 +75,12 @@ class Holding:
         return self.made(budget)
 
     def opened(self, on: str) -> Sequence[Any]:
-        return ()
+        """As much of benchmarks as the search looks at: nothing was scored on them, so they keep their order."""
+        specs = [Benchmark(benchmark=name, metric=metric) for name, metric in OBJECTIVES]
+        return [SimpleNamespace(spec=spec, name=spec.name, chance=None, n_examples=9) for spec in specs]
+
+    def reorder(self, orders: Any) -> None:
+        raise AssertionError("there is no order to be put in")
 
     def n_parameters(self, plan: StitchPlan) -> int:
         return 1

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method:
-    """title: for people. function: module.function in this package. seeds: how often it is done, with another seed."""
+    """title: for people. function: module.function in this package. seeds: how often it is done, with another seed.
+    scores: whether it scores plans on its way."""
 
     title: str
     function: str
     seeds: int = 1
+    scores: bool = False
 
     def load(self) -> Callable[[Case], StitchPlan]:
         module, name = self.function.split(".")
@@ -42,8 +44,8 @@ METHODS: dict[Baseline, Method] = {
     Baseline.SHORTENED_TAYLOR: Method("Shortened LLaMA, Taylor+", "shortened_llama.taylor_cut"),
     Baseline.LACO: Method("LaCo, the paper's formula", "laco.paper_cut"),
     Baseline.LACO_NOTEBOOK: Method("LaCo, as published in code", "laco.notebook_cut"),
-    Baseline.GREEDY: Method("Greedy on the objectives (TALE)", "greedy.cut"),
-    Baseline.EVOLUTION: Method("Evolution over removed layers (EvoPress)", "evolution.cut"),
+    Baseline.GREEDY: Method("Greedy on the objectives (TALE)", "greedy.cut", scores=True),
+    Baseline.EVOLUTION: Method("Evolution over removed layers (EvoPress)", "evolution.cut", scores=True),
 }
 """Cheap ones first."""
 

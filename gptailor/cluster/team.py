@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,13 +23,13 @@ from gptailor.cluster.roster import Roster
 from gptailor.cluster.start import LOSSES, start
 from gptailor.cluster.worker import Answer, Piece, Run, answer, influence_orders
 from gptailor.errors import UserError
-from gptailor.evaluate import OpenBenchmark, Stopped
+from gptailor.evaluate import OpenBenchmark, Stopped, reordered
 from gptailor.family.models import open_reader
 from gptailor.ledger import Gap, Items, Ledger, PlanScores
 from gptailor.plan import StitchPlan
 from gptailor.recording import versions
 from gptailor.scorer import Ended, hung_error, last_line
-from gptailor.spec import RunSpec
+from gptailor.spec import Reading, RunSpec
 from gptailor.store import RunFolder
 from gptailor.workbench import OBJECTIVES, SELECTION_EXAMPLES, open_run_benchmarks
 
@@ -83,7 +83,7 @@ class Team:
         self.n_layers = reader.preflight.n_layers
         self._reader = reader
         self._benchmarks = {OBJECTIVES: open_run_benchmarks(reader, spec, spec.objectives, spec.budget.max)}
-        self._ledger = Ledger(self.n_layers, known)
+        self.ledger = Ledger(self.n_layers, known)
         self._crew = start(spec, folder)
         self._roster = Roster(folder)
         self._run = Run(
@@ -141,6 +141,10 @@ class Team:
             self._benchmarks[on] = open_run_benchmarks(self._reader, self._spec, asked, SELECTION_EXAMPLES)
         return self._benchmarks[on]
 
+    def reorder(self, orders: Mapping[Reading, list[int]]) -> None:
+        self._benchmarks[OBJECTIVES] = reordered(self._benchmarks[OBJECTIVES], orders)
+        self._run = replace(self._run, orders=orders)
+
     def n_parameters(self, plan: StitchPlan) -> int:
         layers = self._preflight.layer_parameters
         return self._preflight.other_parameters + sum(layers[choice.layer] for choice in plan.kept)
@@ -177,7 +181,7 @@ class Team:
     # --- trials out, answers in ---------------------------------------------------------------------------------------
 
     def _begin(self, trial_id: int, plan: StitchPlan, budget: int, on: str, n_parts: int) -> None:
-        gaps = self._ledger.gaps(plan, budget, self._benchmarks[on])
+        gaps = self.ledger.gaps(plan, budget, self._benchmarks[on])
         job = self._jobs[trial_id] = _Job(trial_id, plan, budget, on, gaps, {})
         if not gaps:
             self._end(job)
@@ -275,8 +279,8 @@ class Team:
         pieces = (
             pair for key, part in job.parts.items() for pair in zip(part, job.answers[key].items or [], strict=True)
         )
-        fresh = self._ledger.enter(job.plan, job.budget, benchmarks, join(job.gaps, pieces))
-        scores = self._ledger.scores(job.plan, job.budget, benchmarks)
+        fresh = self.ledger.enter(job.plan, job.budget, benchmarks, join(job.gaps, pieces))
+        scores = self.ledger.scores(job.plan, job.budget, benchmarks)
         seconds = [(found.stitch_seconds, found.evaluate_seconds) for found in job.answers.values()] or [(0.0, 0.0)]
         stitch, evaluate = max(seconds, key=sum)  # parts are at work side by side
         self._ready.append(Ended(job.trial_id, PlanScores(scores, stitch, evaluate, tuple(fresh)), worker=worker))

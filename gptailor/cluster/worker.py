@@ -10,8 +10,8 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from gptailor.ledger import Gap, items_key
 from gptailor.plan import StitchPlan
 from gptailor.recording import versions
 from gptailor.scorer import attempt
-from gptailor.spec import RunSpec
+from gptailor.spec import Reading, RunSpec
 from gptailor.watch import TimeLimit
 from gptailor.workbench import Workbench
 
@@ -38,13 +38,15 @@ _bench: tuple[str, Workbench] | None = None
 
 @dataclass(frozen=True)
 class Run:
-    """What a worker has to know of a run. topic: where it says what it does. threads: of its share of a CPU."""
+    """What a worker has to know of a run. topic: where it says what it does. threads: of its share of a CPU. orders: in
+    which the objectives' examples are read."""
 
     key: str
     topic: str
     spec: RunSpec
     versions: dict[str, str]
     threads: int | None
+    orders: Mapping[Reading, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def _open(run: Run) -> Workbench:
         bench = Workbench.open(run.spec, run.spec.objectives, max_examples=run.spec.budget.max)
         _look_at_the_dense_model(bench)
         _bench = (run.key, bench)
+    _bench[1].reorder(run.orders)
     return _bench[1]
 
 

@@ -1,6 +1,6 @@
 """Model + benchmarks + budget -> scores, equal to lm-eval's, at the cost of their arithmetic."""
 
-from gptailor.evaluate.benchmarks import OpenBenchmark, calibration_batches, open_benchmarks
+from gptailor.evaluate.benchmarks import OpenBenchmark, calibration_batches, open_benchmarks, reordered
 from gptailor.evaluate.evaluator import Evaluator, Stopped, is_out_of_memory
 from gptailor.evaluate.scoring import AGREE, CHOICE_PROB, CLOSENESS, NonFinite, item_beside
 
@@ -16,4 +16,5 @@ __all__ = [
     "is_out_of_memory",
     "item_beside",
     "open_benchmarks",
+    "reordered",
 ]

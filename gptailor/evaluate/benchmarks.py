@@ -10,15 +10,15 @@ import contextlib
 import difflib
 import io
 import random
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gptailor.errors import UserError
 from gptailor.evaluate.examples import Encoder, Example, build_examples, chat_renderer
 from gptailor.evaluate.scoring import ANSWER_PERPLEXITY, NEED_ANSWERS, OUR_METRICS, RELATIVE, chance_of, gold_options
 from gptailor.evaluate.tasks import find_tasks, load_tasks
-from gptailor.spec import Benchmark
+from gptailor.spec import Benchmark, Reading
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -80,12 +80,12 @@ def open_benchmarks(
     manager = find_tasks([spec.benchmark for spec in benchmarks], include_path)
     encoder = Encoder(tokenizer, max_length)
     render = chat_renderer(tokenizer) if chat_template else None
-    loaded: dict[Hashable, tuple[list[Task], Group | None]] = {}
-    read: dict[Hashable, tuple[Order, tuple[Example, ...]]] = {}  # once for all metrics of it
+    loaded: dict[Reading, tuple[list[Task], Group | None]] = {}
+    read: dict[Reading, tuple[Order, tuple[Example, ...]]] = {}  # once for all metrics of it
     opened = []
     with _quiet():
         for spec in benchmarks:
-            key = (spec.benchmark, spec.split, spec.num_fewshot)
+            key = spec.reading
             if key not in loaded:
                 loaded[key] = load_tasks(manager, spec)
             tasks, group = loaded[key]
@@ -94,6 +94,32 @@ def open_benchmarks(
                 read[key] = _read(spec, tasks, encoder, render, max_examples, seed)
             opened.append(_open(spec, tasks, group, metric, *read[key]))
     return opened
+
+
+def reordered(benchmarks: Sequence[OpenBenchmark], orders: Mapping[Reading, Sequence[int]]) -> list[OpenBenchmark]:
+    """The benchmarks with their first examples in other orders: places in the present one. Metrics of the same examples
+    go on sharing them. Raises UserError for an order that is not one of the examples there are."""
+    read: dict[Reading, tuple[Order, tuple[Example, ...]]] = {}
+    found = []
+    for benchmark in benchmarks:
+        places = orders.get(benchmark.spec.reading)
+        if places is None:
+            found.append(benchmark)
+            continue
+        if benchmark.spec.reading not in read:
+            if sorted(places) != list(range(len(places))) or len(places) > benchmark.n_examples:
+                raise UserError(
+                    f"{benchmark.name}: its stored order of {len(places)} examples does not fit the "
+                    f"{benchmark.n_examples} there are now; start a new run"
+                )
+            whole = [*places, *range(len(places), benchmark.n_examples)]
+            read[benchmark.spec.reading] = (
+                tuple(benchmark.order[place] for place in whole),
+                tuple(benchmark.examples[place] for place in whole),
+            )
+        order, examples = read[benchmark.spec.reading]
+        found.append(replace(benchmark, order=order, examples=examples))
+    return found
 
 
 def calibration_batches(benchmarks: Sequence[OpenBenchmark], n: int) -> list[list[int]]:
