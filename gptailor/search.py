@@ -338,7 +338,9 @@ class Search:
         path = self.folder.path / "initial.json"
         if path.exists():
             return [StitchPlan.from_json(plan) for plan in json.loads(path.read_text())]
-        plans = initial_design(space, scorer.influence_orders())[: max(1, round(INITIAL_SHARE * self.spec.trials))]
+        least = REFERENCES - 1 if len(self.spec.budget.rungs) > 1 else 1  # which are scored anyway
+        count = max(least, round(INITIAL_SHARE * self.spec.trials))
+        plans = initial_design(space, scorer.influence_orders())[:count]
         write_atomically(path, json.dumps([plan.to_json() for plan in plans]))
         return plans
 
