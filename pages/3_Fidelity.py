@@ -75,7 +75,8 @@ widgets.show_chart(
     ladder,
     title="Which plans were promoted?",
     note=f"Plans that were scored at least once (n = {len(ladder)}), a line each; a line ends where the plan was "
-    "not promoted. " + " ".join(frames.promotion_words(frames.promotions(ladder, facts))),
+    "not promoted. Lower rungs read the examples on which plans differ most, so plans lie further apart there. "
+    + " ".join(frames.promotion_words(frames.promotions(ladder, facts))),
     alt="Average at each rung for every plan",
     key="ladder",
 )
