@@ -50,11 +50,19 @@ def select(folder: RunFolder, spec: RunSpec, scorer: Scorer, writer: RunWriter, 
 
 
 def finalists(folder: RunFolder) -> dict[int, StitchPlan]:
-    """The front's plans by mean retention, then the next best off it, up to FINALISTS in all."""
+    """Up to FINALISTS plans: the front's by mean retention, then the next best off it; of plans that remove the same
+    layers the best alone, as long as there are others.
+
+    Plans of one cut that differ in a few layers' sources score alike, on SmolLM2 to the third decimal: ten of them are
+    one finalist, and the choice among them is chance.
+    """
     tables = queries.read_run(folder)
     order = [plan["config_id"] for plan in run_json(folder)["front"]]
     believed = judgement.calibration(tables)
     configs = sorted((s for s in believed if s.startswith("config:")), key=lambda s: -believed[s])
     order += [int(subject.removeprefix("config:")) for subject in configs]
     plans = stored_plans(tables)
-    return {config_id: plans[config_id] for config_id in list(dict.fromkeys(order))[:FINALISTS]}
+    firsts: dict[frozenset[int], int] = {}
+    for config_id in order:
+        firsts.setdefault(frozenset(plans[config_id].removed), config_id)
+    return {config_id: plans[config_id] for config_id in list(dict.fromkeys([*firsts.values(), *order]))[:FINALISTS]}

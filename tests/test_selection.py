@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from make_runs import make_run
 from run_tables import SPEC, run_tables
 from test_search import gptailor, only_run, write_benchmark
 
@@ -16,7 +17,7 @@ from gptailor.dashboard import models, pickers
 from gptailor.dashboard.frames.view import View
 from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
-from gptailor.selection import FINALISTS
+from gptailor.selection import FINALISTS, finalists
 from gptailor.spec import build_spec
 from gptailor.store import queries
 
@@ -81,6 +82,19 @@ def test_what_the_search_does_not_read_of_its_split_will_do() -> None:
         build_spec(data | {"selection": [chooser], "held_out": [judge | {"split": "validation[59:]"}]})
     with pytest.raises(UserError, match=r"held_out.0: piqa on its validation\[19:\] split is an objective"):
         build_spec(data | {"held_out": [judge | {"split": "validation[19:]"}]})
+
+
+def test_finalists_differ_in_what_they_remove(tmp_path: Path) -> None:
+    """Six layers, one removed: six cuts at most, each by its best plan before any other plan of the same cut."""
+    folder = make_run(tmp_path, n_trials=120, n_layers=6, n_removed=1, failures=0.0)
+    believed = judgement.calibration(queries.read_run(folder))
+    plans = finalists(folder)
+    cuts = [plan.removed for plan in plans.values()]
+    n = len(set(cuts))
+    assert len(plans) == FINALISTS and 1 < n <= 6 and len(set(cuts[:n])) == n
+    assert sorted(plans, key=lambda config_id: -believed[f"config:{config_id}"])[0] in list(plans)[:n]
+    few = make_run(tmp_path, n_trials=6, rungs=(1000,), failures=0.0)
+    assert len(finalists(few)) <= 6
 
 
 def test_a_search_ends_with_it(tiny_family: Path, tmp_path: Path) -> None:
