@@ -390,8 +390,8 @@ class Search:
 
     def _same_failure_again(self, outcome: Outcome) -> str | None:
         if outcome.status is not TrialStatus.CRASHED:
-            self.failures = []
-            self.has_succeeded |= _was_computed(outcome)
+            if _was_computed(outcome):
+                self.failures, self.has_succeeded = [], True
             return None
         self.failures.append(last_line(outcome.error))
         enough = FAILURES_AFTER_A_SUCCESS if self.has_succeeded else FAILURES_BEFORE_GIVING_UP

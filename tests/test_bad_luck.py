@@ -14,6 +14,7 @@ from warm_engines import WarmEngines, shared
 
 from gptailor import launch
 from gptailor.plan import StitchPlan
+from gptailor.search import FAILURES_AFTER_A_SUCCESS
 from gptailor.spec import RunSpec, load_spec
 from gptailor.store import RunFolder, queries
 from gptailor.trial import RunStatus, TrialStatus
@@ -104,8 +105,10 @@ def test_out_of_memory(warm: WarmEngines, spec: RunSpec, tmp_path: Path) -> None
     }
     assert len(kills.trials(hungry)) == 12, "and the search went on, its costs finite"
 
-    bad, said = troubled(warm, tmp_path / "bad", spec, "if begun: torch.empty(2**46 + 2**40 * ended)")
-    assert len(crashed(bad)) == 3 and "3 trials in a row failed alike: OutOfMemory" in said
+    long = spec.model_copy(update={"trials": 40})
+    bad, said = troubled(warm, tmp_path / "bad", long, "if begun: torch.empty(2**46 + 2**40 * ended)")
+    said_at_last = f"{FAILURES_AFTER_A_SUCCESS} trials in a row failed alike: OutOfMemory"  # its references succeeded
+    assert len(crashed(bad)) == FAILURES_AFTER_A_SUCCESS and said_at_last in said
     assert queries.run_summary(bad).status is RunStatus.FAILED
 
 
