@@ -24,6 +24,7 @@ from gptailor import launch
 from gptailor.cluster.parts import cut, join
 from gptailor.cluster.team import Team
 from gptailor.errors import UserError
+from gptailor.informative import known_orders
 from gptailor.launch.process import read_holder
 from gptailor.ledger import Ledger
 from gptailor.plan import StitchPlan
@@ -115,6 +116,12 @@ def assert_every_trial_is_scored_once_and_right(folder: RunFolder, bench: Workbe
     assert len([row for row in finished if row["status"] == TrialStatus.SUCCESS]) == len(trials)
     plans = {row.config_id: StitchPlan.from_json(json.loads(row.plan)) for row in tables.plans.itertuples()}
     stored = tables.scores.set_index(["trial_id", "benchmark"]).score
+    dense = StitchPlan.dense(bench.family.n_layers)
+    orders = known_orders(queries.load_examples(folder), dense, bench.benchmarks)
+    assert orders, "the run read first what tells most"
+    if orders != bench.orders:
+        bench.known = {}
+        bench.reorder(orders)
     for trial in trials.itertuples():
         for score in bench.score(plans[trial.config_id], int(trial.budget)).scores:
             assert stored[trial.trial_id, score.benchmark] == score.score, "not what one worker gives"
