@@ -12,8 +12,8 @@ from gptailor.dashboard import theme
 from gptailor.dashboard.charts.common import NUMBER, Chart, format_of, height, row_axis, tight, tooltips, value_axis
 
 TRIALS, HOURS = "trials", "hours"
-SHORT = 1.5
-"""Hours; shorter runs are read in minutes."""
+CLOCKS = ((0.05, 3600, "Seconds since the start (s)"), (1.5, 60, "Minutes since the start (min)"))
+"""Runs of fewer hours than these are read in units of which an hour has so many."""
 
 
 def _time(frame: pd.DataFrame, by: str) -> alt.X:
@@ -22,10 +22,11 @@ def _time(frame: pd.DataFrame, by: str) -> alt.X:
 
 
 def _clock(hours: pd.Series) -> alt.Axis:
-    """An axis of hours since the start, in minutes where the run is short."""
-    if hours.max() >= SHORT:
-        return alt.Axis(title="Hours since the start (h)")
-    return alt.Axis(title="Minutes since the start (min)", labelExpr="format(60 * datum.value, '~r')")
+    """An axis of hours since the start, in minutes or seconds where the run is short."""
+    for limit, units, title in CLOCKS:
+        if hours.max() < limit:
+            return alt.Axis(title=title, labelExpr=f"format({units} * datum.value, '~r')")
+    return alt.Axis(title="Hours since the start (h)")
 
 
 def best_so_far(frame: pd.DataFrame, by: str, title: str, percent: bool) -> Chart:
