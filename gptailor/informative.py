@@ -4,9 +4,9 @@ A rung's examples are the first of a benchmark's order. In a random order most o
 right, or none does. So before a search begins, a few plans (the dense base, the one-shot cuts of each model) are scored
 on all examples that the highest rung reads, and these are put in the order of the variance of what the plans got. What
 the highest rung reads, and what it says, stays the same. On SmolLM2, 27 examples of 81 that were picked so order other
-plans as well as all 81 do (docs/proof.md). Picking informative examples for cheap evaluations is MERGE3's idea
+plans nearly as well as all 81 do (docs/proof.md). Picking informative examples for cheap evaluations is MERGE3's idea
 (arXiv 2502.10436) and tinyBenchmarks' (arXiv 2402.14992), which fit item response models to many models' answers;
-there are five models here, and no more is needed.
+to rank examples, five plans are enough.
 
 Differences between plans are larger on such examples than on all: `slopes` says by how much, and costs are brought to
 the highest rung's scale by it.
@@ -20,12 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptailor.evaluate import OpenBenchmark
-from gptailor.ledger import Fresh, Items, Key, items_key, options_key
+from gptailor.ledger import OPTIONS, Fresh, Items, items_key, reading_key
 from gptailor.plan import StitchPlan
 from gptailor.spec import Reading
 
-REFERENCES = 5
-"""Plans that are looked at, the dense base among them."""
 ORDER = "order"
 """In a metric's place among stored items: the places, in the seeded order, of the examples as the run reads them."""
 FLATTEST = 0.1
@@ -76,26 +74,20 @@ def put_in_order(
         key[1:]: orders[benchmark.spec.reading]
         for benchmark in benchmarks
         if benchmark.spec.reading in orders
-        for key in (items_key(dense, benchmark), options_key(dense, benchmark))
+        for key in (items_key(dense, benchmark), reading_key(dense, benchmark, OPTIONS))
     }
     for key in [key for key in known if key[1:] in places]:
         known[key] = [known[key][place] for place in places[key[1:]]]
     for benchmark in benchmarks:
         if benchmark.spec.reading in orders:
-            known[_order_key(dense, benchmark)] = orders[benchmark.spec.reading]
+            known[reading_key(dense, benchmark, ORDER)] = orders[benchmark.spec.reading]
     return [(key, 0, items) for key, items in known.items()]
 
 
 def known_orders(known: Items, dense: StitchPlan, benchmarks: Sequence[OpenBenchmark]) -> dict[Reading, list[int]]:
     """The orders that are stored with a run's items."""
-    keys = {benchmark.spec.reading: _order_key(dense, benchmark) for benchmark in benchmarks}
+    keys = {benchmark.spec.reading: reading_key(dense, benchmark, ORDER) for benchmark in benchmarks}
     return {reading: known[key] for reading, key in keys.items() if key in known}
-
-
-def _order_key(dense: StitchPlan, benchmark: OpenBenchmark) -> Key:
-    of = benchmark.spec
-    shots = "" if of.num_fewshot is None else f"@{of.num_fewshot}"
-    return (dense.hash, of.benchmark, ORDER + shots, of.split)
 
 
 def _items(plans: Sequence[StitchPlan], benchmark: OpenBenchmark, known: Items) -> NDArray[np.float64] | None:

@@ -67,7 +67,7 @@ class Ledger:
         own: list[Gap] = []
         for benchmark, first, end in self._lacking(plan, budget, benchmarks):
             if benchmark.is_relative:
-                key = options_key(dense, benchmark)
+                key = reading_key(dense, benchmark, OPTIONS)
                 known = len(self.known.get(key, []))
                 if known < end:
                     options[key] = Gap(dense, benchmark, known, end, key)
@@ -91,7 +91,7 @@ class Ledger:
             since, items = own.get(key, (first, []))
             items = items[first - since :]  # others may have answered the beginning meanwhile
             if benchmark.is_relative:
-                theirs = self.known[options_key(dense, benchmark)][first:end]
+                theirs = self.known[reading_key(dense, benchmark, OPTIONS)][first:end]
                 mine = theirs if plan.hash == dense.hash else items
                 items = [item_beside(benchmark.metric, *pair) for pair in zip(mine, theirs, strict=True)]
             fresh.append(self._remember(key, first, items))
@@ -120,7 +120,8 @@ def items_key(plan: StitchPlan, benchmark: OpenBenchmark) -> Key:
     return (plan.hash, benchmark.spec.benchmark, benchmark.spec.metric, benchmark.spec.split)
 
 
-def options_key(dense: StitchPlan, benchmark: OpenBenchmark) -> Key:
+def reading_key(dense: StitchPlan, benchmark: OpenBenchmark, what: str) -> Key:
+    """Where something is stored that metrics of the same examples share: OPTIONS, or their order."""
     of = benchmark.spec
     shots = "" if of.num_fewshot is None else f"@{of.num_fewshot}"
-    return (dense.hash, of.benchmark, OPTIONS + shots, of.split)
+    return (dense.hash, of.benchmark, what + shots, of.split)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 
 MEASURE_SECONDS = 0.2
 WORTH_SAYING = 1.5
 """From this ratio on, another type is advised."""
 
 
+@cache  # the check asks twice
 def matmul_speed(device: str, width: int, dtype: str, seconds: float = MEASURE_SECONDS) -> float | None:
     """Floating-point operations a second of a product such as a model of this width has; None where the device is
     full."""

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 
 from gptailor.spec import Budget, RunSpec
 
+REFERENCES = 5
+"""Plans that are scored at the full budget before the first trial, where there are several rungs: the dense base and
+the first of the initial design, by which the examples are put in order (gptailor/informative.py)."""
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -51,9 +55,10 @@ def schedule(budget: Budget, trials: int) -> tuple[Rung, ...]:
 def n_examples(spec: RunSpec) -> int:
     """Examples that the whole search scores, at most: a benchmark with fewer ends at its size.
 
-    Beside the trials, the dense base and Block Influence's pick are scored at the full budget.
+    Beside the trials, the references are scored at the full budget: with one rung, the dense base and Block Influence's
+    pick.
     """
-    references = 2 if spec.remove else 1
+    references = REFERENCES if len(spec.budget.rungs) > 1 else 2 if spec.remove else 1
     each = sum(rung.examples for rung in schedule(spec.budget, spec.trials)) + references * spec.budget.max
     return each * len(spec.objectives)
 

@@ -25,7 +25,7 @@ from gptailor.evaluate import NonFinite, Stopped
 from gptailor.evaluate.tasks import find_tasks
 from gptailor.family import preflight
 from gptailor.family.residence import pick_devices
-from gptailor.informative import REFERENCES, informative_orders, known_orders, put_in_order, slopes
+from gptailor.informative import informative_orders, known_orders, put_in_order, slopes
 from gptailor.ledger import Items, PlanScores
 from gptailor.memory import predict_memory
 from gptailor.pace import type_advice
@@ -33,6 +33,7 @@ from gptailor.plan import StitchPlan
 from gptailor.progress import Progress
 from gptailor.recording import blame_the_trial, now, open_writer, outcome_of, trial_record, versions
 from gptailor.replay import Course, NextTrial, changed_versions, read_history
+from gptailor.schedule import REFERENCES
 from gptailor.scorer import Ended, Here, Scorer, last_line
 from gptailor.selection import select
 from gptailor.space import PlanSpace, build_space, initial_design

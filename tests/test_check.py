@@ -55,18 +55,18 @@ def test_a_family_that_fits(home: Path) -> None:
     assert found.memory.parts["base"] == pytest.approx(weights, rel=0.05)
     assert found.memory.needed == sum(found.memory.parts.values()) and found.memory.verdict.startswith("fits")
     assert [(rung.budget, rung.trials) for rung in found.rungs] == [(10, 9), (30, 8), (90, 5)]
-    # 9 x 10 + 3 x 20 + 5 x 30 + 2 x 60 + 3 x 90 of the trials, 2 x 90 of the references, on two benchmarks.
-    assert found.n_examples == 2 * (90 + 60 + 150 + 120 + 270 + 180)
+    # 9 x 10 + 3 x 20 + 5 x 30 + 2 x 60 + 3 x 90 of the trials, 5 x 90 of the references, on two benchmarks.
+    assert found.n_examples == 2 * (90 + 60 + 150 + 120 + 270 + 450)
     assert found.estimate.seconds > 0 and "guess" in found.estimate.how
 
 
 def test_text_and_json_say_the_same(home: Path) -> None:
     text = check_text(spec_of())
     assert "tiny: the models fit together" in text and "2 are removed" in text
-    assert "    9 trials of 10 examples a benchmark" in text and "1,740 examples to score" in text
+    assert "    9 trials of 10 examples a benchmark" in text and "2,280 examples to score" in text
     data = json.loads(json.dumps(check_json(spec_of())))
     assert data["problems"] == [] and data["rungs"][0] == {"budget": 10, "trials": 9, "examples": 90}
-    assert data["memory"]["needed"] == sum(data["memory"]["parts"].values()) and data["n_examples"] == 1740
+    assert data["memory"]["needed"] == sum(data["memory"]["parts"].values()) and data["n_examples"] == 2280
 
 
 def test_a_type_that_the_processor_is_slow_at_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_the_pace_of_a_saved_run_is_taken(home: Path) -> None:
     found = check(spec_of(), home / "runs").estimate
     assert found is not None and folder.run_id in found.how
     # make_runs computes at 10 ms an example, all examples of a trial; here those of lower rungs count once.
-    pace = (found.seconds - 22 * 0.5) / 1740
+    pace = (found.seconds - 22 * 0.5) / 2280
     assert 0.01 < pace < 0.02
 
 

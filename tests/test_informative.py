@@ -20,7 +20,7 @@ from gptailor.informative import (
     put_in_order,
     slopes,
 )
-from gptailor.ledger import Items, items_key, options_key
+from gptailor.ledger import OPTIONS, Items, items_key, reading_key
 from gptailor.plan import StitchPlan
 from gptailor.spec import Benchmark
 from gptailor.store import queries
@@ -56,7 +56,7 @@ def known(benchmarks: list[Any]) -> Items:
         items[items_key(plan, acc)] = [float(place < 4 * number) for place in range(N)]
         items[items_key(plan, prob)] = [0.5 + 0.1 * number * (place % 3 == 0) for place in range(N)]
         items[items_key(plan, perplexity)] = [[-1.0 * place, 4] for place in range(N)]
-    items[options_key(DENSE, acc)] = [[float(place)] for place in range(N)]
+    items[reading_key(DENSE, acc, OPTIONS)] = [[float(place)] for place in range(N)]
     return items
 
 
