@@ -31,10 +31,10 @@ SHORT = ("first_candidates", "first_objectives", "metric")
 """The run file's first so many candidates or objectives; one metric for all objectives."""
 SHARES = {"retention": "{:.1%}", "gap": "{:+.1%}"}
 """Columns that need the dense base to be judged too."""
-DENSE_BASE = tuple(
+JUDGED_ALIKE = tuple(
     "base_model held_out include_path seed device dtype batch_size chat_template trust_remote_code".split()
 )
-"""Keys of a run file on which the dense base's held-out answers, and their order, depend."""
+"""Keys of a run file on which a plan's held-out answers, and their order, depend."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,15 @@ def run_experiment(experiment: Experiment, root: str | Path, say: Callable[[str]
     """Run, or go on with, every run, judge it, and say the table. The runs by their labels."""
     folders: dict[str, RunFolder] = {}
     for label, spec in experiment.runs.items():
-        asked = hashlib.sha256(spec.to_yaml().encode()).hexdigest()
-        folders[label] = folder = launch.prepare(root, spec, token=asked)
+        token = hashlib.sha256(spec.to_yaml().encode()).hexdigest()
+        folders[label] = folder = launch.prepare(root, spec, token=token)
         say(f"{label}: run {folder.run_id}")
         if not is_finished(folder):
             _command(folder, "engine")
         if is_finished(folder) and spec.held_out and experiment.evaluate and not _is_judged(folder):
-            if "dense" in experiment.evaluate:
-                lend_dense(folder, spec, [(folders[other], experiment.runs[other]) for other in folders])
-            _command(folder, "evaluate", "--subjects", ",".join(experiment.evaluate))
+            lend(folder, spec, [(folders[other], experiment.runs[other]) for other in folders])
+            asked = dict.fromkeys([*experiment.evaluate, "best"])  # which the table shows
+            _command(folder, "evaluate", "--subjects", ",".join(asked))
     say("")
     say(as_table(table(folders)))
     say(f"Side by side: the dashboard's Compare page, ?runs={','.join(f.run_id for f in folders.values())}")
@@ -151,22 +151,33 @@ def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
     return rows
 
 
-def lend_dense(folder: RunFolder, spec: RunSpec, others: Sequence[tuple[RunFolder, RunSpec]]) -> None:
-    """Copy what the dense base answered when another run of the same base was judged: that takes as long as a plan."""
-    dense = StitchPlan.dense(int(queries.read_run(folder).runs["n_layers"].iloc[0])).hash
-    wanted = {(dense, judge.benchmark, judge.metric, judge.split) for judge in spec.held_out}
-    missing = wanted - queries.stored_items(folder, dense).keys()
+def lend(folder: RunFolder, spec: RunSpec, others: Sequence[tuple[RunFolder, RunSpec]]) -> None:
+    """Copy what this run's plans and the dense base answered when other runs of the family were judged: to judge takes
+    long, and runs often end with the same plan."""
+    tables = queries.read_run(folder)
+    plans = {StitchPlan.dense(int(tables.runs["n_layers"].iloc[0])).hash, *tables.plans["plan_hash"].astype(str)}
+    judges = {(judge.benchmark, judge.metric, judge.split) for judge in spec.held_out}
+    own = queries.items_of(folder, plans)
     for other, asked in others:
-        if other == folder or not is_finished(other) or any(getattr(spec, k) != getattr(asked, k) for k in DENSE_BASE):
+        if other == folder or not is_finished(other) or not _is_judged_alike(spec, asked):
             continue
-        found = {key: items for key, items in queries.stored_items(other, dense).items() if key in missing}
+        theirs = queries.items_of(other, plans)
+        found = {key: items for key, items in theirs.items() if key[1:] in judges and key not in own}
         if found:
             with launch.EngineLock(folder):
                 writer = RunWriter.open(folder)
                 with writer.batch():
                     for key, items in found.items():
                         writer.record_examples(*key, 0, items)
-            missing -= found.keys()
+            own |= found
+
+
+def _is_judged_alike(one: RunSpec, other: RunSpec) -> bool:
+    """Whether a plan of both runs means the same model, and the same answers in the same order."""
+    shared = one.candidates.keys() & other.candidates.keys()
+    return all(getattr(one, key) == getattr(other, key) for key in JUDGED_ALIKE) and all(
+        one.candidates[name] == other.candidates[name] for name in shared
+    )
 
 
 def _status(folder: RunFolder) -> RunStatus | None:
@@ -174,7 +185,9 @@ def _status(folder: RunFolder) -> RunStatus | None:
 
 
 def _is_judged(folder: RunFolder) -> bool:
-    return not judgement.averages(judgement.judged(queries.read_run(folder))).empty
+    """Whether its best plan is, which the table shows; the dense base comes before it."""
+    tables = queries.read_run(folder)
+    return judgement.best(tables) in set(judgement.averages(judgement.judged(tables))["subject"])
 
 
 def _command(folder: RunFolder, command: str, *arguments: str) -> None:

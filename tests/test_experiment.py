@@ -11,7 +11,7 @@ from test_search import gptailor, write_benchmark
 from tiny_run import PLAN, make_tiny_run, tiny_spec
 
 from gptailor.errors import UserError
-from gptailor.experiment import lend_dense, load_experiment, table
+from gptailor.experiment import lend, load_experiment, table
 from gptailor.plan import StitchPlan
 from gptailor.spec import Baseline, SpaceOperation, load_spec
 from gptailor.store import RunWriter, queries
@@ -63,18 +63,22 @@ def test_short_keys_depend_on_the_run_file(tmp_path: Path, monkeypatch: pytest.M
             load_experiment(tmp_path / "x.yaml")
 
 
-def test_the_dense_base_is_judged_once(tmp_path: Path) -> None:
+def test_a_plan_is_judged_once(tmp_path: Path) -> None:
     dense, spec = StitchPlan.dense(6).hash, tiny_spec(tmp_path)
-    folders = [make_tiny_run(tmp_path / "runs", tmp_path, f"run-{k}") for k in range(3)]
-    first, second, third = folders
+    first, second, third, fourth = (make_tiny_run(tmp_path / "runs", tmp_path, f"run-{k}") for k in range(4))
     writer = RunWriter.open(first)
     writer.record_examples(dense, "words", "acc", "test", 0, [1.0, 0.0, 1.0])
     writer.record_examples(dense, "words", "acc", "validation", 0, [0.0])
     writer.record_examples(PLAN.hash, "words", "acc", "test", 0, [1.0])
-    lend_dense(second, spec, [(first, spec)])
-    assert queries.load_examples(second) == {(dense, "words", "acc", "test"): [1.0, 0.0, 1.0]}
-    lend_dense(third, tiny_spec(tmp_path, seed=1), [(first, spec), (second, spec)])
+    writer.record_examples("a plan of that run alone", "words", "acc", "test", 0, [1.0])
+    lend(second, spec, [(first, spec)])
+    lent = {(dense, "words", "acc", "test"): [1.0, 0.0, 1.0], (PLAN.hash, "words", "acc", "test"): [1.0]}
+    assert queries.load_examples(second) == lent
+    lend(third, tiny_spec(tmp_path, seed=1), [(first, spec), (second, spec)])
     assert not queries.load_examples(third), "another seed is another order of the examples"
+    elsewhere = spec.model_copy(update={"candidates": dict.fromkeys(spec.candidates, "another/folder")})
+    lend(fourth, elsewhere, [(first, spec)])
+    assert not queries.load_examples(fourth), "a candidate of that name is another model"
 
 
 def test_what_needs_the_dense_base_is_blank_without_it(tmp_path: Path) -> None:
