@@ -7,14 +7,13 @@ experiment that was stopped goes on where it was, and one that is started again 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from gptailor import judgement, launch
 from gptailor.errors import UserError
@@ -51,7 +50,7 @@ def load_experiment(path: str | Path, run_file: str | None = None, changes: Sequ
 
     Among a run's changed keys, those of SHORT stand for others that depend on the run file, so that one experiment fits
     any family. run_file: another run file to start from, for another family or size; changes: `key=value` for every
-    run. Raises UserError.
+    run, of which keys of SHORT then take the first so many. Raises UserError.
     """
     path = Path(path)
     data = load_yaml(read_text(path, "experiment"), f"experiment {path}")
@@ -67,30 +66,31 @@ def load_experiment(path: str | Path, run_file: str | None = None, changes: Sequ
     for label, changed in data["runs"].items():
         if not isinstance(changed, Mapping):
             raise UserError(f"experiment {path}: runs.{label}: expected keys of a run file and their values")
-        changed = _spelled_out(changed, start, f"experiment {path}: runs.{label}")
-        keys = [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in changed.items()]
-        title = yaml.safe_dump(f"{name}: {label}"[:80], default_flow_style=True).partition("\n")[0]
-        runs[str(label)] = load_spec(start, [*keys, *changes, f"name={title}"])
+        plain = {key: value for key, value in changed.items() if key not in SHORT}
+        short = {key: value for key, value in changed.items() if key in SHORT}
+        keys = [*_settings(plain), *changes]
+        if short:
+            keys += _settings(_spelled_out(short, load_spec(start, [*changes]), f"experiment {path}: runs.{label}"))
+        runs[str(label)] = load_spec(start, [*keys, *_settings({"name": f"{name}: {label}"[:80]})])
     return Experiment(name, runs, tuple(data.get("evaluate") or ()))
 
 
-def _spelled_out(changed: Mapping[str, Any], run_file: str, where: str) -> dict[str, Any]:
-    """Changed keys of a run file, without those of SHORT. Raises UserError."""
-    found = {key: value for key, value in changed.items() if key not in SHORT}
-    if len(found) == len(changed):
-        return found
-    spec = load_spec(run_file)
+def _settings(keys: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in keys.items()]  # of JSON every value is YAML, in one line
+
+
+def _spelled_out(short: Mapping[str, Any], spec: RunSpec, where: str) -> dict[str, Any]:
+    """Keys of SHORT as those of a run file that they stand for, in terms of `spec`. Raises UserError."""
+    found: dict[str, Any] = {}
     for key, kind in (("first_candidates", "candidates"), ("first_objectives", "objectives")):
-        count, most = changed.get(key), len(getattr(spec, kind))
-        if key in changed and (type(count) is not int or not 1 <= count <= most):
-            raise UserError(
-                f"{where}.{key}: expected a number from 1 to {most}, the {kind} of {run_file}; got {count!r}"
-            )
-    if "first_candidates" in changed:
-        found["candidates"] = dict(list(spec.candidates.items())[: changed["first_candidates"]])
-    if "first_objectives" in changed or "metric" in changed:
-        objectives = [o.model_dump(mode="json") for o in spec.objectives[: changed.get("first_objectives")]]
-        metric = {"metric": changed["metric"]} if "metric" in changed else {}
+        count, most = short.get(key), len(getattr(spec, kind))
+        if key in short and (type(count) is not int or not 1 <= count <= most):
+            raise UserError(f"{where}.{key}: expected a number from 1 to {most}, the {kind} there are; got {count!r}")
+    if "first_candidates" in short:
+        found["candidates"] = dict(list(spec.candidates.items())[: short["first_candidates"]])
+    if "first_objectives" in short or "metric" in short:
+        objectives = [o.model_dump(mode="json") for o in spec.objectives[: short.get("first_objectives")]]
+        metric = {"metric": short["metric"]} if "metric" in short else {}
         found["objectives"] = [objective | metric for objective in objectives]
     return found
 

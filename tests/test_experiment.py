@@ -54,12 +54,18 @@ def test_short_keys_depend_on_the_run_file(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(ROOT)
     pools = load_experiment("data/experiments/pools.yaml").runs
     assert [len(spec.candidates) for spec in pools.values()] == [1, 2, 3]
+    elsewhere = ["candidates={a: models/a, b: models/b, c: models/c}", "seed=3"]
+    moved = load_experiment("data/experiments/pools.yaml", changes=elsewhere).runs
+    assert [list(spec.candidates) for spec in moved.values()] == [["a"], ["a", "b"], ["a", "b", "c"]]
+    assert all(spec.seed == 3 for spec in moved.values())
     runs = load_experiment("data/experiments/objectives.yaml", "data/experiments/families/smollm2.yaml").runs
     assert [len(spec.objectives) for spec in runs.values()] == [1, 1, 1, 3, 3, 3]
     assert {objective.metric for objective in runs["several, perplexity"].objectives} == {"answer_perplexity"}
     for wrong in ("4", "0", "yes", "two"):
         (tmp_path / "x.yaml").write_text(f"run: data/presets/demo.yaml\nruns: {{a: {{first_candidates: {wrong}}}}}")
-        with pytest.raises(UserError, match="runs.a.first_candidates: expected a number from 1 to 3, the candidates"):
+        with pytest.raises(
+            UserError, match="runs.a.first_candidates: expected a number from 1 to 3, the candidates there"
+        ):
             load_experiment(tmp_path / "x.yaml")
 
 
