@@ -16,7 +16,7 @@ import re
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 from gptailor import launch
@@ -73,7 +73,7 @@ def search(folder: RunFolder, progress: Progress) -> RunStatus:
                 if cause := os.environ.pop(launch.DEATHS, None):
                     blame_the_trial(folder, writer, cause)
                 _look_up_benchmarks(spec)
-                with _devices(folder, spec):
+                with _devices(folder, spec, progress.note):
                     writer.set_status(RunStatus.RUNNING)
                     status, error = _work_of(spec)(folder, spec, writer, progress, signalled).run()
             except (Stopped, launch.StopAsked):
@@ -95,11 +95,11 @@ def search(folder: RunFolder, progress: Progress) -> RunStatus:
 
 
 @contextmanager
-def _devices(folder: RunFolder, spec: RunSpec) -> Iterator[None]:
+def _devices(folder: RunFolder, spec: RunSpec, say: Callable[[str], None]) -> Iterator[None]:
     """Everything that this run computes on is its own meanwhile. Jobs of its own it need not wait for."""
     with ExitStack() as held:
         for name in _device_names(spec):  # in one order for all runs, so that none waits for another that waits for it
-            held.enter_context(launch.DeviceQueue(folder, name))
+            held.enter_context(launch.DeviceQueue(folder, name, say))
         yield
 
 

@@ -428,6 +428,16 @@ def test_a_device_is_taken_in_order_of_arrival(tmp_path: Path) -> None:
         process.communicate()
 
 
+def test_who_waits_for_a_device_says_for_whom(tmp_path: Path) -> None:
+    first, second = (launch.prepare(tmp_path / "runs", SPEC) for _ in range(2))
+    said: list[str] = []
+    launch.request(second, "stop")
+    with launch.DeviceQueue(first, "cuda:0", said.append), pytest.raises(launch.StopAsked):
+        with launch.DeviceQueue(second, "cuda:0", said.append):
+            pytest.fail("the device is taken")
+    assert said == [f"waiting for cuda:0: run {first.run_id} has it"]
+
+
 def test_devices_are_counted_without_a_driver() -> None:
     devices = launch.free_devices()
     assert devices[-1].name == "cpu" and 0 < devices[-1].free <= devices[-1].total

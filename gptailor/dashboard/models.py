@@ -20,6 +20,7 @@ from gptailor.dashboard.frames.view import View
 from gptailor.dashboard.readers import Run
 from gptailor.launch import JobState, JobStatus
 from gptailor.launch.process import PROJECT
+from gptailor.store.summary import retention
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 MAX_PROMPT = 2000
@@ -62,7 +63,7 @@ def results(view: View, config_id: int) -> pd.DataFrame:
     keys = ["benchmark", "metric", "split", "n_samples"]
     both = mine.merge(dense[[*keys, "score", "stderr"]], on=keys, how="left", suffixes=("", "_dense"))
     choosers = {(o["benchmark"], o["metric"], o["split"]) for o in view.facts.spec.get("selection") or ()}
-    kept = (both["score"] / both["score_dense"]).where(both["higher"], both["score_dense"] / both["score"])
+    kept = [retention(*row) for row in zip(both["score"], both["score_dense"], both["higher"], strict=True)]
     frame = pd.DataFrame(
         {
             "Benchmark": [text.plain(f"{b} / {m}") for b, m in zip(both["benchmark"], both["metric"], strict=True)],
@@ -78,7 +79,7 @@ def results(view: View, config_id: int) -> pd.DataFrame:
             "±": both["stderr"].astype(float),
             "Dense": both["score_dense"].astype(float),
             "Dense ±": both["stderr_dense"].astype(float),
-            "retention": kept.astype(float),
+            "retention": pd.Series(kept, index=both.index, dtype=float),
         }
     )
     uses = frame["Used in the search"].map(["yes", "to choose", "no"].index)

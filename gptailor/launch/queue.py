@@ -10,7 +10,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -27,10 +27,14 @@ class StopAsked(Exception):
 
 
 class DeviceQueue:
-    """`with DeviceQueue(folder, "cuda:0"):` waits until the device is this run's. Raises StopAsked, OSError."""
+    """`with DeviceQueue(folder, "cuda:0"):` waits until the device is this run's. Raises StopAsked, OSError.
 
-    def __init__(self, folder: RunFolder, device: str) -> None:
+    say: told, for people, which run is waited for.
+    """
+
+    def __init__(self, folder: RunFolder, device: str, say: Callable[[str], None] = lambda _: None) -> None:
         self.folder = folder
+        self._device, self._say = device, say
         self._place = _place(folder.root, device)
         self._ticket: Path | None = None
         self._handle = -1
@@ -46,8 +50,13 @@ class DeviceQueue:
             self._ticket = self._place / f"{last + 1:08d}-{self.folder.run_id}"
             self._handle = os.open(self._ticket, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             fcntl.flock(self._handle, fcntl.LOCK_EX)
+        told = ""
         try:
-            while _ahead(self._ticket):
+            while ahead := _ahead(self._ticket):
+                if (first := _owner(ahead[0])) != told:
+                    told = first
+                    others = f", and {len(ahead) - 1} more before this one" if len(ahead) > 1 else ""
+                    self._say(f"waiting for {self._device}: run {first} has it{others}")
                 if asked(self.folder, "stop"):
                     raise StopAsked(f"run {self.folder.run_id} was stopped while it waited for its device")
                 time.sleep(POLL_SECONDS)
