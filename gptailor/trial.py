@@ -87,6 +87,12 @@ class Outcome:
     told_as: int | None = None
     worker: str | None = None
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """When the trial was at work: beginning and end, in seconds since 1970."""
+        end = self.ended_at.timestamp()
+        return (end - self.stitch_seconds - self.evaluate_seconds, end)
+
 
 @dataclass(frozen=True)
 class Evaluation:

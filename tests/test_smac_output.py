@@ -26,7 +26,11 @@ def test_deepcave_finds_what_it_reads(tmp_path: Path, n_objectives: int) -> None
         suggestion = suggester.ask()
         assert suggestion is not None
         told.append(suggestion)
-        suggester.tell(suggestion, None if index == 2 else costs_of(suggestion.plan, n_objectives), 1.5)
+        suggester.tell(
+            suggestion,
+            None if index == 2 else costs_of(suggestion.plan, n_objectives),
+            (10.0 * index, 10.0 * index + 1.5),
+        )
     suggester.save()
     (folder,) = [path.parent for path in tmp_path.rglob("runhistory.json")]
     read = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("scenario", "runhistory")}
@@ -44,4 +48,6 @@ def test_deepcave_finds_what_it_reads(tmp_path: Path, n_objectives: int) -> None
         costs = entry["cost"] if n_objectives > 1 else [entry["cost"]]
         assert len(costs) == n_objectives
     assert [entry["status"] for entry in history["data"]] == [SUCCESS] * 2 + [CRASHED] + [SUCCESS] * 3
+    spans = [(entry["starttime"], entry["endtime"], entry["time"]) for entry in history["data"]]
+    assert spans == [(10.0 * index, 10.0 * index + 1.5, 1.5) for index in range(6)]
     assert set(history["config_origins"]) == set(history["configs"])
