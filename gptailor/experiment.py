@@ -7,13 +7,14 @@ experiment that was stopped goes on where it was, and one that is started again 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from gptailor import judgement, launch
 from gptailor.errors import UserError
@@ -76,7 +77,7 @@ def load_experiment(path: str | Path, run_file: str | None = None, changes: Sequ
 
 
 def _settings(keys: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in keys.items()]  # of JSON every value is YAML, in one line
+    return [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in keys.items()]
 
 
 def _spelled_out(short: Mapping[str, Any], spec: RunSpec, where: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class History:
     @property
     def seconds(self) -> float:
         """The time in which trials were at work; where several overlap, it counts once."""
-        spans = sorted(trial.outcome.span for trial in self.finished.values())
+        spans = sorted(trial.outcome.at_work for trial in self.finished.values())
         total, reached = 0.0, -math.inf
         for start, end in spans:
             total += max(0.0, end - max(start, reached))
@@ -216,7 +216,7 @@ class Course:
         return True
 
     def _tell(self, suggestion: Suggestion, outcome: Outcome) -> None:
-        self._suggester.tell(suggestion, self._costs(outcome, suggestion.budget), outcome.span)
+        self._suggester.tell(suggestion, self._costs(outcome, suggestion.budget), outcome.at_work)
         self.n_told += 1
 
     def _depart(self) -> None:
@@ -240,7 +240,7 @@ class Course:
             outcome = answers.get((suggestion.plan.hash, suggestion.budget))
             if outcome is None:
                 break
-            self._suggester.tell(suggestion, self._costs(outcome, suggestion.budget), outcome.span)
+            self._suggester.tell(suggestion, self._costs(outcome, suggestion.budget), outcome.at_work)
         return suggestion
 
 
@@ -260,7 +260,7 @@ def teach(suggester: Suggester, known: Sequence[tuple[Stored, list[float] | None
     refused = 0
     for trial, costs in known:
         try:
-            suggester.learn(trial.config_id, trial.plan, trial.budget, trial.seed, costs, trial.outcome.span)
+            suggester.learn(trial.config_id, trial.plan, trial.budget, trial.seed, costs, trial.outcome.at_work)
         except UserError:
             refused += 1
     return refused

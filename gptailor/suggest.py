@@ -38,9 +38,6 @@ WORST_COST = 1.0
 RANDOM_SHARE = 0.1
 """Share of configurations drawn at random, so that the forest's blind spots are seen."""
 
-Span = tuple[float, float]
-"""When a trial was scored: beginning and end, in seconds since 1970. DeepCAVE draws cost over time from it."""
-
 
 @dataclass(frozen=True)
 class Suggestion:
@@ -141,9 +138,12 @@ class Suggester:
             info=info,
         )
 
-    def tell(self, suggestion: Suggestion, costs: Sequence[float] | None, span: Span = (0.0, 0.0)) -> None:
-        """costs: one an objective, in the run file's order; None for a trial that crashed. span: when it was scored."""
-        self._tell(suggestion.info, costs, span)
+    def tell(
+        self, suggestion: Suggestion, costs: Sequence[float] | None, at_work: tuple[float, float] = (0.0, 0.0)
+    ) -> None:
+        """costs: one an objective, in the run file's order; None for a trial that crashed. at_work: Outcome.at_work,
+        from which DeepCAVE draws cost over time."""
+        self._tell(suggestion.info, costs, at_work)
 
     def learn(
         self,
@@ -152,16 +152,16 @@ class Suggester:
         budget: int,
         seed: int,
         costs: Sequence[float] | None,
-        span: Span = (0.0, 0.0),
+        at_work: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         """Tell of a trial that was not asked for here, before the first ask. Its configuration keeps its number, and
         later ones get higher numbers. Raises UserError for a plan that is not of this space."""
         config = self._space.encode(plan)
         self._learnt.setdefault(config, config_id)
         # SMAC's own number for the budget is a hair off the whole one, and another budget to it if it is not equal.
-        self._tell(TrialInfo(config, seed=seed, budget=self._budgets.get(budget, float(budget))), costs, span)
+        self._tell(TrialInfo(config, seed=seed, budget=self._budgets.get(budget, float(budget))), costs, at_work)
 
-    def _tell(self, info: TrialInfo, costs: Sequence[float] | None, span: Span) -> None:
+    def _tell(self, info: TrialInfo, costs: Sequence[float] | None, at_work: tuple[float, float]) -> None:
         n_objectives = self._smac.scenario.count_objectives()
         if costs is not None and n_objectives == 1:
             costs = [sum(costs) / len(costs)]
@@ -170,9 +170,9 @@ class Suggester:
             info,
             TrialValue(
                 cost=values if n_objectives > 1 else values[0],
-                time=span[1] - span[0],
-                starttime=span[0],
-                endtime=span[1],
+                time=at_work[1] - at_work[0],
+                starttime=at_work[0],
+                endtime=at_work[1],
                 status=StatusType.CRASHED if costs is None else StatusType.SUCCESS,
             ),
             save=False,

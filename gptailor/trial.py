@@ -88,7 +88,7 @@ class Outcome:
     worker: str | None = None
 
     @property
-    def span(self) -> tuple[float, float]:
+    def at_work(self) -> tuple[float, float]:
         """When the trial was at work: beginning and end, in seconds since 1970."""
         end = self.ended_at.timestamp()
         return (end - self.stitch_seconds - self.evaluate_seconds, end)

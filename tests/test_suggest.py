@@ -144,6 +144,23 @@ def test_what_adds_up_is_learnt_from_few_plans() -> None:
     assert learnt > 0.6
 
 
+def test_many_sources_do_not_hide_what_removals_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 plans of 30 layers, whose sources do not matter: new plans are told apart as removals alone would have it."""
+    space, rng = build_space(make_spec(), 30), np.random.default_rng(0)
+    vectors = PlanSearch(space, EI(), seed=0)._random(260)
+    costs = space.removed_mask(vectors) @ rng.normal(0, 0.015, 30)
+    noisy = costs + rng.normal(0, 0.01, len(costs))
+
+    def learnt() -> float:
+        model = PlanForest(space, seed=0)
+        model._train(vectors[:60], noisy[:60])
+        return float(np.corrcoef(model._predict(vectors[60:])[0].ravel(), costs[60:])[0, 1])
+
+    weighed = learnt()
+    monkeypatch.setattr("gptailor.space.SOURCE_WEIGHT", 1.0)
+    assert weighed > 0.8 and weighed > learnt() + 0.2
+
+
 def test_half_of_the_moves_are_swaps_and_no_move_is_lost_on_a_layer_that_is_gone() -> None:
     space = build_space(make_spec(), N_LAYERS)
     search = PlanSearch(space, EI(), seed=0)
