@@ -117,6 +117,13 @@ def test_pages_draw_through_the_dashboard(path: Path) -> None:
     assert "alt." not in path.read_text(encoding="utf-8"), "charts are built in gptailor/dashboard/charts.py"
 
 
+def test_the_table_of_floors_names_every_module() -> None:
+    table = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8").split("## Floors")[1].split("## ")[0]
+    named = set(re.findall(r"`(?:gptailor/)?([\w.]+)/?`", table))
+    house = {p.name for p in (ROOT / "gptailor").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert house - named == {"__init__.py"}
+
+
 def test_the_dashboard_imports_neither_torch_nor_smac_nor_dask() -> None:
     modules = [module_name(p) for p in SOURCES if module_name(p).startswith("gptailor.dashboard")]
     code = (
