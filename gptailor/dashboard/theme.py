@@ -15,6 +15,8 @@ from gptailor.plan import BASE
 BASE_COLOUR = "#A9B1BD"
 MERGED_COLOUR = "#CC79A7"
 REMOVED_COLOUR = "#6B7480"
+HOLE_COLOUR, HOLE_EDGE = REMOVED_COLOUR + "24", REMOVED_COLOUR + "59"
+"""Fill and edge of a removed layer's cell: a hole, and the same in the legend."""
 MUTED = "#7F8896"
 """Grey for annotations: at least 3.5 : 1 on white and on the dark ground."""
 ACCENT = "#E69F00"

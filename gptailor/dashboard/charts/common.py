@@ -72,9 +72,11 @@ def tooltips(*fields: tuple[str, str] | tuple[str, str, str]) -> list[alt.Toolti
     ]
 
 
-def source_scale(candidates: Sequence[str], present: Iterable[str] | None = None) -> alt.Scale:
+def source_scale(
+    candidates: Sequence[str], present: Iterable[str] | None = None, removed: str = theme.REMOVED_COLOUR
+) -> alt.Scale:
     """Colours of sources, always the same for the same family; only those present where that is told."""
-    colours = theme.source_colours(candidates)
+    colours = theme.source_colours(candidates) | {theme.REMOVED: removed}
     here = [name for name in colours if present is None or name in set(present)]
     return alt.Scale(domain=here, range=[colours[name] for name in here])
 

@@ -50,14 +50,10 @@ def origins(grid: pd.DataFrame, facts: Facts) -> Chart:
     cells = base.transform_filter("datum.source != 'removed'").mark_rect(
         cornerRadius=2, stroke="#00000000", strokeWidth=2
     )
-    colour = alt.Color("source:N", scale=source_scale(facts.candidates), legend=source_legend(facts.candidates))
+    scale = source_scale(facts.candidates, removed=theme.HOLE_COLOUR)
+    colour = alt.Color("source:N", scale=scale, legend=source_legend(facts.candidates))
     holes = base.transform_filter("datum.source == 'removed'").mark_rect(
-        fillOpacity=0.14,
-        fill=theme.REMOVED_COLOUR,
-        stroke=theme.REMOVED_COLOUR,
-        strokeOpacity=0.35,
-        strokeDash=[2, 2],
-        cornerRadius=2,
+        fill=theme.HOLE_COLOUR, stroke=theme.HOLE_EDGE, strokeDash=[2, 2], cornerRadius=2
     )
     kept = base.transform_filter("datum.source != 'removed'").mark_text(fontSize=10, baseline="middle")
     gone = base.transform_filter("datum.source == 'removed'").mark_text(
