@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import yaml
@@ -111,6 +113,9 @@ def run_experiment(experiment: Experiment, root: str | Path, say: Callable[[str]
             _command(folder, "evaluate", "--subjects", ",".join(asked))
     say("")
     say(as_table(table(folders)))
+    if len(seeds := over_seeds(folders)) > 1:
+        say("")
+        say(as_table(seeds))
     say(f"Side by side: the dashboard's Compare page, ?runs={','.join(f.run_id for f in folders.values())}")
     return folders
 
@@ -132,9 +137,7 @@ def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
         story, tables = run_json(folder), queries.read_run(folder)
         best = judgement.best(tables)
         believed = judgement.calibration(tables).get(str(best))
-        found = judgement.averages(judgement.judged(tables), judgement.calibration(tables))
-        own = found[found["subject"] == best]
-        judged: Any = own.iloc[0] if len(own) else None
+        judged = _judged(tables, best)
         rows.append(
             (
                 label,
@@ -150,6 +153,40 @@ def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def over_seeds(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
+    """Runs that differ in their seed alone as one row: the mean of what their best plans get on the held-out
+    benchmarks, and its standard deviation over the runs. The heading alone where no two such runs are judged."""
+    alike: dict[str, dict[str, float]] = {}
+    for label, folder in folders.items():
+        if folder.exists():
+            tables = queries.read_run(folder)
+            judged = _judged(tables, judgement.best(tables))
+            if judged is not None:
+                asked = load_spec(folder.spec).model_copy(update={"seed": 0, "name": ""}).to_yaml()
+                alike.setdefault(asked, {})[label] = float(judged["average"])
+    return [
+        ("seeds together", "runs", "held-out average", "deviation"),
+        *(
+            (_common(found), str(len(found)), f"{mean(found.values()):.4f}", f"{stdev(found.values()):.4f}")
+            for found in alike.values()
+            if len(found) > 1
+        ),
+    ]
+
+
+def _common(labels: Iterable[str]) -> str:
+    """`search` of `search, seed 0` and `search, seed 1`."""
+    labels = list(labels)
+    return commonprefix(labels).rstrip(" ,-_:").removesuffix("seed").rstrip(" ,-_:") or ", ".join(labels)
+
+
+def _judged(tables: queries.RunTables, best: str | None) -> Any:
+    """The best plan's row of held-out averages, or None."""
+    found = judgement.averages(judgement.judged(tables), judgement.calibration(tables))
+    own = found[found["subject"] == best]
+    return own.iloc[0] if len(own) else None
 
 
 def lend(folder: RunFolder, spec: RunSpec, others: Sequence[tuple[RunFolder, RunSpec]]) -> None:
@@ -188,7 +225,7 @@ def _status(folder: RunFolder) -> RunStatus | None:
 def _is_judged(folder: RunFolder) -> bool:
     """Whether its best plan is, which the table shows; the dense base comes before it."""
     tables = queries.read_run(folder)
-    return judgement.best(tables) in set(judgement.averages(judgement.judged(tables))["subject"])
+    return _judged(tables, judgement.best(tables)) is not None
 
 
 def _command(folder: RunFolder, command: str, *arguments: str) -> None:

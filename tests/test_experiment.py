@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
 from test_search import gptailor, write_benchmark
-from tiny_run import PLAN, make_tiny_run, tiny_spec
+from tiny_run import CONFIG, PLAN, make_tiny_run, tiny_spec
 
 from gptailor.errors import UserError
-from gptailor.experiment import lend, load_experiment, table
+from gptailor.experiment import lend, load_experiment, over_seeds, table
 from gptailor.plan import StitchPlan
 from gptailor.spec import Baseline, SpaceOperation, load_spec
 from gptailor.store import RunWriter, queries
+from gptailor.trial import Evaluation, Score
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "data" / "experiments").glob("*.yaml"))
@@ -92,6 +94,20 @@ def test_what_needs_the_dense_base_is_blank_without_it(tmp_path: Path) -> None:
     head, judged, without = (dict(zip(table(folders)[0], row, strict=True)) for row in table(folders))
     assert judged["retention"] == "50.0%" and judged["held-out average"] == without["held-out average"] != ""
     assert (without["retention"], without["gap"]) == ("", "") and set(head) == set(judged)
+
+
+def test_runs_that_differ_in_their_seed_are_put_together(tmp_path: Path) -> None:
+    labels = ("search, seed 0", "search, seed 1", "other", "other, unlike")
+    folders = {label: make_tiny_run(tmp_path / "runs", tmp_path, f"run-{k}") for k, label in enumerate(labels)}
+    for label, other in (("search, seed 1", {"seed": 1}), ("other", {"trials": 30}), ("other, unlike", {"trials": 31})):
+        folders[label].spec.write_text(tiny_spec(tmp_path, **other).to_yaml())
+    writer = RunWriter.open(folders["search, seed 1"])
+    with writer.batch():
+        score = Score("words", "acc", 0.5, 0.12, 16, True)
+        writer.record_evaluation(Evaluation(f"config:{CONFIG}", CONFIG, "test", score, datetime.now(UTC)))
+    head, *rows = over_seeds(folders)
+    assert rows == [("search", "2", "0.4500", "0.0707")], "0.4 and 0.5"
+    assert len(head) == 4 and over_seeds({"other": folders["other"]}) == [head]
 
 
 @pytest.mark.slow
