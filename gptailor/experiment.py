@@ -137,7 +137,7 @@ def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
         story, tables = run_json(folder), queries.read_run(folder)
         best = judgement.best(tables)
         believed = judgement.calibration(tables).get(str(best))
-        judged = _judged(tables, best)
+        judged = _judged(folder, tables)
         rows.append(
             (
                 label,
@@ -161,8 +161,7 @@ def over_seeds(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
     alike: dict[str, dict[str, float]] = {}
     for label, folder in folders.items():
         if folder.exists():
-            tables = queries.read_run(folder)
-            judged = _judged(tables, judgement.best(tables))
+            judged = _judged(folder, queries.read_run(folder))
             if judged is not None:
                 asked = load_spec(folder.spec).model_copy(update={"seed": 0, "name": ""}).to_yaml()
                 alike.setdefault(asked, {})[label] = float(judged["average"])
@@ -182,10 +181,11 @@ def _common(labels: Iterable[str]) -> str:
     return commonprefix(labels).rstrip(" ,-_:").removesuffix("seed").rstrip(" ,-_:") or ", ".join(labels)
 
 
-def _judged(tables: queries.RunTables, best: str | None) -> Any:
-    """The best plan's row of held-out averages, or None."""
+def _judged(folder: RunFolder, tables: queries.RunTables) -> Any:
+    """The best plan's row of averages over all held-out benchmarks; None as long as some are missing."""
+    judges = {(judge.benchmark, judge.metric, judge.split) for judge in load_spec(folder.spec).held_out}
     found = judgement.averages(judgement.judged(tables), judgement.calibration(tables))
-    own = found[found["subject"] == best]
+    own = found[(found["subject"] == judgement.best(tables)) & (found["benchmarks"] == len(judges))]
     return own.iloc[0] if len(own) else None
 
 
@@ -224,8 +224,7 @@ def _status(folder: RunFolder) -> RunStatus | None:
 
 def _is_judged(folder: RunFolder) -> bool:
     """Whether its best plan is, which the table shows; the dense base comes before it."""
-    tables = queries.read_run(folder)
-    return _judged(tables, judgement.best(tables)) is not None
+    return _judged(folder, queries.read_run(folder)) is not None
 
 
 def _command(folder: RunFolder, command: str, *arguments: str) -> None:

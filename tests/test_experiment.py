@@ -110,6 +110,15 @@ def test_runs_that_differ_in_their_seed_are_put_together(tmp_path: Path) -> None
     assert len(head) == 4 and over_seeds({"other": folders["other"]}) == [head]
 
 
+def test_a_plan_that_some_benchmarks_still_lack_is_not_judged(tmp_path: Path) -> None:
+    folder = make_tiny_run(tmp_path / "runs", tmp_path)
+    held_out = [{"benchmark": name, "metric": "acc", "split": "test"} for name in ("words", "further_words")]
+    column = table({"a": folder})[0].index("held-out average")
+    assert table({"a": folder})[1][column]
+    folder.spec.write_text(tiny_spec(tmp_path, held_out=held_out).to_yaml())
+    assert not table({"a": folder})[1][column], "an average over other benchmarks than the other runs' does not compare"
+
+
 @pytest.mark.slow
 def test_runs_end_in_one_table(tiny_family: Path, tmp_path: Path) -> None:
     write_benchmark(tmp_path, "first_words", 20, 0)
