@@ -9,6 +9,7 @@ from typing import Protocol, TextIO
 
 from tqdm import tqdm
 
+from gptailor.schedule import REFERENCES, schedule
 from gptailor.spec import RunSpec
 from gptailor.trial import Outcome, RunStatus, Score, Trial, TrialStatus
 
@@ -30,12 +31,14 @@ class Report:
         self._stream = stream or sys.stdout
         self._bar: tqdm | None = None
         self._total = 0
-        self._fresh = 0  # trials run now, not replayed
+        self._fresh, self._replayed = 0, 0  # trials run now, and those that were stored
         self._began = time.monotonic()
         self._best: tuple[int, float] | None = None  # (budget, mean retention)
 
     def started(self, spec: RunSpec, done: int) -> None:
-        self._total, self._began = spec.trials, time.monotonic()
+        self._spec, self._total, self._began = spec, spec.trials, time.monotonic()
+        several = len(spec.budget.rungs) > 1 and not spec.baselines
+        self._referred = REFERENCES * spec.budget.max if several and not done else 0
         rungs = ", ".join(map(str, spec.budget.rungs))
         self.note(f"{spec.name}: {spec.trials} trials on rungs of {rungs} examples a benchmark")
         if done:
@@ -48,6 +51,7 @@ class Report:
 
     def trial(self, trial: Trial, outcome: Outcome, retention: float | None, replayed: bool) -> None:
         self._fresh += not replayed
+        self._replayed += replayed
         if retention is not None:
             self._best = max(self._best or (0, float("-inf")), (trial.budget, retention))
         if self._bar is not None:
@@ -57,7 +61,7 @@ class Report:
         elif not replayed:
             self._print(
                 f"trial {trial.trial_id + 1}/{self._total}  rung {trial.budget}  {_result(outcome, retention)}  "
-                f"{outcome.stitch_seconds + outcome.evaluate_seconds:.1f} s  {self._time_left(trial)}"
+                f"{outcome.stitch_seconds + outcome.evaluate_seconds:.1f} s  {self._time_left()}"
             )
         if outcome.status is TrialStatus.CRASHED and not replayed:
             self.note(f"trial {trial.trial_id + 1} crashed: {(outcome.error or '').strip().splitlines()[-1]}")
@@ -82,10 +86,20 @@ class Report:
         except OSError:  # a full disk has no room for the log either; it waits in the stream until there is
             pass
 
-    def _time_left(self, trial: Trial) -> str:
-        left = self._total - trial.trial_id - 1
-        seconds = left * (time.monotonic() - self._began) / max(self._fresh, 1)
-        return f"about {format_seconds(seconds)} left" if left else "done"
+    def _time_left(self) -> str:
+        """By the examples that the trials to come will read: they cost anything between nothing and the whole rung."""
+        done = self._replayed + self._fresh
+        if done >= self._total:
+            return "done"
+        read = self._referred + self._examples(done) - self._examples(self._replayed)
+        seconds = (time.monotonic() - self._began) * (self._examples(self._total) - self._examples(done)) / read
+        return f"about {format_seconds(seconds)} left"
+
+    def _examples(self, trials: int) -> int:
+        """Per benchmark, in the first so many trials; those of baselines are all of the highest rung."""
+        if self._spec.baselines:
+            return trials * self._spec.budget.max
+        return sum(rung.examples for rung in schedule(self._spec.budget, trials))
 
 
 def format_seconds(seconds: float) -> str:

@@ -49,6 +49,20 @@ def test_plain_lines_when_piped(tmp_path: Path) -> None:
     ]
 
 
+def test_time_left_counts_examples_and_the_references_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five references of 30 examples and a trial of 10 took 150 s; to come are two more plans and a promotion."""
+    now = iter([0.0, 0.0, 150.0])
+    monkeypatch.setattr("gptailor.progress.time.monotonic", lambda: next(now))
+    stream = io.StringIO()
+    report = Report(stream)
+    report.started(tiny_spec(tmp_path, trials=4, budget={"min": 10, "max": 30}), 0)
+    scores = (Score("words", "acc", 0.5, 0.1, 10, True),)
+    report.trial(
+        Trial(0, 1, 10, 0, Origin.INITIAL, {}, NOW, 0.1), Outcome(TrialStatus.SUCCESS, NOW, scores), 0.9, False
+    )
+    assert stream.getvalue().rstrip().endswith("about 38 s left")
+
+
 def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
     """Trial, rung, best so far (of the highest rung reached) and time left."""
     stream = Terminal()
