@@ -223,7 +223,7 @@ def _status(folder: RunFolder) -> RunStatus | None:
 
 
 def _is_judged(folder: RunFolder) -> bool:
-    """Whether its best plan is, which the table shows; the dense base comes before it."""
+    """Whether its best plan is, which the table shows."""
     return _judged(folder, queries.read_run(folder)) is not None
 
 
