@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from warm_engines import shared
 
 from gptailor import launch
 from gptailor.cluster.parts import cut, join
+from gptailor.cluster.start import start
 from gptailor.cluster.team import Team
 from gptailor.errors import UserError
 from gptailor.informative import known_orders
@@ -181,6 +184,31 @@ def test_a_scheduler_by_its_address(run_file: Path, bench: Workbench, cluster: C
     wait_for_end(folder)
     assert_every_trial_is_scored_once_and_right(folder, bench)
     assert "Traceback" not in folder.log.read_text()
+
+
+@pytest.mark.alone
+def test_a_client_that_gives_up_its_scheduler_says_nothing(run_file: Path, tmp_path: Path) -> None:
+    """Dask logs what it meets while it looks for a scheduler that is lost; the run's log has our words for it."""
+    lost = Cluster(tmp_path)
+    crew = start(load_spec(run_file, [f"workers.scheduler={lost.address}"]), RunFolder(tmp_path / "run"))
+    client = crew.connect()
+    heard: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = heard.append  # type: ignore[method-assign]
+    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        lost.close()
+        kills.wait_for(lambda: client.status == "connecting", PATIENCE)
+        time.sleep(0.5)  # it waits between two attempts
+        with suppress(Exception):
+            client.close(timeout=0.1)
+        kills.wait_for(lambda: client.status == "closed", PATIENCE)
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+    assert heard == []
 
 
 @pytest.mark.alone

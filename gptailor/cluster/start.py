@@ -48,7 +48,8 @@ class Crew:
 def start(spec: RunSpec, folder: RunFolder) -> Crew:
     """Start, or find, the run's workers. Raises UserError."""
     assert spec.workers is not None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what becomes of workers is told in our words
+    for name in ("distributed", "distributed.client"):  # what becomes of workers is told in our words
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # Dask gives the client's a level and a stream of its own
     dask.config.set(SETTINGS)
     if spec.workers.scheduler is not None:
         address = spec.workers.scheduler
