@@ -8,7 +8,7 @@ from planted import IDENTITIES, own_words, planted_family
 
 from gptailor.baselines import METHODS
 from gptailor.baselines.angular_distance import distances
-from gptailor.baselines.case import Case, lowest, mean_loss
+from gptailor.baselines.case import Case, LossSum, lowest
 from gptailor.baselines.laco import _sum_of_differences
 from gptailor.baselines.relative_magnitude import magnitudes
 from gptailor.baselines.shortened_llama import taylor_scores
@@ -83,12 +83,15 @@ def test_layers_that_do_nothing_are_the_first_to_go(stitcher: Stitcher, name: Ba
 
 
 def test_costs_are_counted(stitcher: Stitcher) -> None:
-    spent = {}
+    passes = {}
     for name in (Baseline.LAST, Baseline.BLOCK_INFLUENCE, Baseline.SHORTENED_PERPLEXITY, Baseline.SLEB):
         case = case_of(stitcher, "base")
         METHODS[name].load()(case)
-        spent[name] = (case.passes, case.examples)
-    assert spent == {"last": (0, 0), "block_influence": (1, 0), "shortened_perplexity": (6, 0), "sleb": (4 + 3, 0)}
+        passes[name] = case.passes
+        assert case.examples == 0
+    one_by_one = 1 + (5 + 4 + 3 + 2 + 1 + 5) / 5  # what the tries share, what is behind each, all for the last layer
+    sleb = 1 + (4 + 3 + 2 + 1) / 5 + 1 + (3 + 2 + 1) / 4
+    assert passes == pytest.approx({"last": 0, "block_influence": 1, "shortened_perplexity": one_by_one, "sleb": sleb})
     case = case_of(stitcher, "base")
     METHODS[Baseline.GREEDY].load()(case)
     assert case.examples == (6 + 5) * 12
@@ -136,6 +139,28 @@ def test_loss_is_that_of_real_tokens(stitcher: Stitcher) -> None:
     assert mean_loss(case.model(), padded) == pytest.approx(mean_loss(case.model(), case.batches), rel=1e-5)
     with pytest.raises(UserError, match="hold no text of two tokens"):
         mean_loss(case.model(), [{key: value[:, :1] for key, value in case.batches[0].items()}])
+
+
+@pytest.mark.parametrize(("source", "removed"), [("base", ()), ("math", (1, 4))])
+def test_losses_are_those_of_the_shorter_models(stitcher: Stitcher, source: str, removed: tuple[int, ...]) -> None:
+    """The layers before a tried one are run once, and the first and the last may be tried."""
+    case = case_of(stitcher, source)
+    tried = [layer for layer in range(6) if layer not in removed]
+    before = logits(stitcher, StitchPlan.dense(6, source))
+    found = case.losses(tried, removed)
+    asked = case.passes
+    whole = {layer: mean_loss(case.model([*removed, layer]), case.batches) for layer in tried}
+    assert found == pytest.approx(whole, rel=1e-5) and list(found) == tried
+    n = len(tried)
+    assert asked == pytest.approx(1 + sum(range(1, n)) / (n - 1) + 1), "a shared pass, the rest of each, one whole"
+    assert torch.equal(logits(stitcher, StitchPlan.dense(6, source)), before), "no hook is left"
+
+
+def mean_loss(model, batches) -> float:
+    total = LossSum()
+    for batch in batches:
+        total.add(model, batch)
+    return total.mean()
 
 
 def test_lacos_two_formulas_differ() -> None:

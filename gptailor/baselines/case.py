@@ -7,7 +7,8 @@ scores where it asks for them. Its cost is counted while it works.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,10 +59,32 @@ class Case:
         self.between()
         return self.stitcher.stitch(self.plan(removed))
 
-    def loss(self, removed: Iterable[int] = ()) -> float:
-        """Mean negative log-likelihood of the calibration texts' tokens; infinite where the model gives no numbers."""
-        self.passes += 1
-        return mean_loss(self.model(removed), self.batches)
+    def losses(self, tried: Collection[int], removed: Collection[int] = ()) -> dict[int, float]:
+        """Mean negative log-likelihood of the calibration texts' tokens, in nats, without `removed` and each tried
+        layer in turn; infinite where the model gives no numbers.
+
+        The layers before a tried one do the same work whatever is tried: they run once a batch, and what enters each
+        tried layer, a batch's residual stream a layer, enters the one behind it instead.
+        """
+        kept = [layer for layer in range(self.n_layers) if layer not in removed]
+        sums = {layer: LossSum() for layer in tried}
+        for batch in self.batches:
+            entering: dict[int, torch.Tensor] = {}
+
+            def keep(place: int, h: torch.Tensor, *_: torch.Tensor, seen: dict[int, torch.Tensor] = entering) -> None:
+                if kept[place] in sums:
+                    seen[kept[place]] = h
+
+            watch_layers(self.model(removed), [batch], keep)
+            self.passes += 1 / len(self.batches)
+            for layer, total in sums.items():
+                behind = [other for other in kept if other > layer]
+                gone = set(range(self.n_layers)) - set(behind) if behind else {*removed, layer}
+                model = self.model(gone)
+                with _fed(model, entering[layer]) if behind else nullcontext():
+                    total.add(model, batch)
+                self.passes += (len(behind) or len(kept) - 1) / (len(kept) - 1) / len(self.batches)
+        return {layer: total.mean() for layer, total in sums.items()}
 
     def score(self, removed: Iterable[int], n: int) -> float:
         """The merit of the model less some layers on the first n examples of each objective."""
@@ -74,21 +97,45 @@ class Case:
         return known[n]
 
 
-@torch.inference_mode()
-def mean_loss(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
-    """Mean negative log-likelihood per predicted token, in nats. Infinite for NaN. Raises UserError without text."""
-    total, count = 0.0, 0
-    for batch in batches:
+class LossSum:
+    """The negative log-likelihood of the tokens that a model is to predict, batch by batch."""
+
+    def __init__(self) -> None:
+        self._total, self._count = 0.0, 0
+
+    @torch.inference_mode()
+    def add(self, model: PreTrainedModel, batch: Batch) -> None:
         ids, mask = batch["input_ids"], batch["attention_mask"].bool()
         logits = model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False).logits
         for row, tokens, real in zip(logits, ids, mask, strict=True):  # float32 logits of one text at a time
             n = int(real.sum()) - 1
             if n > 0:
-                total += float(torch.nn.functional.cross_entropy(row[:n].float(), tokens[1 : n + 1], reduction="sum"))
-                count += n
-    if not count:
-        raise UserError("calibration: the objectives' examples hold no text of two tokens or more")
-    return total / count if math.isfinite(total) else math.inf
+                nats = torch.nn.functional.cross_entropy(row[:n].float(), tokens[1 : n + 1], reduction="sum")
+                self._total += float(nats)
+                self._count += n
+
+    def mean(self) -> float:
+        """Per token, in nats. Infinite for NaN. Raises UserError without text."""
+        if not self._count:
+            raise UserError("calibration: the objectives' examples hold no text of two tokens or more")
+        return self._total / self._count if math.isfinite(self._total) else math.inf
+
+
+@contextmanager
+def _fed(model: PreTrainedModel, h: torch.Tensor) -> Iterator[None]:
+    """Let `h`, [texts, tokens, hidden], enter the first layer instead of the embeddings."""
+    from gptailor.family.structure import layer_list
+
+    def feed(_: object, args: tuple[Any, ...], kw: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = args[0] if args else kw["hidden_states"]
+        fed = h.to(given.device)
+        return ((fed, *args[1:]), kw) if args else (args, kw | {"hidden_states": fed})
+
+    hook = layer_list(model)[0].register_forward_pre_hook(feed, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def watch_layers(
