@@ -200,8 +200,7 @@ def test_a_client_that_gives_up_its_scheduler_says_nothing(run_file: Path, tmp_p
         logger.addHandler(handler)
     try:
         lost.close()
-        kills.wait_for(lambda: client.status == "connecting", PATIENCE)
-        time.sleep(0.5)  # it waits between two attempts
+        kills.wait_for(lambda: client.status == "connecting" and client._connecting_to_scheduler, PATIENCE)
         with suppress(Exception):
             client.close(timeout=0.1)
         kills.wait_for(lambda: client.status == "closed", PATIENCE)

@@ -69,13 +69,7 @@ class Case:
         kept = [layer for layer in range(self.n_layers) if layer not in removed]
         sums = {layer: LossSum() for layer in tried}
         for batch in self.batches:
-            entering: dict[int, torch.Tensor] = {}
-
-            def keep(place: int, h: torch.Tensor, *_: torch.Tensor, seen: dict[int, torch.Tensor] = entering) -> None:
-                if kept[place] in sums:
-                    seen[kept[place]] = h
-
-            watch_layers(self.model(removed), [batch], keep)
+            entering = dict(zip(kept, _entering(self.model(removed), batch), strict=True))
             self.passes += 1 / len(self.batches)
             for layer, total in sums.items():
                 behind = [other for other in kept if other > layer]
@@ -119,6 +113,13 @@ class LossSum:
         if not self._count:
             raise UserError("calibration: the objectives' examples hold no text of two tokens or more")
         return self._total / self._count if math.isfinite(self._total) else math.inf
+
+
+def _entering(model: PreTrainedModel, batch: Batch) -> list[torch.Tensor]:
+    """The residual stream that enters each layer, each [texts, tokens, hidden]."""
+    states: list[torch.Tensor] = []
+    watch_layers(model, [batch], lambda _, h, *others: states.append(h))
+    return states
 
 
 @contextmanager
