@@ -1,3 +1,3 @@
 """gptailor: make a large language model shorter by cutting and stitching layers of the model and its fine-tunes."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
