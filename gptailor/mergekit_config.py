@@ -36,6 +36,8 @@ def mergekit_yaml(
         raise UserError(f"mergekit YAML: no path is known for {', '.join(missing)}")
     if plan.folded:
         raise UserError("mergekit YAML: folded layers cannot be written; export the model instead")
+    if plan.edits:
+        raise UserError("mergekit YAML: edits of weights cannot be written; export the model instead")
     method = _method(plan)
     writers = {"linear": _linear_slice, "slerp": _slerp_slice}
     write = writers.get(method, _base_slice)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,8 @@ BASE = "base"
 
 FORMAT = 1
 """Version of the JSON form, raised when its meaning changes."""
+EDITED_FORMAT = 2
+"""Version of the JSON form of plans with edits: what reads format 1 alone refuses them instead of leaving edits out."""
 
 
 class Operation(StrEnum):
@@ -91,14 +93,90 @@ class LayerChoice:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """The calibration texts of an edit: at most `n_tokens` tokens of `source`, whose token ids have this digest.
+
+    source: `objectives` (the run's calibration texts), `file:PATH`, `hub:DATA_SET` or `base` (written by the base
+    itself). The digest says which texts they were, wherever they come from; other texts are another plan.
+    """
+
+    source: str
+    n_tokens: int
+    digest: str
+
+    def __post_init__(self) -> None:
+        if not self.source or not self.digest or self.n_tokens < 1:
+            raise UserError(f"edits.texts: must name a source, a digest and a number of tokens, got {self}")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is done to a stitched model's weights, and all that determines it.
+
+    method: a name of gptailor/stitch/edits/registry.py. parameters: the method's settings by name, sorted, text or
+    numbers. texts: what it is computed from; None where the weights alone determine it.
+    """
+
+    method: str
+    parameters: tuple[tuple[str, str | int | float], ...] = ()
+    texts: Texts | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.parameters]
+        if not self.method or len(set(names)) < len(names):
+            raise UserError(f"edits: each must have a method, and each of its parameters once, got {names}")
+        for name, value in self.parameters:
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not is_number and not isinstance(value, str):
+                raise UserError(f"edits: {self.method}'s parameter {name} must be text or a number, got {value!r}")
+        object.__setattr__(self, "parameters", tuple(sorted((name, _plain(value)) for name, value in self.parameters)))
+
+    def to_json(self) -> dict[str, Any]:
+        data: dict[str, Any] = {"method": self.method, "seed": self.seed}
+        if self.parameters:
+            data["parameters"] = dict(self.parameters)
+        if self.texts is not None:
+            data["texts"] = {
+                "source": self.texts.source,
+                "n_tokens": self.texts.n_tokens,
+                "digest": self.texts.digest,
+            }
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Edit:
+        texts = data.get("texts")
+        return cls(
+            str(data["method"]),
+            tuple((data.get("parameters") or {}).items()),
+            None if texts is None else Texts(str(texts["source"]), int(texts["n_tokens"]), str(texts["digest"])),
+            int(data.get("seed", 0)),
+        )
+
+    def describe(self) -> str:
+        """For people: `refit on 16384 tokens of objectives`."""
+        of = "" if self.texts is None else f" on {self.texts.n_tokens} tokens of {self.texts.source}"
+        settings = ", ".join(f"{name} {value}" for name, value in self.parameters)
+        return self.method + (f" ({settings})" if settings else "") + of
+
+
+def _plain(value: str | int | float) -> str | int | float:
+    """1.0 as 1: equal values have one form, and so one hash."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+@dataclass(frozen=True)
 class StitchPlan:
     """A shorter model: `kept` layers, ascending, out of the base's `n_layers`.
 
+    edits: what is done to the stitched model's weights afterwards, in this order.
     Published plans that deepen a model list a layer several times, from different sources; a search never does.
     """
 
     n_layers: int
     kept: tuple[LayerChoice, ...]
+    edits: tuple[Edit, ...] = ()
 
     def __post_init__(self) -> None:
         indices = [choice.layer for choice in self.kept]
@@ -139,6 +217,14 @@ class StitchPlan:
         """Removed layer -> the kept layer it is folded into, and the factor."""
         return {layer: (choice.layer, factor) for choice in self.kept for layer, factor in choice.folds}
 
+    def edited(self, *edits: Edit) -> StitchPlan:
+        """This plan with these edits after those that it has."""
+        return replace(self, edits=(*self.edits, *edits))
+
+    @property
+    def unedited(self) -> StitchPlan:
+        return replace(self, edits=()) if self.edits else self
+
     @cached_property
     def hash(self) -> str:
         """A stable identity: equal plans, and only they, have equal hashes, in every process and version."""
@@ -162,15 +248,21 @@ class StitchPlan:
             if choice.folds:
                 entry["folds"] = [[layer, factor] for layer, factor in choice.folds]
             layers.append(entry)
-        return {"format": FORMAT, "n_layers": self.n_layers, "kept": layers}
+        plain = {"format": FORMAT, "n_layers": self.n_layers, "kept": layers}
+        if not self.edits:
+            return plain
+        return plain | {"format": EDITED_FORMAT, "edits": [edit.to_json() for edit in self.edits]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StitchPlan:
         """The inverse of to_json. Raises UserError for anything that is not a plan of a known format."""
         if not isinstance(data, Mapping) or "kept" not in data:
             raise UserError("not a stitch plan: expected an object with 'format', 'n_layers' and 'kept'")
-        if data.get("format") != FORMAT:
-            raise UserError(f"plan format {data.get('format')!r} is not known here; this version reads format {FORMAT}")
+        if data.get("format") not in (FORMAT, EDITED_FORMAT):
+            raise UserError(
+                f"plan format {data.get('format')!r} is not known here; this version reads formats {FORMAT} and "
+                f"{EDITED_FORMAT}"
+            )
         try:
             kept = tuple(
                 LayerChoice(
@@ -185,8 +277,11 @@ class StitchPlan:
                 )
                 for entry in data["kept"]
             )
-            return cls(int(data["n_layers"]), kept)
-        except (KeyError, TypeError, AttributeError) as error:
+            edits = tuple(map(Edit.from_json, data.get("edits", ())))
+            return cls(int(data["n_layers"]), kept, edits)
+        except UserError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"not a stitch plan: {error!r}") from error
 
     def describe(self) -> str:
@@ -214,4 +309,5 @@ class StitchPlan:
         close()
         if self.removed:
             parts.append("removed " + " ".join(map(str, self.removed)))
+        parts += [f"then {edit.describe()}" for edit in self.edits]
         return " | ".join(parts)

@@ -219,6 +219,8 @@ class PlanSpace:
                 f"plan removes {len(plan.removed)} of {plan.n_layers} layers; this run removes {self.n_removed} of "
                 f"{self.n_layers}"
             )
+        if plan.edits:
+            raise UserError("the plan edits weights, which a search does once it has chosen")
         for choice in plan.kept:
             if choice.sources not in self.source_sets:
                 raise UserError(f"layer {choice.layer}: {set_name(choice.sources)} is not among this run's sources")

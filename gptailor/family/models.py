@@ -121,8 +121,13 @@ class Family:
     @property
     def output_projections(self) -> tuple[str, str]:
         """Names, inside a layer, of the two modules that an output scale multiplies. Raises UserError."""
+        return self.projections_for("output_scale")
+
+    def projections_for(self, asked: str) -> tuple[str, str]:
+        """Names, inside a layer, of the last linear maps of its attention and of its MLP, which write into the residual
+        stream. Raises UserError, which tells to leave out what was asked."""
         if self._projections is None:
-            self._projections = find_output_projections(self.model)
+            self._projections = find_output_projections(self.model, asked)
         return self._projections
 
     @property

@@ -98,8 +98,9 @@ def set_layer_index(layer: nn.Module, index: int) -> None:
             module.__dict__["layer_idx"] = index
 
 
-def find_output_projections(model: PreTrainedModel) -> tuple[str, str]:
-    """Names, inside a layer, of the last linear map of its attention and of its MLP. Raises UserError.
+def find_output_projections(model: PreTrainedModel, asked: str = "output_scale") -> tuple[str, str]:
+    """Names, inside a layer, of the last linear map of its attention and of its MLP. Raises UserError, which tells to
+    leave out what was `asked`.
 
     Both must write into the residual stream directly: where the layer normalises their output again (Gemma 2 and 3),
     a scale on them would be normalised away.
@@ -112,12 +113,12 @@ def find_output_projections(model: PreTrainedModel) -> tuple[str, str]:
     ends = (inside[-1:], outside[-1:])
     fused = any(parameter.ndim > 2 for parameter in layer.parameters())
     if fused or not all(ends) or any(_width(layer.get_submodule(end[0])) != hidden for end in ends):
-        raise UserError(f"output_scale: the output projections of {name} are not known; leave output_scale out")
+        raise UserError(f"{asked}: the output projections of {name} are not known; leave {asked} out")
     projections = (inside[-1], outside[-1])
     if _normalised_away(model, layer, projections):
         raise UserError(
-            f"output_scale: {name} normalises the outputs of its attention and MLP again, so that a scale on them has "
-            "no effect; leave output_scale out"
+            f"{asked}: {name} normalises the outputs of its attention and MLP again, so that a scale on them has "
+            f"no effect; leave {asked} out"
         )
     return projections
 

@@ -1,7 +1,8 @@
 """A plan becomes a live model: the family's own, with its layer list re-pointed.
 
-Nothing is copied or reloaded. A kept layer is the very module of its source; only merged (or rescaled) layers have
-tensors of their own, and those are kept, up to a bound in bytes, because a promoted configuration is stitched again.
+Nothing is copied or reloaded. A kept layer is the very module of its source; only merged, rescaled or edited layers
+have tensors of their own, and those are kept, up to a bound in bytes, because a promoted configuration is stitched
+again. Edits are computed here and nowhere else (gptailor/stitch/edits/), from the model as it stands before them.
 """
 
 from __future__ import annotations
@@ -21,20 +22,29 @@ from gptailor.family import Family
 from gptailor.family.residence import n_bytes, tensors_of
 from gptailor.family.spread import devices_of, home_of
 from gptailor.family.structure import scaled, set_layer_index, with_tensors
-from gptailor.plan import BASE, LayerChoice, StitchPlan
+from gptailor.plan import BASE, Edit, LayerChoice, StitchPlan
+from gptailor.stitch.edits.case import CalibrationTexts, EditCase, no_texts
+from gptailor.stitch.edits.registry import EDITS, edit_problem, keeps_shapes
 from gptailor.stitch.merging import choice_problem, fold, is_plain, merge
 from gptailor.workers import side_by_side
 
 CACHE_SHARE = 0.1
 """The cache's default bound, as a share of the family's bytes (about a dozen layers of a 30-layer model)."""
 
+Between = Callable[[str, float], None]
+"""Told now and then what is computed and the share of it that is done; it may raise, to stop."""
+
 
 class LayerCache:
-    """The most recently used layers, up to `capacity` bytes of tensors that are theirs alone. Threads may share it."""
+    """The most recently used layers, up to `capacity` bytes of tensors that are theirs alone. Threads may share it.
 
-    def __init__(self, capacity: int) -> None:
+    keeps_last: whether the newest entry stays whatever its size.
+    """
+
+    def __init__(self, capacity: int, keeps_last: bool = False) -> None:
         self.capacity = capacity
         self.n_bytes = 0
+        self._least = int(keeps_last)
         self._layers: OrderedDict[Hashable, tuple[nn.Module, int]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -49,10 +59,10 @@ class LayerCache:
                 return self._layers[key][0]
         layer, size = make()
         with self._lock:
-            if size <= self.capacity and key not in self._layers:
+            if (size <= self.capacity or self._least) and key not in self._layers:
                 self._layers[key] = (layer, size)
                 self.n_bytes += size
-            while self.n_bytes > self.capacity:
+            while self.n_bytes > self.capacity and len(self._layers) > self._least:
                 self.n_bytes -= self._layers.popitem(last=False)[1][1]
         return layer
 
@@ -60,18 +70,28 @@ class LayerCache:
 class Stitcher:
     """Stitches plans into the family's live model, one at a time."""
 
-    def __init__(self, family: Family, cache_bytes: int | None = None) -> None:
-        """cache_bytes: bound of the cache of merged layers; by default a share of the family, at most half of what is
-        free on its device (of several, where least is free)."""
+    def __init__(self, family: Family, cache_bytes: int | None = None, texts: CalibrationTexts = no_texts) -> None:
+        """cache_bytes: bound of the cache of merged layers, and of that of edited ones beyond the last plan's; by
+        default a share of the family, at most half of what is free on its device (of several, where least is free).
+        texts: where the calibration texts of edits are read."""
         self.family = family
-        self.cache = LayerCache(_default_cache_bytes(family) if cache_bytes is None else cache_bytes)
+        capacity = _default_cache_bytes(family) if cache_bytes is None else cache_bytes
+        self.cache = LayerCache(capacity)
+        self.edited = LayerCache(capacity, keeps_last=True)
+        self.texts = texts
         self._parent = family.model.get_submodule(family.layers_path.rpartition(".")[0])
         self._config = family.model.config.get_text_config()
 
-    def stitch(self, plan: StitchPlan) -> PreTrainedModel:
-        """The plan's model: the family's own, re-pointed, and therefore valid until the next call. Raises UserError."""
+    def stitch(self, plan: StitchPlan, between: Between = lambda what, share: None) -> PreTrainedModel:
+        """The plan's model: the family's own, re-pointed, and therefore valid until the next call.
+
+        between: called while edits are computed. Raises UserError, and what `between` raises.
+        """
         self.check(plan)
-        layers = self._all(plan.kept)
+        return self.point(plan, self.layers(plan, between))
+
+    def point(self, plan: StitchPlan, layers: Sequence[nn.Module]) -> PreTrainedModel:
+        """The family's model with these layers in the places of the plan's kept ones."""
         for position, layer in enumerate(layers):
             set_layer_index(layer, position)
         setattr(self._parent, self.family.layers_path.rpartition(".")[2], nn.ModuleList(layers))
@@ -79,6 +99,31 @@ class Stitcher:
         for name, values in self.family.per_layer_lists.items():
             setattr(self._config, name, [values[choice.layer] for choice in plan.kept])
         return self.family.model
+
+    def layers(self, plan: StitchPlan, between: Between = lambda what, share: None) -> list[nn.Module]:
+        """The plan's layers with their edits; to compute those, other models are stitched on the way."""
+        if not plan.edits:
+            return self._all(plan.kept)
+        kept = self.edited.get(plan.hash, lambda: self._edit(plan, between))
+        assert isinstance(kept, nn.ModuleList)
+        return list(kept)
+
+    def _edit(self, plan: StitchPlan, between: Between) -> tuple[nn.Module, int]:
+        """The plan's last edit, done to the layers that the plan has without it."""
+        *before, edit = plan.edits
+        start = replace(plan, edits=tuple(before))
+        layers = self.layers(start, between)
+        case = EditCase(self, start, edit, layers, self._texts_of(edit), between)
+        edited = EDITS[edit.method].load()(case)
+        known = {tensor.data_ptr() for tensor in tensors_of(self._all(plan.kept))}
+        size = n_bytes(tensor for tensor in tensors_of(edited) if tensor.data_ptr() not in known)
+        return nn.ModuleList(edited), size
+
+    def _texts_of(self, edit: Edit) -> list[list[int]]:
+        """Token ids. Raises UserError where they are not those that the plan means."""
+        if edit.texts is None:
+            return []
+        return self.texts(edit.texts, lambda: self.stitch(StitchPlan.dense(self.family.n_layers)))
 
     def check(self, plan: StitchPlan) -> None:
         """Raise UserError where the plan belongs to another family or asks for a merge that its method cannot do."""
@@ -90,6 +135,9 @@ class Stitcher:
         for choice in plan.kept:
             if choice.is_merged and (problem := choice_problem(choice)):
                 raise UserError(f"layer {choice.layer}: {problem}")
+        for edit in plan.edits:
+            if problem := edit_problem(edit):
+                raise UserError(problem)
 
     def _all(self, choices: Sequence[LayerChoice]) -> list[nn.Module]:
         """Merged side by side on a CPU; not by mergekit, whose random methods share torch's generator."""
@@ -139,8 +187,12 @@ class Stitcher:
         return layer, n_bytes(tensor for tensor in tensors_of([layer]) if tensor.data_ptr() not in shared)
 
     def n_parameters(self, plan: StitchPlan) -> int:
-        """Parameters of the plan's model; a tied head counts once."""
-        kept = sum(self.family.layer_parameters[choice.layer] for choice in plan.kept)
+        """Parameters of the plan's model; a tied head counts once. Those of layers that an edit may make narrower are
+        counted in its tensors."""
+        if all(map(keeps_shapes, plan.edits)):
+            kept = sum(self.family.layer_parameters[choice.layer] for choice in plan.kept)
+        else:
+            kept = sum(p.numel() for layer in self.layers(plan) for p in layer.parameters())
         return self.family.other_parameters + kept
 
     def n_bytes(self, plan: StitchPlan) -> int:

@@ -1,0 +1,1 @@
+"""What may be done to a stitched model's weights, one file an edit. Each turns an `EditCase` into layers."""

@@ -1,0 +1,113 @@
+"""What an edit is given: the stitched model as it stands, its family, the calibration texts, a seed, and a way to stop.
+
+An edit gives back the model's layers, one a kept layer of the plan: the same module where it changes nothing, a twin
+(family/structure.py, with_tensors) with tensors of its own where it does. It never writes into a tensor that it was
+given: those are the family's. Tensors of other shapes are allowed, each layer its own, as long as the layer still
+takes and gives the residual stream; such an edit says so in the registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from gptailor.errors import UserError
+from gptailor.family.models import Family
+from gptailor.plan import BASE, Edit, StitchPlan, Texts
+from gptailor.stitch.edits.registry import EDITS
+
+if TYPE_CHECKING:
+    from gptailor.stitch.stitcher import Between, Stitcher
+
+CalibrationTexts = Callable[[Texts, Callable[[], PreTrainedModel]], list[list[int]]]
+"""Token ids of the texts that are meant; it may ask for the dense base, live, to write them. Raises UserError."""
+
+Batch = Mapping[str, torch.Tensor]
+"""input_ids and attention_mask, [texts, tokens], padded on the right."""
+
+ROWS = 16
+"""Texts in a batch at most."""
+BATCH_TOKENS = 8192
+"""Tokens in a batch at most, padding among them, unless one text has more."""
+
+
+def no_texts(asked: Texts, dense: Callable[[], PreTrainedModel]) -> list[list[int]]:
+    """Where nobody said how texts are read."""
+    raise UserError(f"edits: the plan's calibration texts ({asked.source}) cannot be read here")
+
+
+@dataclass
+class EditCase:
+    """plan: what the model is before this edit. layers: its layers. texts: token ids, none for an edit without texts.
+
+    between: told what is done and the share of it, often enough that a person does not wonder; it may raise, to stop.
+    """
+
+    stitcher: Stitcher
+    plan: StitchPlan
+    edit: Edit
+    layers: list[nn.Module]
+    texts: Sequence[Sequence[int]]
+    between: Between
+
+    @property
+    def family(self) -> Family:
+        return self.stitcher.family
+
+    @property
+    def device(self) -> torch.device:
+        """Where the family takes tokens."""
+        return self.family.device
+
+    @property
+    def seed(self) -> int:
+        return self.edit.seed
+
+    def parameter(self, name: str) -> str | int | float:
+        """A setting of the edit, or its default."""
+        return dict(EDITS[self.edit.method].parameters, **dict(self.edit.parameters))[name]
+
+    def model(self, layers: Sequence[nn.Module] | None = None) -> PreTrainedModel:
+        """The plan's model, live, with the layers it has or others in their places, until the next one is asked for."""
+        return self.stitcher.point(self.plan, self.layers if layers is None else layers)
+
+    def teacher(self, name: str = "") -> str:
+        """The dense model to learn from: the named one, or whom most kept layers come from (of equally many the base,
+        then the first by name). Raises UserError for a name that is not in the family."""
+        if name:
+            self.family.layer(0, name)
+            return name
+        sole = [choice.sources[0] if choice.sources else BASE for choice in self.plan.kept if not choice.is_merged]
+        names = sorted(set(sole), key=lambda source: (source != BASE, source))
+        return max(names, key=sole.count, default=BASE)
+
+    def batches(self) -> list[Batch]:
+        """The texts, shortest first, on the family's device. Raises UserError where there are none."""
+        ordered = sorted((text for text in self.texts if text), key=len)
+        if not ordered:
+            raise UserError(f"edits: {self.edit.method} needs calibration texts, and they hold no tokens")
+        return [padded(some, self.device) for some in _cut(ordered)]
+
+
+def _cut(ordered: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
+    """Texts of rising length, in batches."""
+    batches: list[list[Sequence[int]]] = [[]]
+    for text in ordered:
+        full = len(batches[-1]) == ROWS or (len(batches[-1]) + 1) * len(text) > BATCH_TOKENS
+        if batches[-1] and full:
+            batches.append([])
+        batches[-1].append(text)
+    return batches
+
+
+def padded(texts: Sequence[Sequence[int]], device: torch.device) -> dict[str, torch.Tensor]:
+    """Token ids as one batch, padded on the right, with their mask."""
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
+    lengths = torch.tensor([len(text) for text in texts])
+    mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
+    return {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}

@@ -1,0 +1,70 @@
+"""The table of edits, as that of baselines: names, and where each is done. Importing it brings none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from gptailor.plan import Edit
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gptailor.stitch.edits.case import EditCase
+
+Setting = str | int | float
+
+
+@dataclass(frozen=True)
+class Method:
+    """title: for people. function: module.function in this package. parameters: its settings with their defaults, whose
+    kind a value must be of. choices: of settings that are one of a few words. keeps_shapes: whether every tensor of the
+    result has the shape that it had."""
+
+    title: str
+    function: str
+    parameters: Mapping[str, Setting] = field(default_factory=dict)
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    keeps_shapes: bool = True
+    needs_texts: bool = True
+
+    def load(self) -> Callable[[EditCase], list[nn.Module]]:
+        module, name = self.function.split(".")
+        return getattr(import_module(f"gptailor.stitch.edits.{module}"), name)
+
+
+_WHO = {"teacher": ""}
+_WHERE = {"layers": ("kept", "gaps"), "projections": ("mlp", "both")}
+
+EDITS: dict[str, Method] = {
+    "replaceme": Method("ReplaceMe, least squares", "replaceme.least_squares", _WHO),
+    "replaceme_cosine": Method("ReplaceMe, cosine", "replaceme.cosine", _WHO),
+    "refit": Method("Ridge refit", "refit.refit", _WHO | {"layers": "kept", "projections": "mlp"}, _WHERE),
+    "prune_comp": Method("Prune&Comp", "prune_comp.scale", _WHO),
+    "rcpu": Method("RCPU, rotation", "rcpu.rotation", _WHO),
+}
+"""Method by the name that a plan has for it."""
+
+
+def keeps_shapes(edit: Edit) -> bool:
+    return EDITS[edit.method].keeps_shapes
+
+
+def edit_problem(edit: Edit) -> str | None:
+    """What is wrong with an edit of a plan, wherever the plan comes from; None if nothing is."""
+    method = EDITS.get(edit.method)
+    if method is None:
+        return f"edits: {edit.method!r} is not known here; this version has {', '.join(EDITS)}"
+    if method.needs_texts and edit.texts is None:
+        return f"edits: {edit.method} is computed from calibration texts, and the plan names none"
+    for name, value in edit.parameters:
+        if name not in method.parameters:
+            return f"edits: {edit.method} has no parameter {name!r}; it has {', '.join(method.parameters) or 'none'}"
+        if isinstance(method.parameters[name], str) is not isinstance(value, str):
+            kind = "text" if isinstance(method.parameters[name], str) else "a number"
+            return f"edits: {edit.method}'s {name} must be {kind}, got {value!r}"
+        if name in method.choices and value not in method.choices[name]:
+            return f"edits: {edit.method}'s {name} must be one of {', '.join(method.choices[name])}, got {value!r}"
+    return None
