@@ -246,6 +246,16 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def dashboard(arguments: argparse.Namespace) -> int:
+    """Open the dashboard: launch, watch, understand, compare and export runs in the browser."""
+    from gptailor import shipped
+
+    given = {"server.port": arguments.port, "server.address": arguments.address}
+    options = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    command = [sys.executable, "-m", "streamlit", "run", str(shipped.ROOT / "streamlit_app.py"), *options]
+    os.execve(sys.executable, command, os.environ | {"GPTAILOR_RUNS": arguments.runs})
+
+
 def _run_here(folder: Any, arguments: argparse.Namespace) -> int:
     from gptailor.store.folder import runs_root
 
@@ -286,8 +296,12 @@ def _folder(arguments: argparse.Namespace, run_id: str | None = None) -> Any:
     return folder
 
 
+def _called_as() -> str:
+    return "gptailor" if Path(sys.argv[0]).name == "gptailor" else "python -m gptailor"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m gptailor", description="Shorter models by cutting and stitching.")
+    parser = argparse.ArgumentParser(prog=_called_as(), description="Shorter models by cutting and stitching.")
     parser.add_argument("--version", action="version", version=f"gptailor {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -352,6 +366,9 @@ def _parser() -> argparse.ArgumentParser:
     more = add(extend, run_id=True)
     more.add_argument("--trials", type=int, metavar="N", help="trials in all")
     more.add_argument("--walltime", metavar="TIME", help="time in all, such as 8h")
+    watch = add(dashboard)
+    watch.add_argument("--port", type=int, metavar="N", help="of the web server (default: 8501)")
+    watch.add_argument("--address", metavar="HOST", help="to listen on (default: 127.0.0.1, this machine alone)")
     judge = add(evaluate, run_id=True)
     judge.add_argument(
         "--subjects",

@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from gptailor import shipped
 from gptailor.errors import UserError
 from gptailor.memory import ELSEWHERE, Memory, gigabytes, local_workers, predict_memory
 from gptailor.pace import matmul_speed, type_advice
@@ -168,10 +169,10 @@ def _benchmark_problems(spec: RunSpec) -> Iterator[str]:
     """Names that neither the run's folders nor lm-eval's own tasks define, found by reading files as text."""
     wanted = {benchmark.benchmark for benchmark in (*spec.objectives, *spec.held_out)}
     for folder in spec.include_path:
-        if not Path(folder).is_dir():
+        if not shipped.find(folder).is_dir():
             yield f"include_path: {folder} is not a folder; it must hold lm-eval task files (*.yaml)"
         else:
-            wanted -= _defined_names(Path(folder))
+            wanted -= _defined_names(shipped.find(folder))
     if not wanted:
         return
     import importlib.util

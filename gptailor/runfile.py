@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from gptailor import shipped
 from gptailor.errors import UserError
 
 MAX_BYTES = 256 * 1024
@@ -41,7 +42,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_text(path: Path, what: str) -> str:
-    """The text of a file that a person wrote; what: "run file". Raises UserError."""
+    """The text of a file that a person wrote, or of a shipped one; what: "run file". Raises UserError."""
+    path = shipped.find(path)
     if not path.is_file():
         raise UserError(f"{what} {path}: {'is a folder; name a YAML file' if path.is_dir() else 'no such file'}")
     if path.stat().st_size > MAX_BYTES:

@@ -17,6 +17,7 @@ SOURCES = [*sorted((ROOT / "gptailor").rglob("*.py")), *PAGES, ROOT / "streamlit
 # First match wins: (module prefix, floor, third parties it may not touch).
 FLOORS: list[tuple[str, float, set[str]]] = [
     ("gptailor.errors", 0, {"torch", "smac", "duckdb", "streamlit", "pandas"}),
+    ("gptailor.shipped", 0, {"torch", "smac", "ConfigSpace", "duckdb", "streamlit", "numpy", "pandas", "pydantic"}),
     ("gptailor.spec", 0, {"torch", "smac", "ConfigSpace", "duckdb", "streamlit"}),
     ("gptailor.plan", 0, {"torch", "smac", "ConfigSpace", "duckdb", "streamlit", "numpy", "pandas"}),
     ("gptailor.runfile", 0, {"torch", "smac", "ConfigSpace", "duckdb", "streamlit", "numpy", "pandas", "pydantic"}),

@@ -34,8 +34,7 @@ def root(spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     presets, runs = tmp_path / "presets", tmp_path / "runs"
     presets.mkdir()
     (presets / "tiny.yaml").write_text("# Tiny\n# For tests.\n" + spec.to_yaml())
-    monkeypatch.setattr(form, "PRESETS", presets)
-    monkeypatch.setattr(form.presets, "__defaults__", (presets,))
+    monkeypatch.setattr(form, "PRESETS", (presets,))
     monkeypatch.setenv("GPTAILOR_RUNS", str(runs))
     monkeypatch.setattr(readers, "DEMO", tmp_path / "demo")
     yield runs

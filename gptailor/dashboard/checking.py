@@ -19,7 +19,7 @@ from typing import Any
 
 import streamlit as st
 
-from gptailor.launch.process import PROJECT, clean_environment, python
+from gptailor.launch.process import clean_environment, python
 from gptailor.spec import RunSpec
 
 KEPT = 32
@@ -71,7 +71,6 @@ def _check(text: str, runs: Path) -> Answer:
         try:
             done = subprocess.run(
                 python("check", str(file), "--json", "--runs", str(runs.resolve())),
-                cwd=PROJECT,
                 env=clean_environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,

@@ -17,11 +17,13 @@ from typing import Any
 
 import yaml
 
+from gptailor import shipped
 from gptailor.errors import UserError
 from gptailor.spec import RunSpec, build_spec, load_spec
 
-PRESETS = Path(__file__).resolve().parents[2] / "data" / "presets"
-"""Run files that are offered to begin with. People may add their own."""
+PRESETS = (shipped.ROOT / shipped.PRESETS, shipped.PRESETS)
+"""Folders of run files that are offered to begin with: those shipped, and those in the folder that the dashboard was
+started in."""
 LONG_TITLE = 60
 
 Values = Mapping[str, Any]
@@ -39,10 +41,11 @@ class Preset:
     spec: RunSpec
 
 
-def presets(folder: Path = PRESETS) -> list[Preset]:
-    """All presets that can be read, the demo first."""
+def presets(*folders: Path) -> list[Preset]:
+    """All presets of these folders (of PRESETS) that can be read, the demo first; of two namesakes the latter."""
+    paths = {path.stem: path.resolve() for folder in folders or PRESETS for path in folder.glob("*.yaml")}
     found = []
-    for path in sorted(folder.glob("*.yaml"), key=lambda path: (path.stem != "demo", path.stem)):
+    for _, path in sorted(paths.items(), key=lambda item: (item[0] != "demo", item[0])):
         try:
             spec = load_spec(path)
         except UserError:
@@ -248,7 +251,7 @@ def run_file(spec: RunSpec) -> str:
 def command_line(spec: RunSpec, preset: Preset, runs: Path) -> str:
     """The command that starts the same search: the preset's run file, and what was changed."""
     before, after = preset.spec.model_dump(mode="json"), spec.model_dump(mode="json")
-    parts = ["python -m gptailor search", shlex.quote(os.path.relpath(preset.path))]
+    parts = ["python -m gptailor search", shlex.quote(os.path.relpath(shipped.name_of(preset.path)))]
     for key, value in after.items():
         if value == before[key]:
             continue

@@ -19,7 +19,6 @@ from gptailor.dashboard.frames.facts import Facts
 from gptailor.dashboard.frames.view import View
 from gptailor.dashboard.readers import Run
 from gptailor.launch import JobState, JobStatus
-from gptailor.launch.process import PROJECT
 from gptailor.store.summary import retention
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -168,7 +167,7 @@ def export(run: Run, config_id: int) -> None:
     st.markdown("#### Export")
     out, work = jobs.export_folder(run, config_id), jobs.job(run, f"export-{config_id}")
     state = jobs.state(work)
-    shown = str(out.relative_to(PROJECT) if out.is_relative_to(PROJECT) else out)
+    shown = str(out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out)
     if out.is_dir():
         _exported(out, shown)
     elif jobs.is_running(state):

@@ -20,7 +20,7 @@ from typing import Any
 
 import streamlit as st
 
-from gptailor import launch
+from gptailor import launch, shipped
 from gptailor.dashboard.frames.importance import Importance
 from gptailor.dashboard.frames.view import View
 from gptailor.store import RunFolder, queries
@@ -29,7 +29,7 @@ from gptailor.store.folder import run_folders, runs_root
 from gptailor.store.notes import read_notes
 from gptailor.store.summary import RunSummary
 
-DEMO = Path(__file__).resolve().parents[2] / "data" / "demo"
+DEMO = shipped.ROOT / "data" / "demo"
 """A small finished run that is shipped, so that a fresh clone has something to look at. Its folder is `run`.
 Read-only."""
 ACTIVE = ("queued", "running", "paused")

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptailor import shipped
 from gptailor.errors import UserError
 from gptailor.evaluate import rouge
 from gptailor.evaluate.safety import check_task_file, code_is_allowed, use_sandboxed_templates
@@ -34,6 +35,7 @@ def find_tasks(names: Iterable[str], include_path: Sequence[str]) -> TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     use_sandboxed_templates()
+    find_shipped_data()
     rouge.register()
     folders = tuple(_folder(path) for path in include_path)
     trusted = Path(lm_eval.tasks.__file__).parent
@@ -128,8 +130,33 @@ def _index(folders: Sequence[Path], include_defaults: bool) -> TaskManager:
     return TaskManager(include_path=[str(folder) for folder in folders], include_defaults=include_defaults)
 
 
+@cache
+def find_shipped_data() -> None:
+    """Let task files that name shipped data by a relative path, as the demo's do, find it from every folder."""
+    from lm_eval.api.task import ConfigurableTask
+
+    plain = ConfigurableTask.download
+
+    def download(self: ConfigurableTask, dataset_kwargs: dict[str, Any] | None = None, **options: Any) -> None:
+        given = dict(dataset_kwargs or {})
+        if "data_files" in given:
+            given["data_files"] = _found(given["data_files"])
+        plain(self, given, **options)
+
+    ConfigurableTask.download = download
+
+
+def _found(files: Any) -> Any:
+    """Names of data files as `datasets` takes them: one, a list, or by split."""
+    if isinstance(files, dict):
+        return {split: _found(names) for split, names in files.items()}
+    if isinstance(files, (list, tuple)):
+        return [_found(name) for name in files]
+    return str(shipped.find(files)) if "://" not in str(files) else files
+
+
 def _folder(path: str) -> Path:
-    folder = Path(path)
+    folder = shipped.find(path)
     if not folder.is_dir():
         raise UserError(f"include_path: {path} is not a folder; it must hold lm-eval task files (*.yaml)")
     return folder.resolve()

@@ -15,6 +15,7 @@ from typing import TypeVar
 import huggingface_hub as hub
 from huggingface_hub.errors import HTTPError, NotASafetensorsRepoError, OfflineModeIsEnabled, SafetensorsParsingError
 
+from gptailor import shipped
 from gptailor.family.checkpoint import (
     ADAPTER,
     INDEX,
@@ -38,7 +39,7 @@ def open_checkpoint(location: str, where: str, *, trust_remote_code: bool, downl
 
     Raises Unreadable: nothing is there, it is not a model, or the hub cannot be asked.
     """
-    path = Path(location).expanduser()
+    path = shipped.find(location)
     if path.is_dir():
         return read_checkpoint(path, where, path.resolve().name, trust_remote_code=trust_remote_code)
     if path.exists():

@@ -23,7 +23,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[2]
+from gptailor import shipped
+
 LOCK_FD = "GPTAILOR_LOCK_FD"
 """Environment variable by which a child learns which of its open files is the lock it was handed."""
 _ALLOWED = re.compile(
@@ -57,7 +58,14 @@ def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str,
         for name, value in found.items()
         if name in handed or (_ALLOWED.fullmatch(name) and not _SECRET.fullmatch(name))
     }
-    return kept | FIXED
+    return kept | FIXED | _python_path(kept)
+
+
+def _python_path(environment: Mapping[str, str]) -> dict[str, str]:
+    """A checkout that nobody installed is found by children in every folder, as this process found it."""
+    if shipped.ROOT != shipped.PACKAGE.parent:
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(shipped.ROOT), environment.get("PYTHONPATH")]))}
 
 
 def take_lock(path: Path, wait: float) -> int | None:
@@ -133,7 +141,6 @@ def spawn(command: list[str], lock: Path, log: Path) -> int | None:
         with open(log, "ab") as output:
             process = subprocess.Popen(
                 command,
-                cwd=PROJECT,
                 env=clean_environment() | {LOCK_FD: str(handle)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
