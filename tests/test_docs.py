@@ -1,0 +1,136 @@
+"""The documentation holds together: links lead somewhere, every page is reachable, and what is quoted is in the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from gptailor.__main__ import _parser
+from gptailor.store.tables import known_tables
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+OURS = [page for page in PAGES if page.parent != DOCS / "reference"]
+"""Written by hand; docs/reference/ is generated from sentences that stand in the code."""
+LONGEST_SENTENCE = 40
+_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_CODE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+_PLACE = re.compile(r"`([\w./-]+/[\w.-]+\.(?:py|sh|sql|yaml))`")
+_QUOTE = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@cache
+def prose(page: Path) -> str:
+    """The page without its blocks of code."""
+    return _CODE.sub("", page.read_text(encoding="utf-8"))
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """(file, anchor) of every link of a page that leads to a file of the repository."""
+    found = (link.partition("#")[::2] for link in _LINK.findall(prose(page)) if not re.match(r"\w+:", link))
+    return [((page.parent / path).resolve() if path else page, anchor) for path, anchor in found]
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them from headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def sentences(page: Path) -> Iterator[str]:
+    """Outside tables, headings and code. A link counts as its text, a stretch of code as one word."""
+    text = re.sub(r"`[^`\n]*`", "code", re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", prose(page)))
+    lines = ("" if re.match(r"\s*[|#]", line) else line for line in text.splitlines())
+    for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", "\n".join(lines)):
+        yield from re.split(r"(?<=[.!?])[)*\"]*\s+", paragraph.strip())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for target, anchor in links(page):
+        assert target.exists(), f"{name(page)} links to {target}"
+        assert not anchor or anchor in anchors(target), f"{name(page)} links to {name(target)}#{anchor}"
+
+
+def test_every_file_is_reachable_from_the_entrance() -> None:
+    reached, waiting = set[Path](), [DOCS / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        reached.add(page)
+        if page.suffix == ".md" and page.is_relative_to(ROOT):
+            waiting += [target for target, _ in links(page) if target.is_file() and target not in reached]
+    files = {path for path in DOCS.rglob("*") if path.is_file()}
+    assert sorted(name(path) for path in files - reached) == []
+
+
+@pytest.mark.parametrize("page", OURS, ids=name)
+def test_sentences_are_short(page: Path) -> None:
+    long = [text for text in sentences(page) if len(re.findall(r"\S*\w\S*", text)) > LONGEST_SENTENCE]
+    assert long == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_file_that_is_named_is_there(page: Path) -> None:
+    """Paths count from the repository, or from the package."""
+    named = _PLACE.findall(prose(page))
+    missing = [place for place in named if not any((root / place).exists() for root in (ROOT, ROOT / "gptailor"))]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_command_is_one(page: Path) -> None:
+    """Commands and options in blocks of code are understood by the command line's own parser."""
+    for _, block in _CODE.findall(page.read_text(encoding="utf-8")):
+        for line in block.replace("\\\n", " ").splitlines():
+            if asked := re.match(r"(?:python -m )?gptailor +(.*)", line.strip()):
+                words = ["1" if word == "CONFIG_ID" else word for word in shlex.split(asked[1], comments=True)]
+                try:
+                    _parser().parse_args(words)
+                except SystemExit as ended:
+                    assert ended.code == 0, f"{name(page)}: {line}"
+
+
+def test_the_store_page_has_every_table_and_column() -> None:
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", prose(DOCS / "store.md"), re.DOTALL | re.MULTILINE))
+    told = {table: re.findall(r"^\| `(\w+)` \| (\S+) \|", text, re.MULTILINE) for table, text in sections.items()}
+    there = {
+        table: [(column, kind.replace("TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ")) for column, kind in made.columns.items()]
+        for table, made in known_tables().items()
+    }
+    assert {table: told.get(table) for table in there} == there
+
+
+@cache
+def texts_of_the_code() -> frozenset[str]:
+    """Every text in the code, `…` where a value is put in."""
+
+    def text(node: ast.AST) -> str:
+        match node:
+            case ast.Constant(value=str(value)):
+                return re.sub(r"%\w", "…", value)
+            case ast.JoinedStr(values=parts):
+                return "".join(text(part) or "…" for part in parts)
+            case _:
+                return ""
+
+    files = [*(ROOT / "gptailor").rglob("*.py"), *(ROOT / "pages").glob("*.py")]
+    trees = (ast.parse(file.read_text(encoding="utf-8")) for file in files)
+    return frozenset(re.sub("…+", "…", text(node)) for tree in trees for node in ast.walk(tree))
+
+
+def test_every_message_of_the_troubleshooting_page_is_in_the_code() -> None:
+    quoted = _QUOTE.findall(prose(DOCS / "troubleshooting.md"))
+    assert len(quoted) > 200
+    gone = [told for told in quoted if not any(told.strip(" …") in text for text in texts_of_the_code())]
+    assert gone == []
