@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from gptailor.__main__ import _parser
@@ -101,6 +102,19 @@ def test_every_command_is_one(page: Path) -> None:
                     assert ended.code == 0, f"{name(page)}: {line}"
 
 
+def rows(page: Path) -> list[list[str]]:
+    """Cells of every row of a page's tables."""
+    lines = re.findall(r"^\|(?! *-+ *\|)(.*)\|$", prose(page), re.MULTILINE)
+    return [[cell.strip(" *") for cell in line.split("|")] for line in lines]
+
+
+def test_the_readme_says_what_the_verdict_says() -> None:
+    verdict = {row[0]: row[2:] for row in rows(DOCS / "proof.md") if len(row) == 4}
+    names, held_out, ahead = rows(ROOT / "README.md")[:3]
+    for name, *said in list(zip(names, held_out, ahead, strict=True))[1:5]:
+        assert verdict[name] == said
+
+
 def test_the_store_page_has_every_table_and_column() -> None:
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", prose(DOCS / "store.md"), re.DOTALL | re.MULTILINE))
     told = {table: re.findall(r"^\| `(\w+)` \| (\S+) \|", text, re.MULTILINE) for table, text in sections.items()}
@@ -110,6 +124,16 @@ def test_the_store_page_has_every_table_and_column() -> None:
         for table, made in known_tables().items()
     }
     assert {table: told.get(table) for table in there} == there
+
+
+def test_the_queries_of_the_store_page_answer_what_they_say() -> None:
+    page = (DOCS / "store.md").read_text(encoding="utf-8")
+    best, layers = [block for kind, block in _CODE.findall(page) if kind == "sql"]
+    with duckdb.connect(str(ROOT / "data" / "demo" / "run" / "run.duckdb"), read_only=True) as con:
+        config_id, retention = con.execute(best).fetchall()[0]
+        assert (config_id, round(retention, 3)) == (2, 1.034)  # as `show` says of the shipped run
+        of_best = [row for row in con.execute(layers).fetchall() if row[0] == config_id]
+    assert [row[1] for row in of_best if row[2] == "removed"] == [5, 7, 8]
 
 
 @cache
