@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test browser-test dashboard bench soak kills
+.PHONY: demo test browser-test dashboard reference bench soak kills
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m gptailor search data/presets/demo.yaml
@@ -24,6 +24,10 @@ test: $(VENV)/.ready-tests
 
 browser-test: $(VENV)/.ready-tests
 	$(BIN)/python -m pytest -m browser
+
+# docs/reference/, from the run file's fields and the command line's parser.
+reference: $(VENV)/.ready
+	PYTHONPATH=. $(BIN)/python docs/write_reference.py
 
 bench: $(VENV)/.ready
 	PYTHONPATH=. $(BIN)/python tests/bench/engine.py

@@ -20,7 +20,7 @@ OK, USER_ERROR, RUN_FAILED, INTERRUPTED = 0, 2, 1, 130
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. 0: done; 1: the run failed; 2: something asked is wrong; 130: interrupted or stopped."""
-    arguments = _parser().parse_args(argv)
+    arguments = command_parser().parse_args(argv)
     if arguments.runs is None:
         from gptailor.store.folder import runs_root  # not before it is asked for: DuckDB comes with it
 
@@ -58,7 +58,7 @@ def baseline(arguments: argparse.Namespace) -> int:
     from gptailor import launch
     from gptailor.spec import Baseline, build_spec, load_spec
 
-    names = [str(name) for name in Baseline] if arguments.name == "all" else arguments.name.split(",")
+    names = [str(name) for name in Baseline] if arguments.names == "all" else arguments.names.split(",")
     spec = load_spec(arguments.run_file, arguments.set)
     title = f"{spec.name[:50]}, {'baselines' if len(names) > 1 else names[0]}"
     changed = spec.model_dump(mode="json") | {"baselines": names, "name": title}
@@ -300,35 +300,42 @@ def _called_as() -> str:
     return "gptailor" if Path(sys.argv[0]).name == "gptailor" else "python -m gptailor"
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=_called_as(), description="Shorter models by cutting and stitching.")
     parser.add_argument("--version", action="version", version=f"gptailor {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(
-        function: Callable[[argparse.Namespace], int], *, name: str = "", run_id: bool = False, run_file: bool = False
+        function: Callable[[argparse.Namespace], int],
+        *,
+        names: bool = False,
+        run_id: bool = False,
+        run_file: bool = False,
     ) -> Any:
         text = (function.__doc__ or "").splitlines()[0]
         command = commands.add_parser(function.__name__.replace("_", "-"), help=text, description=text)
-        if name:
-            command.add_argument("name", metavar=name)
+        if names:
+            command.add_argument("names", metavar="NAMES", help="published methods, with commas, or all of them: all")
         if run_file:
-            command.add_argument("run_file", metavar="RUN.yaml")
+            command.add_argument("run_file", metavar="RUN.yaml", help="what is asked, such as data/presets/demo.yaml")
             command.add_argument(
                 "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key, dotted: budget.max=243"
             )
         if run_id:
-            command.add_argument("run_id", metavar="RUN_ID")
+            command.add_argument("run_id", metavar="RUN_ID", help="a saved run: `runs` lists them")
         command.add_argument("--runs", metavar="DIR", help="folder of runs (default: $GPTAILOR_RUNS, else data/runs)")
         command.set_defaults(function=function)
         return command
 
+    a_plan = "one of the run's plans, by its number: `show` lists the front's"
     add(search, run_file=True)
-    add(baseline, name="NAME|all", run_file=True)
+    add(baseline, names=True, run_file=True)
     several = add(experiment)
     several.add_argument("file", metavar="FILE", help="such as data/experiments/operations.yaml")
     several.add_argument("--run", metavar="RUN.yaml", help="start from this run file instead of the experiment's")
-    several.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every run")
+    several.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of every run, as for `search`"
+    )
     several.add_argument("--report", metavar="FILE", help="write table and charts as one HTML page as well")
     several.add_argument("--dry", action="store_true", help="check the files and list the runs, no more")
     add(check, run_file=True).add_argument("--json", action="store_true", help="machine-readable, problems included")
@@ -336,18 +343,18 @@ def _parser() -> argparse.ArgumentParser:
     add(runs).add_argument("--json", action="store_true", help="machine-readable")
     add(show, run_id=True).add_argument("--json", action="store_true", help="machine-readable")
     take = add(export, run_id=True)
-    take.add_argument("config_id", type=int, metavar="CONFIG_ID")
-    take.add_argument("out", metavar="OUT")
+    take.add_argument("config_id", type=int, metavar="CONFIG_ID", help=a_plan)
+    take.add_argument("out", metavar="OUT", help="the folder to write; it must not be there yet")
     send = add(report)
-    send.add_argument("run_ids", nargs="+", metavar="RUN_ID")
+    send.add_argument("run_ids", nargs="+", metavar="RUN_ID", help="one saved run or several")
     send.add_argument("--out", metavar="FILE", help="default: RUN_ID.html here, or comparison.html of several")
     out = add(tables, run_id=True)
-    out.add_argument("out", metavar="DIR")
-    out.add_argument("--format", choices=("parquet", "csv"), default="parquet")
+    out.add_argument("out", metavar="DIR", help="the folder to write into")
+    out.add_argument("--format", choices=("parquet", "csv"), default="parquet", help="of the files (default: parquet)")
     build = add(stitch)
-    build.add_argument("plan", metavar="PLAN")
+    build.add_argument("plan", metavar="PLAN", help="a plan's file (JSON): ours, or one that auto-merge-llm published")
     build.add_argument("--family", required=True, metavar="FAMILY.yaml", help="base_model and candidates, in order")
-    build.add_argument("--out", required=True, metavar="DIR")
+    build.add_argument("--out", required=True, metavar="DIR", help="the folder to write; it must not be there yet")
     build.add_argument(
         "--base-layer",
         choices=("source", "output"),
@@ -356,8 +363,8 @@ def _parser() -> argparse.ArgumentParser:
         "at its position in the result (output, what the published code did)",
     )
     answer = add(generate, run_id=True)
-    answer.add_argument("config_id", type=int, metavar="CONFIG_ID")
-    answer.add_argument("--prompt", required=True, metavar="TEXT")
+    answer.add_argument("config_id", type=int, metavar="CONFIG_ID", help=a_plan)
+    answer.add_argument("--prompt", required=True, metavar="TEXT", help="what both models go on from")
     answer.add_argument("--tokens", type=int, default=64, metavar="N", help="to write at most (default: 64)")
     answer.add_argument("--device", help="another device than the run's, such as cpu")
     answer.add_argument("--plain", action="store_true", help="leave the tokenizer's chat template out")
@@ -373,7 +380,7 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument(
         "--subjects",
         default="dense,candidates,baselines,front",
-        help="of dense, candidates, baselines, best, front, config:ID",
+        help="of dense, candidates, baselines, best, front, config:ID (default: dense,candidates,baselines,front)",
     )
     judge.add_argument("--benchmarks", default="", help="names, with commas (default: all held out)")
     judge.add_argument("--examples", type=int, metavar="N", help="per benchmark (default: all)")

@@ -9,7 +9,7 @@ import math
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
@@ -76,7 +76,10 @@ class Baseline(StrEnum):
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    """The text below a field says what its key means: the reference page, the JSON schema and the Launch page's help
+    are made of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
 
 Reading = tuple[str, str, int | None]
@@ -84,16 +87,17 @@ Reading = tuple[str, str, int | None]
 
 
 class Benchmark(_Record):
-    """One lm-eval task (or group of tasks) with the metric it is read by.
-
-    split: train, validation or test, or a part of one: `validation[162:500]` leaves out the first 162 examples of the
-    seeded order, which are those that rungs up to 162 read, and ends before the 500th.
-    """
+    """One lm-eval task (or group of tasks) with the metric it is read by."""
 
     benchmark: Annotated[str, Field(min_length=1, max_length=200)]
+    """An lm-eval task, or a group of them, by its name."""
     metric: Annotated[str, Field(min_length=1, max_length=100)] = "acc"
+    """One of the task's metrics, or one of gptailor's: choice_prob, answer_perplexity, agree, closeness."""
     split: str = "validation"
+    """train, validation or test, or a part of one: `validation[162:500]` leaves out the first 162 examples of the
+    seeded order, which are those that rungs up to 162 read, and ends before the 500th."""
     num_fewshot: Annotated[Whole, Field(ge=0, le=64)] | None = None
+    """Worked examples before each question. Without it: as the task's file says, else none."""
 
     @field_validator("split")
     @classmethod
@@ -135,18 +139,20 @@ class HeldOut(Benchmark):
     """A benchmark that only judges the result; read on its test split unless said otherwise."""
 
     split: str = "test"
+    """As an objective's, on a split or part that the search does not read."""
 
 
 class Merge(_Record):
-    """How several candidates' layers become one: a mergekit method and the range of its factor.
-
-    factor is task arithmetic's scaling coefficient; for other methods it is mergekit's `lambda` (ties, dare_ties, ...),
-    slerp's `t`, or the weight of each candidate (linear, with the rest on the base).
-    """
+    """How several candidates' layers become one: a mergekit method and the range of its factor."""
 
     method: str = "task_arithmetic"
+    """A method of mergekit: task_arithmetic (the paper's), linear, ties, dare_ties, slerp and others."""
     factor: tuple[Number, Number] = (0.0, 1.0)
+    """From the least to the greatest factor: how much of the candidates' differences a merge adds; 1 adds them whole.
+    With other methods than task_arithmetic it is mergekit's `lambda` (ties, dare_ties), slerp's `t`, or the weight of
+    each candidate (linear, with the rest on the base)."""
     parameters: dict[str, float | int | bool] = {}
+    """Further parameters of the method, such as `{density: 0.5}` for ties."""
 
     @field_validator("method")
     @classmethod
@@ -173,8 +179,11 @@ class Budget(_Record):
     """Examples per benchmark: the lowest and highest rung, and Hyperband's ratio between rungs."""
 
     min: Annotated[Whole, Field(ge=1)] = 100
+    """Examples per benchmark on the lowest rung, at least: rungs go down from the highest one by the ratio."""
     max: Annotated[Whole, Field(ge=1)] = 1000
+    """Examples per benchmark on the highest rung: the full budget."""
     eta: Annotated[Whole, Field(ge=2, le=10)] = 3
+    """Ratio of rungs: the best one in so many plans climbs to the next, which reads so many times the examples."""
 
     @model_validator(mode="after")
     def _min_below_max(self) -> Budget:
@@ -193,12 +202,19 @@ class Slurm(_Record):
     """Jobs that a SLURM cluster is asked for: `jobs` of them, a worker each, with `gpus` GPUs, `cores` and `memory`."""
 
     jobs: Annotated[Whole, Field(ge=1, le=1024)]
+    """Jobs to ask for: a worker each."""
     cores: Annotated[Whole, Field(ge=1, le=1024)] = 8
+    """Processor cores of a job."""
     memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[MGT]i?B$")] = "64GB"
+    """Host memory of a job."""
     gpus: Annotated[Whole, Field(ge=0, le=64)] = 1
+    """GPUs of a job: as many as hold the base."""
     walltime: str = "24h"
+    """Time limit of a job, such as 24h."""
     queue: Annotated[str, Field(pattern=_NAME)] | None = None
+    """SLURM's partition. Without it: the cluster's default."""
     account: Annotated[str, Field(pattern=_NAME)] | None = None
+    """SLURM's account. Without it: the cluster's default."""
 
     @field_validator("walltime")
     @classmethod
@@ -208,16 +224,15 @@ class Slurm(_Record):
 
 
 class Workers(_Record):
-    """Who scores trials, where it is not the engine's own process: one of three.
-
-    local: processes on this machine, auto for one a visible GPU (without any: one per two cores) or their number, which
-    divide the GPUs or share them.
-    scheduler: the address of a Dask scheduler that runs already. slurm: jobs that are asked for.
-    """
+    """Who scores trials, where it is not the engine's own process: one of three."""
 
     local: Literal["auto"] | int | None = None
+    """Processes on this machine. auto: one for each visible GPU (without any, for every two cores). Or their number:
+    fewer than GPUs divide them, more share them."""
     scheduler: Annotated[str, Field(max_length=300)] | None = None
+    """The address of a Dask scheduler that runs already, such as tcp://host:8786."""
     slurm: Slurm | None = None
+    """Jobs that a SLURM cluster is asked for."""
 
     @field_validator("local", mode="before")
     @classmethod
@@ -241,43 +256,69 @@ class Workers(_Record):
 
 
 class RunSpec(_Record):
-    """One run, as asked. Paths are relative to the folder the command is run in.
-
-    walltime: of the run's trials together; trial_walltime: of one, which then counts as crashed.
-    selection: benchmarks on splits of their own, on which a search's best plans are scored before one is called best
-    (gptailor/selection.py). baselines: where any are listed, the run scores their plans instead of searching
-    (gptailor/controls.py), on the models that baselines_on names (base or candidates; none: all of them). aim: whether
-    the search looks for the front of all objectives, or for the best mean retention over them. suggester: `random` is
-    the control of the surrogate: the same start and rungs, then plans drawn at random. workers: who scores trials;
-    none: the engine's own process, one after another.
-    """
+    """One run, as asked. Paths are relative to the folder the command is run in."""
 
     name: Annotated[str, Field(min_length=1, max_length=80)]
+    """What people call the run."""
     base_model: Annotated[str, Field(min_length=1, max_length=1000)]
+    """The model whose embeddings, final norm and output head are kept: a Hugging Face model's folder on this machine,
+    or a hub id such as owner/name."""
     candidates: dict[str, Annotated[str, Field(min_length=1, max_length=1000)]] = {}
+    """Fine-tunes of the base that may lend layers, each under a name: folders or hub ids of full models or of LoRA
+    adapters (PEFT folders)."""
     remove: int | float
+    """How many layers to leave out: a number such as 8, or a share of them such as 0.25, rounded up."""
     operations: tuple[SpaceOperation, ...] = DEFAULT_OPERATIONS
+    """What may happen to layers. remove: leave layers out. select: take a layer from one candidate. merge: make one of
+    several. fold: put a removed layer's weights, by a searched factor, into the kept layer before it. The paper's
+    ablations are remove alone, remove with select, and remove with fold."""
     merge: Merge = Merge()
+    """How several candidates' layers become one."""
     output_scale: tuple[Number, Number] | None = None
+    """Search a factor on each kept layer's output projections too, from the least to the greatest, such as
+    `[0.8, 1.2]`; an export folds it into the weights."""
     objectives: Annotated[tuple[Benchmark, ...], Field(min_length=1, max_length=32)]
+    """What the search optimises: benchmarks, each with a metric and a split."""
     held_out: Annotated[tuple[HeldOut, ...], Field(max_length=64)] = ()
+    """What the result is judged by and the search never sees: benchmarks on other splits."""
     selection: Annotated[tuple[Benchmark, ...], Field(max_length=32)] = ()
+    """Benchmarks on splits that neither the search nor the held-out results use: the best plans are scored there before
+    one is called best."""
     include_path: tuple[str, ...] = ()
+    """Folders on this machine that hold lm-eval task files, besides lm-eval's own."""
     budget: Budget = Budget()
+    """How many examples of each benchmark a plan is scored on."""
     trials: Annotated[Whole, Field(ge=1, le=100_000)] = 500
+    """Plans to try, each on one rung. The paper takes 500."""
     aim: Literal["front", "mean"] = "front"
+    """Of several objectives: front looks for their best trade-offs, mean for the best mean retention."""
     suggester: Literal["smac", "random"] = "smac"
+    """Who proposes plans. random is there to compare SMAC with: the same start and rungs, then plans drawn at
+    random."""
     baselines: tuple[Baseline, ...] = ()
+    """Published ways to leave layers out, each on the base and on every candidate, under the same budget of examples.
+    Where any are listed, their plans are scored instead of searching; compare such a run with one that searches."""
     baselines_on: tuple[str, ...] = ()
+    """The models that the baselines shorten: base, or candidates by their names. Without it: all of them."""
     walltime: str | None = None
+    """Time limit of all trials together, such as 90m or 2h30m."""
     trial_walltime: str | None = None
+    """Time limit of one trial, which then counts as crashed."""
     seed: Annotated[Whole, Field(ge=0, le=2**31 - 1)] = 0
+    """The same seed gives the same trials."""
     device: str = "auto"
+    """Where models are computed: cpu, mps, cuda, one GPU such as cuda:1, or auto: the first GPU (more, if the base
+    needs them), else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type of the weights; auto: as the base is stored."""
     batch_size: Literal["auto"] | int = "auto"
+    """auto, or a number of rows, which stand for 128 tokens each: fewer take less memory."""
     workers: Workers | None = None
+    """Who scores trials side by side. Without it: the engine's own process, one trial after another."""
     chat_template: Flag = False
+    """Put prompts into the tokenizer's chat template: for models that were tuned to converse."""
     trust_remote_code: Flag = False
+    """Run the Python code that a model's folder brings. The dashboard never sets it."""
 
     @field_validator("name")
     @classmethod
@@ -439,6 +480,22 @@ def build_spec(data: dict[str, Any], where: str = "run file") -> RunSpec:
     except ValidationError as error:
         lines = [explain(dict(problem), _KEYS) for problem in error.errors(include_url=False)]
         raise UserError("\n".join([f"{where}: {len(lines)} problem{'s' * (len(lines) > 1)}", *lines])) from error
+
+
+def describe(key: str) -> str:
+    """What a key of the run file means, as its field says: `budget.min`, `workers.slurm.jobs`. Raises KeyError."""
+    record: type[BaseModel] = RunSpec
+    for part in key.split("."):
+        field = record.model_fields[part]
+        record = record_of(field.annotation) or record
+    return " ".join((field.description or "").split())
+
+
+def record_of(annotation: Any) -> type[BaseModel] | None:
+    """The record whose keys stand below a field of this type, if any do: Benchmark of tuple[Benchmark, ...]."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(record_of, get_args(annotation))), None)
 
 
 _MODELS: dict[str, type[BaseModel]] = {

@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from gptailor.__main__ import _parser
+from gptailor.__main__ import command_parser
 from gptailor.store.tables import known_tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +71,7 @@ def test_every_file_is_reachable_from_the_entrance() -> None:
         reached.add(page)
         if page.suffix == ".md" and page.is_relative_to(ROOT):
             waiting += [target for target, _ in links(page) if target.is_file() and target not in reached]
-    files = {path for path in DOCS.rglob("*") if path.is_file()}
+    files = {path for path in DOCS.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     assert sorted(name(path) for path in files - reached) == []
 
 
@@ -97,7 +97,7 @@ def test_every_command_is_one(page: Path) -> None:
             if asked := re.match(r"(?:python -m )?gptailor +(.*)", line.strip()):
                 words = ["1" if word == "CONFIG_ID" else word for word in shlex.split(asked[1], comments=True)]
                 try:
-                    _parser().parse_args(words)
+                    command_parser().parse_args(words)
                 except SystemExit as ended:
                     assert ended.code == 0, f"{name(page)}: {line}"
 

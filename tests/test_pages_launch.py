@@ -15,11 +15,12 @@ from tiny_run import tiny_spec
 
 from gptailor import launch
 from gptailor.dashboard import actions, checking, form, readers
-from gptailor.spec import RunSpec
+from gptailor.spec import RunSpec, describe
 from gptailor.store import RunFolder, run_folders
 from gptailor.trial import RunStatus
 
 ROOT = Path(__file__).resolve().parents[1]
+WIDGETS = ("text_input", "text_area", "number_input", "toggle", "selectbox", "button_group")
 
 
 @pytest.fixture
@@ -170,6 +171,16 @@ def test_settings_reach_the_run_file(root: Path, unchecked: None) -> None:
     assert "--set trials=22" in code and "--set budget.max=90" in code and "walltime: 1h" in code
     assert list(app.dataframe[0].value["Trials"]) == [9, 8, 5]
     assert not any("remote" in widget.label.lower() for kind in ("toggle", "checkbox") for widget in app.get(kind))
+
+
+def test_what_a_key_means_is_said_beside_its_field(root: Path, spec: RunSpec, unchecked: None) -> None:
+    app = open_launch()
+    widgets = {
+        w.key.rpartition(".")[2]: w for kind in WIDGETS for w in app.get(kind) if str(w.key).startswith("launch.tiny.")
+    }
+    assert len(widgets) >= len(form.values_of(spec)) - len({"scale_low", "scale_high"})
+    for name, widget in widgets.items():
+        assert describe(form.KEYS.get(name, name)) in widget.help
 
 
 def test_a_taken_device_is_said(root: Path, unchecked: None) -> None:

@@ -26,6 +26,20 @@ PRESETS = (shipped.ROOT / shipped.PRESETS, shipped.PRESETS)
 started in."""
 LONG_TITLE = 60
 
+KEYS = {
+    "merge_method": "merge.method",
+    "factor_low": "merge.factor",
+    "factor_high": "merge.factor",
+    "scaled": "output_scale",
+    "scale_low": "output_scale",
+    "scale_high": "output_scale",
+    "budget_min": "budget.min",
+    "budget_max": "budget.max",
+    "eta": "budget.eta",
+    "workers": "workers.local",
+}
+"""Keys of the run file for widgets that do not bear their name."""
+
 Values = Mapping[str, Any]
 """What the widgets hold, by field. Lists are text, one entry a line."""
 

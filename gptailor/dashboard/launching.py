@@ -10,7 +10,7 @@ import streamlit as st
 from gptailor import launch
 from gptailor.dashboard import form, text, url, widgets
 from gptailor.dashboard.form import Draft, Preset
-from gptailor.spec import Baseline, SpaceOperation
+from gptailor.spec import Baseline, SpaceOperation, describe
 
 LAYERS = ("operations", "merge", "output_scale", "baselines")
 BENCHMARKS = ("objectives", "held_out", "selection", "include_path")
@@ -51,16 +51,13 @@ def fields(preset: Preset, values: Mapping[str, Any], draft: Draft) -> None:
     """The form: three fields that matter, everything else folded away with its help beside it."""
     f = _Fields(preset, values, draft)
     f.text("name", "Name of the run", max_chars=80)
-    f.text(
-        "base_model", "Base model", "Folder of a Hugging Face model on this machine, or a hub id such as owner/name."
-    )
+    f.text("base_model", "Base model")
     f.area(
         "candidates",
         "Candidates",
-        "Fine-tunes of the base that may lend layers, one a line as `name: folder or hub id`. LoRA adapters (PEFT "
-        "folders) are fine. For none, leave it empty and set the operations to remove alone.",
+        "One a line, as `name: folder or hub id`. For none, leave it empty and set the operations to remove alone.",
     )
-    f.text("remove", "Layers to remove", "A number of layers such as 8, or a share of them such as 25 %.")
+    f.text("remove", "Layers to remove", "A share may be given in percent: 25 %.")
     f.whole_run_errors()
     with f.folded("What may happen to layers", ":material/content_cut:", LAYERS):
         f.show(
@@ -70,30 +67,15 @@ def fields(preset: Preset, values: Mapping[str, Any], draft: Draft) -> None:
             [str(operation) for operation in SpaceOperation],
             default=values["operations"],
             selection_mode="multi",
-            help="remove: leave layers out. select: take a layer from one candidate. merge: make one of several. "
-            "fold: put a removed layer's weights, by a searched factor, into the kept layer before it. The paper's "
-            "ablations are remove alone, remove with select, and remove with fold.",
         )
-        f.text(
-            "merge_method",
-            "Merge method",
-            "A method of mergekit: task_arithmetic (the paper's), linear, ties, dare_ties, …",
-        )
+        f.text("merge_method", "Merge method")
         low, high = st.columns(2)
         with low:
-            f.number(
-                "factor_low", "Least factor", -2.0, 4.0, "How much of the candidates' differences a merge adds: from …"
-            )
+            f.number("factor_low", "Least factor", -2.0, 4.0)
         with high:
-            f.number("factor_high", "Greatest factor", -2.0, 4.0, "… to. 1 adds them whole.")
+            f.number("factor_high", "Greatest factor", -2.0, 4.0)
         f.errors("merge")
-        f.show(
-            "scaled",
-            st.toggle,
-            "Scale the output of layers",
-            values["scaled"],
-            help="Also search a factor on each kept layer's output projections; an export folds it into the weights.",
-        )
+        f.show("scaled", st.toggle, "Scale the output of layers", values["scaled"])
         if values["scaled"]:
             low, high = st.columns(2)
             with low:
@@ -108,46 +90,34 @@ def fields(preset: Preset, values: Mapping[str, Any], draft: Draft) -> None:
             [str(name) for name in Baseline],
             default=values["baselines"],
             selection_mode="multi",
-            help="Published ways to leave layers out, each on the base and on every candidate, under the same budget "
-            "of examples. Such a run has no search; compare it with one that has. For a search, choose none.",
+            how="For a search, choose none.",
         )
     with f.folded("Benchmarks", ":material/quiz:", BENCHMARKS):
-        f.area("objectives", "Objectives", "What the search optimises: an lm-eval task a line, as `task metric split`.")
-        f.area(
-            "held_out",
-            "Held out",
-            "What the result is judged by and the search never sees, in the same form, on other splits.",
-        )
+        f.area("objectives", "Objectives", "One a line, as `task metric split`.")
+        f.area("held_out", "Held out", "In the same form.")
         f.area(
             "selection",
             "Selection",
-            "Splits that neither the search nor the held-out results use: the best plans are scored there before one "
-            "is called best. In the same form, or part of a split: validation[1000:] leaves out the 1,000 examples "
-            "that a search up to that budget reads. May be empty.",
+            "In the same form, or part of a split: validation[1000:] leaves out the 1,000 examples that a search up to "
+            "that budget reads. May be empty.",
         )
-        f.area(
-            "include_path",
-            "Folders of further tasks",
-            "Folders on this machine that hold lm-eval task files, one a line.",
-        )
+        f.area("include_path", "Folders of further tasks", "One a line.")
     with f.folded("Budget and time", ":material/hourglass:", BUDGET):
         low, high, eta = st.columns(3)
         with low:
-            f.number("budget_min", "Fewest examples", 1, None, "Examples per benchmark on the lowest rung.")
+            f.number("budget_min", "Fewest examples", 1, None)
         with high:
-            f.number(
-                "budget_max", "Most examples", 1, None, "Examples per benchmark on the highest rung: the full budget."
-            )
+            f.number("budget_max", "Most examples", 1, None)
         with eta:
-            f.number("eta", "Ratio of rungs", 2, 10, "The best one in so many plans climbs to the next rung.")
+            f.number("eta", "Ratio of rungs", 2, 10)
         f.errors("budget")
         trials, time, seed = st.columns(3)
         with trials:
-            f.number("trials", "Trials", 1, 100_000, "Plans tried, each on one rung. The paper takes 500.")
+            f.number("trials", "Trials", 1, 100_000)
         with time:
-            f.text("walltime", "Time limit", "Such as 90m or 2h30m. Empty: none.", placeholder="none")
+            f.text("walltime", "Time limit", placeholder="none")
         with seed:
-            f.number("seed", "Seed", 0, 2**31 - 1, "The same seed gives the same trials.")
+            f.number("seed", "Seed", 0, 2**31 - 1)
     with f.folded("Device and precision", ":material/memory:", DEVICE):
         devices = launch.free_devices()
         labels = {"auto": "auto: the first GPU (more, if the base needs them), else the CPU"}
@@ -155,24 +125,10 @@ def fields(preset: Preset, values: Mapping[str, Any], draft: Draft) -> None:
         f.choice("device", "Device", list(labels), labels.get)
         free = ", ".join(f"{d.name} {d.free / 1e9:.1f} of {d.total / 1e9:.1f} GB" for d in devices)
         st.caption(f"Memory free now: {text.safe(free, 400)}.")
-        f.choice(
-            "dtype", "Number type", ["auto", "float32", "bfloat16", "float16"], help="auto: as the base is stored."
-        )
-        f.text("batch_size", "Batch size", "auto, or a number: smaller takes less memory.")
-        f.text(
-            "workers",
-            "Workers",
-            "auto: a process for each GPU (without any, for every two cores); or their number: fewer than GPUs get "
-            "equal shares of them. Empty: one trial after another.",
-            placeholder="one",
-        )
-        f.show(
-            "chat_template",
-            st.toggle,
-            "Use the tokenizer's chat template",
-            values["chat_template"],
-            help="For models that were tuned to converse.",
-        )
+        f.choice("dtype", "Number type", ["auto", "float32", "bfloat16", "float16"])
+        f.text("batch_size", "Batch size")
+        f.text("workers", "Workers", "Empty: one trial after another.", placeholder="one")
+        f.show("chat_template", st.toggle, "Use the tokenizer's chat template", values["chat_template"])
 
 
 class _Fields:
@@ -181,20 +137,24 @@ class _Fields:
     def __init__(self, preset: Preset, values: Mapping[str, Any], draft: Draft) -> None:
         self._preset, self._values, self._problems = preset, values, draft.errors
 
-    def show(self, name: str, widget: Callable[..., Any], label: str, *args: Any, **options: Any) -> None:
-        widget(label, *args, key=_key(self._preset, name), persist_state="session", **options)
+    def show(
+        self, name: str, widget: Callable[..., Any], label: str, *args: Any, how: str = "", **options: Any
+    ) -> None:
+        """how: how to write here what the key's own description says."""
+        help = f"{describe(form.KEYS.get(name, name))} {how}".strip()
+        widget(label, *args, key=_key(self._preset, name), persist_state="session", help=help, **options)
         self.errors(name)
 
-    def text(self, name: str, label: str, help: str | None = None, **options: Any) -> None:
-        self.show(name, st.text_input, label, self._values[name], help=help, **{"max_chars": 1000} | options)
+    def text(self, name: str, label: str, how: str = "", **options: Any) -> None:
+        self.show(name, st.text_input, label, self._values[name], how=how, **{"max_chars": 1000} | options)
 
-    def area(self, name: str, label: str, help: str) -> None:
+    def area(self, name: str, label: str, how: str) -> None:
         height = 68 + 24 * max(min(self._values[name].count("\n"), 8), 1)
-        self.show(name, st.text_area, label, self._values[name], height=height, max_chars=20_000, help=help)
+        self.show(name, st.text_area, label, self._values[name], height=height, max_chars=20_000, how=how)
 
-    def number(self, name: str, label: str, low: float, high: float | None, help: str | None = None) -> None:
+    def number(self, name: str, label: str, low: float, high: float | None) -> None:
         step = 0.05 if isinstance(low, float) else 1
-        self.show(name, st.number_input, label, low, high, self._values[name], step, help=help)
+        self.show(name, st.number_input, label, low, high, self._values[name], step)
 
     def choice(
         self,
@@ -202,7 +162,6 @@ class _Fields:
         label: str,
         options: Sequence[str],
         shown: Callable[[str], Any] | None = None,
-        help: str | None = None,
     ) -> None:
         # Labels must not change while the page is open: Streamlit tells options apart by what they show.
         offered = list(dict.fromkeys([*options, self._values[name]]))
@@ -214,7 +173,6 @@ class _Fields:
             offered,
             at,
             format_func=lambda option: (shown and shown(option)) or option,
-            help=help,
         )
 
     def folded(self, label: str, icon: str, names: Iterable[str]) -> Any:
