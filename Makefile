@@ -37,7 +37,7 @@ soak: $(VENV)/.ready-tests
 	$(BIN)/python tests/bench/soak.py --minutes 30
 
 kills: $(VENV)/.ready-tests
-	$(BIN)/python tests/kills.py
+	$(BIN)/python tests/helpers/kills.py
 
 $(VENV)/.ready: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

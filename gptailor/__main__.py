@@ -46,29 +46,29 @@ def main(argv: list[str] | None = None) -> int:
 
 def search(arguments: argparse.Namespace) -> int:
     """Search from a run file: check it, make its folder, run it here and report."""
-    from gptailor import launch
+    from gptailor.launch.engine import prepare
     from gptailor.spec import load_spec
 
-    folder = launch.prepare(arguments.runs, load_spec(arguments.run_file, arguments.set))
+    folder = prepare(arguments.runs, load_spec(arguments.run_file, arguments.set))
     return _run_here(folder, arguments)
 
 
 def baseline(arguments: argparse.Namespace) -> int:
     """Score what published pruning methods give for a run file, on the base and on each candidate."""
-    from gptailor import launch
+    from gptailor.launch.engine import prepare
     from gptailor.spec import Baseline, build_spec, load_spec
 
     names = [str(name) for name in Baseline] if arguments.names == "all" else arguments.names.split(",")
     spec = load_spec(arguments.run_file, arguments.set)
     title = f"{spec.name[:50]}, {'baselines' if len(names) > 1 else names[0]}"
     changed = spec.model_dump(mode="json") | {"baselines": names, "name": title}
-    folder = launch.prepare(arguments.runs, build_spec(changed, "baseline"))
+    folder = prepare(arguments.runs, build_spec(changed, "baseline"))
     return _run_here(folder, arguments)
 
 
 def experiment(arguments: argparse.Namespace) -> int:
     """Run a set of runs that differ in a few keys, one after another, and show one table of them."""
-    from gptailor.experiment import is_finished, load_experiment, run_experiment
+    from gptailor.commands.experiment import is_finished, load_experiment, run_experiment
 
     asked = load_experiment(arguments.file, arguments.run, arguments.set)
     if arguments.dry:
@@ -76,7 +76,7 @@ def experiment(arguments: argparse.Namespace) -> int:
         return OK
     folders = run_experiment(asked, arguments.runs, lambda text: print(text, flush=True))
     if arguments.report:
-        from gptailor.dashboard.side_by_side import write_comparison
+        from gptailor.results.comparison import write_comparison
 
         begun = {label: folder for label, folder in folders.items() if folder.exists()}
         print(write_comparison(asked.name, list(begun.values()), Path(arguments.report), list(begun)))
@@ -90,7 +90,8 @@ def engine(arguments: argparse.Namespace) -> int:
 
 def runs(arguments: argparse.Namespace) -> int:
     """List the saved runs."""
-    from gptailor.show import runs_json, runs_text
+    from gptailor.results.story import runs_json
+    from gptailor.results.story_text import runs_text
 
     print(json.dumps(runs_json(arguments.runs), indent=2) if arguments.json else runs_text(arguments.runs))
     return OK
@@ -99,12 +100,13 @@ def runs(arguments: argparse.Namespace) -> int:
 def show(arguments: argparse.Namespace) -> int:
     """Tell a run's story: its state, its trials, its front. For a plan's file (.json): draw its layers."""
     if arguments.run_id.endswith(".json"):
-        from gptailor.published import read_plan, strip_text
+        from gptailor.formats.published import read_plan, strip_text
 
         plan = read_plan(arguments.run_id)
         print(json.dumps(plan.to_json(), indent=2) if arguments.json else strip_text(plan))
         return OK
-    from gptailor.show import run_json, run_text
+    from gptailor.results.story import run_json
+    from gptailor.results.story_text import run_text
 
     story = run_json(_folder(arguments))
     print(json.dumps(story, indent=2) if arguments.json else run_text(story))
@@ -113,7 +115,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """Preflight of a run file: does the family fit, what will it need, how many trials on each rung."""
-    from gptailor.check import check_json, check_text
+    from gptailor.commands.check import check_json, check_text
     from gptailor.spec import load_spec
 
     spec = load_spec(arguments.run_file, arguments.set)
@@ -123,7 +125,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """Write a configuration's model as a plain Hugging Face folder."""
-    from gptailor.take_home import export_model
+    from gptailor.commands.export import export_model
 
     export_model(_folder(arguments), arguments.config_id, Path(arguments.out), lambda text: print(text, flush=True))
     return OK
@@ -132,12 +134,12 @@ def export(arguments: argparse.Namespace) -> int:
 def report(arguments: argparse.Namespace) -> int:
     """Write a run, or several side by side, as one HTML page that needs nothing else."""
     if len(arguments.run_ids) == 1:
-        from gptailor.dashboard.report import write_report
+        from gptailor.results.report import write_report
 
         folder = _folder(arguments, arguments.run_ids[0])
         print(write_report(folder, Path(arguments.out or f"{folder.run_id}.html")))
         return OK
-    from gptailor.dashboard.side_by_side import write_comparison
+    from gptailor.results.comparison import write_comparison
 
     folders = [_folder(arguments, run_id) for run_id in arguments.run_ids]
     print(write_comparison("Runs side by side", folders, Path(arguments.out or "comparison.html")))
@@ -154,7 +156,7 @@ def tables(arguments: argparse.Namespace) -> int:
 
 def stitch(arguments: argparse.Namespace) -> int:
     """Build the model of a plan's file, ours or one that auto-merge-llm published, as a Hugging Face folder."""
-    from gptailor.take_home import stitch_plan
+    from gptailor.commands.export import stitch_plan
 
     stitch_plan(
         arguments.plan,
@@ -168,7 +170,7 @@ def stitch(arguments: argparse.Namespace) -> int:
 
 def generate(arguments: argparse.Namespace) -> int:
     """Let the dense base and a configuration's model continue a prompt, as JSON lines."""
-    from gptailor.take_home import generate as write
+    from gptailor.commands.export import generate as write
 
     write(
         _folder(arguments),
@@ -184,23 +186,23 @@ def generate(arguments: argparse.Namespace) -> int:
 
 def pause(arguments: argparse.Namespace) -> int:
     """Let the run finish its trial and wait."""
-    from gptailor import launch
+    from gptailor.launch.engine import is_alive, request
 
     folder = _folder(arguments)
-    if not launch.is_alive(folder):
+    if not is_alive(folder):
         raise UserError(f"run {folder.run_id}: no engine is at work on it, so there is nothing to pause")
-    launch.request(folder, "pause")
+    request(folder, "pause")
     print("it will pause after the current trial; `python -m gptailor resume` lifts the pause")
     return OK
 
 
 def resume(arguments: argparse.Namespace) -> int:
     """Go on with a paused, stopped or lost run, in the background."""
-    from gptailor import launch
+    from gptailor.launch import engine
 
     folder = _folder(arguments)
-    was_paused = launch.asked(folder, "pause")
-    pid = launch.resume(folder)
+    was_paused = engine.asked(folder, "pause")
+    pid = engine.resume(folder)
     if pid is not None:
         print(f"its engine runs as process {pid}; log: {folder.log}")
     else:
@@ -210,15 +212,15 @@ def resume(arguments: argparse.Namespace) -> int:
 
 def stop(arguments: argparse.Namespace) -> int:
     """Stop a run; what it scored stays, and `resume` goes on with it."""
-    from gptailor import launch
+    from gptailor.launch import engine
 
-    print(launch.stop(_folder(arguments)))
+    print(engine.stop(_folder(arguments)))
     return OK
 
 
 def extend(arguments: argparse.Namespace) -> int:
     """Give a run more trials or hours, and go on with it in the background."""
-    from gptailor.extend import extend as more
+    from gptailor.launch.extend import extend as more
 
     print(more(_folder(arguments), arguments.trials, arguments.walltime))
     return OK
@@ -226,11 +228,11 @@ def extend(arguments: argparse.Namespace) -> int:
 
 def repair(arguments: argparse.Namespace) -> int:
     """Rebuild a run's database from its journal."""
-    from gptailor import launch
+    from gptailor.launch.engine import EngineLock
     from gptailor.store.repair import rebuild
 
     folder = _folder(arguments)
-    with launch.EngineLock(folder):
+    with EngineLock(folder):
         done = rebuild(folder)
     lost = f"; lines {', '.join(map(str, done.damaged))} of the journal are damaged and lost" if done.damaged else ""
     print(f"{done.n_trials} trials from {done.events} events{lost}")
@@ -239,7 +241,7 @@ def repair(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Score the dense base, candidates, one-shot cuts and the front on the held-out benchmarks."""
-    from gptailor.held_out import evaluate as judge
+    from gptailor.commands.evaluate import evaluate as judge
 
     subjects, benchmarks = (list(filter(None, text.split(","))) for text in (arguments.subjects, arguments.benchmarks))
     judge(_folder(arguments), lambda text: print(text, flush=True), subjects, benchmarks, arguments.examples)
@@ -270,24 +272,24 @@ def _run_here(folder: Any, arguments: argparse.Namespace) -> int:
 
 
 def _engine(folder: Any) -> int:
-    from gptailor import launch
+    from gptailor.launch.supervisor import is_child, supervise
 
-    if not launch.is_child():
-        return launch.supervise(folder)
-    from gptailor.progress import Report
-    from gptailor.search import search as run_search
+    if not is_child():
+        return supervise(folder)
+    from gptailor.search.engine import run_engine
+    from gptailor.search.progress import Report
     from gptailor.trial import RunStatus
 
     if not (folder.log.exists() and os.path.samestat(os.fstat(sys.stderr.fileno()), folder.log.stat())):
         handler = logging.FileHandler(folder.log)  # an engine that was launched writes there already
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("gptailor").addHandler(handler)
-    ended = run_search(folder, Report())
+    ended = run_engine(folder, Report())
     return {RunStatus.FINISHED: OK, RunStatus.STOPPED: INTERRUPTED}.get(ended, RUN_FAILED)
 
 
 def _folder(arguments: argparse.Namespace, run_id: str | None = None) -> Any:
-    from gptailor.store import RunFolder
+    from gptailor.store.folder import RunFolder
 
     run_id = run_id or arguments.run_id
     folder = RunFolder.of(arguments.runs, run_id)

@@ -45,7 +45,7 @@ class LayerChoice:
     output_scale: multiplies the layer's two output projections (attention's and the MLP's). folds: (removed layer,
     factor) pairs, ascending: the weight matrices become W + sum of factor * (W of that layer - W), each from this
     layer's own sources; norms and biases stay. base_layer: of a merge, the base's layer that it starts from, where that
-    is another than `layer` (some published plans were made so, see gptailor/published.py).
+    is another than `layer` (some published plans were made so, see gptailor/formats/published.py).
     """
 
     layer: int

@@ -15,7 +15,7 @@ from gptailor.spec import Budget, RunSpec
 
 REFERENCES = 5
 """Plans that are scored at the full budget before the first trial, where there are several rungs: the dense base and
-the first of the initial design, by which the examples are put in order (gptailor/informative.py)."""
+the first of the initial design, by which the examples are put in order (gptailor/search/example_order.py)."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -123,3 +123,7 @@ class RunRecord:
     seed: int
     created_at: datetime
     versions: dict[str, str] = field(default_factory=dict)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)

@@ -2,15 +2,16 @@
 
 import streamlit as st
 
-from gptailor.dashboard import controls, pickers, readers, text, widgets
-from gptailor.dashboard.charts import layers as layer_charts
-from gptailor.dashboard.charts import progress as charts
-from gptailor.dashboard.charts.common import draw
-from gptailor.dashboard.frames import layers as layer_frames
-from gptailor.dashboard.frames import progress as frames
-from gptailor.dashboard.frames.view import View
+from gptailor import wording
+from gptailor.dashboard import controls, pickers, readers, widgets
 from gptailor.dashboard.polling import poll
-from gptailor.dashboard.text import plural
+from gptailor.results.charts import layers as layer_charts
+from gptailor.results.charts import progress as charts
+from gptailor.results.charts.common import draw
+from gptailor.results.frames import layers as layer_frames
+from gptailor.results.frames import progress as frames
+from gptailor.results.frames.view import View
+from gptailor.wording import plural
 
 POLL_SECONDS = 3
 
@@ -27,7 +28,7 @@ def moving() -> None:
     view = pickers.read(run)
     facts, trials = view.facts, view.trials
     if facts.error:
-        st.error(text.safe(facts.error, 2000), icon=":material/error:")
+        st.error(wording.safe(facts.error, 2000), icon=":material/error:")
     until = view.tables.as_of if run.is_active else facts.ended_at or facts.last_activity or view.tables.as_of
     now = view.once(("numbers", run.status), lambda: frames.numbers(trials, facts, until))
     show_numbers(now, view)
@@ -73,7 +74,7 @@ def show_numbers(now: frames.Numbers, view: View) -> None:
     facts = view.facts
     st.progress(min(now.done / max(now.asked, 1), 1.0))
     done, rung, speed, left, failed, best = st.columns([5, 4, 4, 5, 3, 4])
-    done.metric("Trials", f"{text.count(now.done)} of {text.count(now.asked)}", border=True)
+    done.metric("Trials", f"{wording.count(now.done)} of {wording.count(now.asked)}", border=True)
     if run.is_active:
         rung.metric(
             "Rung",
@@ -82,32 +83,32 @@ def show_numbers(now: frames.Numbers, view: View) -> None:
             border=True,
         )
     else:
-        rung.metric("Plans judged", text.count(len(view.plans)), help=pickers.judged_note(view), border=True)
+        rung.metric("Plans judged", wording.count(len(view.plans)), help=pickers.judged_note(view), border=True)
     speed.metric(
         "Speed",
-        "–" if now.rate is None else f"{text.count(now.rate) if now.rate >= 10 else format(now.rate, '.2g')} / h",
+        "–" if now.rate is None else f"{wording.count(now.rate) if now.rate >= 10 else format(now.rate, '.2g')} / h",
         help="Trials an hour, over the last trials.",
         border=True,
     )
     if run.is_active:
         left.metric(
             "Time left",
-            f"≈ {text.duration(now.seconds_left)}",
+            f"≈ {wording.duration(now.seconds_left)}",
             help="At the speed of the last trials; a time limit counts.",
             border=True,
         )
     else:
-        left.metric("Took", text.duration(now.elapsed), border=True)
+        left.metric("Took", wording.duration(now.elapsed), border=True)
     failed.metric(
         "Failed",
-        text.count(now.failed),
+        wording.count(now.failed),
         help="Trials that crashed. They have no score; see below for why.",
         border=True,
     )
     top = view.plans.iloc[0] if len(view.plans) else None
     best.metric(
         "Best",
-        "–" if top is None else text.value(top["average"], percent=facts.average_is_share),
+        "–" if top is None else wording.value(top["average"], percent=facts.average_is_share),
         help=f"{facts.average_label}, among {pickers.judged_note(view)}",
         border=True,
     )

@@ -3,9 +3,9 @@
 import streamlit as st
 
 from gptailor.dashboard import pickers, widgets
-from gptailor.dashboard.charts import fidelity as charts
-from gptailor.dashboard.frames import fidelity as frames
-from gptailor.dashboard.text import plural
+from gptailor.results.charts import fidelity as charts
+from gptailor.results.frames import fidelity as frames
+from gptailor.wording import plural
 
 widgets.open_page("Fidelity")
 run = pickers.pick_run()

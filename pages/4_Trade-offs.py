@@ -2,13 +2,14 @@
 
 import streamlit as st
 
-from gptailor.dashboard import judging, pickers, text, url, widgets
-from gptailor.dashboard.charts import layers as layer_charts
-from gptailor.dashboard.charts import tradeoffs as charts
-from gptailor.dashboard.frames import layers as layer_frames
-from gptailor.dashboard.frames import tradeoffs as frames
-from gptailor.dashboard.frames.progress import HYPERVOLUME_OBJECTIVES
-from gptailor.dashboard.text import plural
+from gptailor import wording
+from gptailor.dashboard import judging, pickers, url, widgets
+from gptailor.results.charts import layers as layer_charts
+from gptailor.results.charts import tradeoffs as charts
+from gptailor.results.frames import layers as layer_frames
+from gptailor.results.frames import tradeoffs as frames
+from gptailor.results.frames.progress import HYPERVOLUME_OBJECTIVES
+from gptailor.wording import plural
 
 widgets.open_page("Trade-offs")
 run = pickers.pick_run()
@@ -23,23 +24,23 @@ on_front = frames.front_of_all(plans, facts)
 knee = frames.knee_of_all(plans, facts)
 best = plans.iloc[0]
 first, second, third, fourth = st.columns(4)
-first.metric("Plans judged", text.count(len(plans)), help=pickers.judged_note(view), border=True)
+first.metric("Plans judged", wording.count(len(plans)), help=pickers.judged_note(view), border=True)
 second.metric(
     "On the front",
-    text.count(int(on_front.sum())),
+    wording.count(int(on_front.sum())),
     help="Plans that no other plan beats in every objective at once.",
     border=True,
 )
 third.metric(
     f"Best {facts.average_label.lower()}",
-    text.value(best["average"], best["average ±"], percent=facts.average_is_share),
+    wording.value(best["average"], best["average ±"], percent=facts.average_is_share),
     help=f"Plan {best['config_id']:.0f}, ± one standard error. {pickers.judged_note(view)}",
     border=True,
 )
 exact = len(facts.objectives) <= HYPERVOLUME_OBJECTIVES
 fourth.metric(
     "Hypervolume",
-    text.value(frames.hypervolume_of_all(plans, facts)) if exact else "–",
+    wording.value(frames.hypervolume_of_all(plans, facts)) if exact else "–",
     help="How much of the space of scores the front covers, from the corner 0; 1 is a perfect score everywhere."
     if exact
     else f"Told for up to {HYPERVOLUME_OBJECTIVES} objectives.",
@@ -112,14 +113,14 @@ a.metric(
 )
 b.metric(
     facts.average_label,
-    text.value(row["average"], row["average ±"], percent=facts.average_is_share),
+    wording.value(row["average"], row["average ±"], percent=facts.average_is_share),
     help="± one standard error.",
     border=True,
 )
-c.metric("Layers · parameters", f"{text.count(row['kept_layers'])} · {text.size(row['parameters'])}", border=True)
+c.metric("Layers · parameters", f"{wording.count(row['kept_layers'])} · {wording.size(row['parameters'])}", border=True)
 d.metric(
     "First tried after",
-    text.duration(place.seconds),
+    wording.duration(place.seconds),
     help=f"Suggested by: {place.origin}. Trials spent on it: {place.trials}.",
     border=True,
 )

@@ -3,10 +3,10 @@
 import streamlit as st
 
 from gptailor.dashboard import pickers, readers, widgets
-from gptailor.dashboard.charts import layers as charts
-from gptailor.dashboard.frames import layers as frames
-from gptailor.dashboard.frames import tradeoffs
-from gptailor.dashboard.text import plural, safe
+from gptailor.results.charts import layers as charts
+from gptailor.results.frames import layers as frames
+from gptailor.results.frames import tradeoffs
+from gptailor.wording import plural, safe
 
 widgets.open_page("Layers")
 run = pickers.pick_run()

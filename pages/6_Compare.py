@@ -2,13 +2,14 @@
 
 import streamlit as st
 
-from gptailor.dashboard import judging, pickers, text, widgets
-from gptailor.dashboard.charts import compare as charts
-from gptailor.dashboard.charts import layers as layer_charts
-from gptailor.dashboard.charts import progress as progress_charts
-from gptailor.dashboard.charts import tradeoffs as front_charts
-from gptailor.dashboard.frames import compare as frames
-from gptailor.dashboard.text import plural
+from gptailor import wording
+from gptailor.dashboard import judging, pickers, widgets
+from gptailor.results.charts import compare as charts
+from gptailor.results.charts import layers as layer_charts
+from gptailor.results.charts import progress as progress_charts
+from gptailor.results.charts import tradeoffs as front_charts
+from gptailor.results.frames import compare as frames
+from gptailor.wording import plural
 
 widgets.open_page("Compare")
 named = pickers.pick_runs()
@@ -20,11 +21,11 @@ percent = facts.average_is_share
 
 def show_scores() -> None:
     """Who is ahead: the best plan of each run, score by score."""
-    st.info(text.safe(frames.verdict(runs), 600), icon=":material/balance:")
+    st.info(wording.safe(frames.verdict(runs), 600), icon=":material/balance:")
     judged = "; ".join(f"{e.label}: {plural(len(e.plans), 'plan')} at {e.top_budget} examples" for e in runs)
     shared = plural(len(facts.objectives), "objective")
     st.caption(
-        text.safe(
+        wording.safe(
             f"The best plan of each run by the {shared} that all of them share, at its highest rung so far ({judged}). "
             "± is one standard error. ★ is better than every other run by more than chance explains, ☆ is ahead by no "
             "more than chance.",

@@ -3,8 +3,8 @@
 import streamlit as st
 
 from gptailor.dashboard import models, pickers, widgets
-from gptailor.dashboard.charts import layers as layer_charts
-from gptailor.dashboard.frames import layers as layer_frames
+from gptailor.results.charts import layers as layer_charts
+from gptailor.results.frames import layers as layer_frames
 
 widgets.open_page("Models")
 run = pickers.pick_run()

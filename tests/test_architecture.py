@@ -6,6 +6,8 @@ import ast
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,57 +16,51 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "pages").glob("*.py"))
 SOURCES = [*sorted((ROOT / "gptailor").rglob("*.py")), *PAGES, ROOT / "streamlit_app.py"]
 
-# First match wins: (module prefix, floor, third parties it may not touch).
-FLOORS: list[tuple[str, float, set[str]]] = [
-    ("gptailor.errors", 0, {"torch", "smac", "duckdb", "streamlit", "pandas"}),
-    ("gptailor.shipped", 0, {"torch", "smac", "ConfigSpace", "duckdb", "streamlit", "numpy", "pandas", "pydantic"}),
-    ("gptailor.spec", 0, {"torch", "smac", "ConfigSpace", "duckdb", "streamlit"}),
-    ("gptailor.plan", 0, {"torch", "smac", "ConfigSpace", "duckdb", "streamlit", "numpy", "pandas"}),
-    ("gptailor.runfile", 0, {"torch", "smac", "ConfigSpace", "duckdb", "streamlit", "numpy", "pandas", "pydantic"}),
-    ("gptailor.trial", 0, {"torch", "smac", "ConfigSpace", "duckdb", "streamlit", "numpy", "pandas", "pydantic"}),
-    ("gptailor.watch", 0, {"torch", "smac", "ConfigSpace", "duckdb", "streamlit", "numpy", "pandas", "pydantic"}),
-    ("gptailor.pace", 1, {"smac", "ConfigSpace", "duckdb", "streamlit", "altair"}),
-    ("gptailor.workers", 1, {"smac", "ConfigSpace", "duckdb", "streamlit"}),
-    ("gptailor.space", 1, {"torch", "duckdb", "streamlit"}),
-    ("gptailor.pareto", 1, {"torch", "duckdb", "streamlit", "smac", "altair"}),
-    ("gptailor.published", 1, {"torch", "smac", "duckdb", "streamlit", "pandas"}),
-    ("gptailor.mergekit_config", 1, {"torch", "smac", "duckdb", "streamlit", "mergekit"}),
-    ("gptailor.family", 2, {"smac", "ConfigSpace", "duckdb", "streamlit", "lm_eval"}),
-    ("gptailor.stitch", 2, {"smac", "ConfigSpace", "duckdb", "streamlit", "lm_eval"}),
-    ("gptailor.evaluate", 2, {"smac", "ConfigSpace", "duckdb", "streamlit"}),
-    ("gptailor.baselines", 2, {"smac", "ConfigSpace", "duckdb", "streamlit"}),
-    ("gptailor.store", 2, {"torch", "smac", "ConfigSpace", "streamlit", "altair"}),
-    ("gptailor.surrogate", 2.5, {"torch", "duckdb", "streamlit", "altair"}),
-    ("gptailor.suggest", 2.5, {"torch", "duckdb", "streamlit", "altair"}),
-    ("gptailor.replay", 2.7, {"torch", "smac", "ConfigSpace", "streamlit", "altair", "duckdb"}),
-    ("gptailor.ledger", 2.4, {"smac", "streamlit", "altair", "duckdb", "distributed"}),
-    ("gptailor.informative", 2.5, {"smac", "streamlit", "altair", "duckdb", "distributed"}),
-    ("gptailor.scorer", 2.7, {"smac", "streamlit", "altair", "duckdb", "distributed"}),
-    ("gptailor.recording", 3, {"smac", "streamlit", "altair", "duckdb"}),
-    ("gptailor.cluster", 3, {"smac", "ConfigSpace", "streamlit", "altair", "duckdb"}),
-    ("gptailor.search", 3, {"streamlit", "altair", "duckdb"}),
-    ("gptailor.selection", 3, {"smac", "streamlit", "altair", "duckdb"}),
-    ("gptailor.controls", 3, {"streamlit", "altair", "duckdb"}),
-    ("gptailor.workbench", 2.5, {"smac", "streamlit", "altair", "duckdb"}),
-    ("gptailor.progress", 1, {"torch", "smac", "duckdb", "streamlit"}),
-    ("gptailor.schedule", 1, {"torch", "smac", "duckdb", "streamlit"}),
-    ("gptailor.extend", 3.2, {"torch", "smac", "duckdb", "streamlit"}),
-    ("gptailor.held_out", 3.2, {"smac", "duckdb", "streamlit"}),
-    ("gptailor.judgement", 2.5, {"torch", "smac", "duckdb", "streamlit", "altair"}),
-    ("gptailor.show", 3, {"torch", "smac", "duckdb", "streamlit"}),
-    ("gptailor.memory", 3, {"smac", "duckdb", "streamlit"}),
-    ("gptailor.check", 3.2, {"smac", "duckdb", "streamlit"}),
-    ("gptailor.experiment", 3.2, {"torch", "smac", "duckdb", "streamlit"}),
-    ("gptailor.take_home", 3.2, {"smac", "duckdb", "streamlit"}),
-    ("gptailor.launch", 3, {"torch", "streamlit", "smac", "ConfigSpace", "duckdb", "altair"}),
-    ("gptailor.interchange", 3, {"smac", "ConfigSpace", "streamlit", "duckdb"}),
-    ("gptailor.__main__", 6, {"streamlit", "duckdb", "altair"}),
-    ("gptailor.dashboard", 4, {"torch", "smac", "ConfigSpace", "lm_eval", "transformers", "duckdb"}),
-    ("streamlit_app", 5, {"torch", "smac", "duckdb", "altair", "pandas"}),
-    ("pages", 5, {"torch", "smac", "duckdb", "altair", "pandas"}),
-]
-# Besides pointing down, the dashboard may not reach the engine.
-NOT_FOR_DASHBOARD = ("gptailor.search", "gptailor.family", "gptailor.stitch", "gptailor.evaluate", "gptailor.baselines")
+
+@dataclass(frozen=True)
+class Layer:
+    """Rooms of one height: they may import lower ones, and nothing of each other. without: libraries kept out."""
+
+    name: str
+    rooms: tuple[str, ...]
+    without: frozenset[str]
+
+
+def layer(name: str, rooms: str, without: str) -> Layer:
+    return Layer(name, tuple(rooms.split()), frozenset(without.split()))
+
+
+PLAIN = "torch smac ConfigSpace duckdb streamlit altair pandas"
+LAYERS = (
+    layer(
+        "words and arithmetic",
+        "errors trial measures threads versions wording shipped",
+        "smac ConfigSpace duckdb streamlit altair pandas",
+    ),
+    layer("plans and the text of run files", "plan runfile", PLAIN + " numpy pydantic"),
+    layer("what is asked", "spec", PLAIN),
+    layer("what is on disk", "store family schedule", "smac ConfigSpace streamlit altair"),
+    layer("the method's parts", "launch stitch evaluate", "smac ConfigSpace duckdb streamlit altair"),
+    layer("what came of it, rivals, others' formats", "results baselines formats", "smac ConfigSpace duckdb streamlit"),
+    layer("who scores, who looks", "scoring dashboard", "smac ConfigSpace duckdb"),
+    layer("the engine, commands, pages", "search commands pages streamlit_app", "duckdb altair"),
+    layer("the command line", "__main__", "torch smac duckdb streamlit altair"),
+)
+"""From the ground up: the whole order, of which docs/how-it-works.md shows the table."""
+WITHOUT = {  # beside what their layer keeps out
+    "store": "torch",
+    "family": "duckdb lm_eval",
+    "stitch": "lm_eval",
+    "launch": "torch",
+    "results": "torch transformers lm_eval",
+    "scoring": "streamlit altair",
+    "dashboard": "torch lm_eval transformers",
+    "search": "streamlit",
+    "commands": "smac streamlit",
+    "pages": "torch smac pandas",
+    "streamlit_app": "torch smac pandas",
+}
+NOT_FOR_DASHBOARD = ("family", "stitch", "evaluate", "baselines", "formats", "scoring", "search", "commands")
 SQL = re.compile(r"\b(SELECT\s.+\sFROM|INSERT INTO|CREATE TABLE|UPDATE\s\w+\sSET|DELETE FROM|ATTACH\s)", re.S)
 
 
@@ -73,16 +69,29 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def floor_of(module: str) -> tuple[float, set[str]]:
-    for prefix, floor, banned in FLOORS:
-        if module == prefix or module.startswith(prefix + "."):
-            return floor, banned
-    return (0, set()) if module == "gptailor" else (-1, set())
+def room_of(module: str) -> str:
+    """The part of the house that a module stands in: a package's or a flat module's name."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "gptailor" and len(parts) > 1 else parts[0]
 
 
-def imports_of(path: Path) -> set[str]:
+def height_of(room: str) -> int:
+    heights = [height for height, layer in enumerate(LAYERS, start=1) if room in layer.rooms]
+    assert len(heights) == 1, f"{room} stands in {len(heights)} layers: put it into one of LAYERS"
+    return heights[0]
+
+
+def imports_of(path: Path, types: bool = True) -> set[str]:
+    """types: those under `if TYPE_CHECKING` too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    guards = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    left_out = (
+        set() if types else {inner for guard in guards for statement in guard.body for inner in ast.walk(statement)}
+    )
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
+        if node in left_out:
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -91,20 +100,43 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.exists()], ids=module_name)
-def test_floors(path: Path) -> None:
+@pytest.mark.parametrize("path", [p for p in SOURCES if p != ROOT / "gptailor" / "__init__.py"], ids=module_name)
+def test_imports_point_down(path: Path) -> None:
     module = module_name(path)
-    floor, banned = floor_of(module)
-    assert floor >= 0, f"{module} has no floor: add it to FLOORS"
+    room = room_of(module)
+    height = height_of(room)
+    banned = LAYERS[height - 1].without | set(WITHOUT.get(room, "").split())
     for name in imports_of(path):
         assert name.split(".")[0] not in banned, f"{module} may not import {name}"
-        if name.startswith("gptailor"):
-            assert floor_of(name)[0] <= floor, f"{module} (floor {floor}) imports {name} from a higher floor"
-            if 4 <= floor < 6:  # the command line starts everything, engine and report alike
-                assert not name.startswith(NOT_FOR_DASHBOARD), f"the dashboard's {module} may not import {name}"
+        other = room_of(name)
+        if (
+            name.startswith("gptailor.")
+            and other != room
+            and (ROOT / "gptailor" / other).with_suffix(".py").exists() | (ROOT / "gptailor" / other).is_dir()
+        ):
+            assert height_of(other) < height, f"{module} (layer {height}) imports {name} (layer {height_of(other)})"
+            if room in ("dashboard", "pages", "streamlit_app"):
+                assert other not in NOT_FOR_DASHBOARD, f"the dashboard's {module} may not import {name}"
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.exists()], ids=module_name)
+def test_no_circles() -> None:
+    """Imports inside functions and those for type checkers alone count like any other."""
+    modules = {module_name(path): path for path in SOURCES}
+    arrows = {
+        name: {other for other in imports_of(path) if other in modules} - {name} for name, path in modules.items()
+    }
+    TopologicalSorter(arrows).prepare()  # raises CycleError, which names the circle
+
+
+def test_packages_bring_nothing() -> None:
+    """A package's __init__ is a docstring: nobody pays for a neighbour."""
+    for path in (ROOT / "gptailor").rglob("__init__.py"):
+        if path.parent != ROOT / "gptailor":
+            (docstring,) = ast.parse(path.read_text(encoding="utf-8")).body
+            assert isinstance(docstring, ast.Expr), path
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES], ids=module_name)
 def test_sql_is_in_the_store_alone(path: Path) -> None:
     if module_name(path).startswith("gptailor.store"):
         return
@@ -115,14 +147,20 @@ def test_sql_is_in_the_store_alone(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
 def test_pages_draw_through_the_dashboard(path: Path) -> None:
-    assert "alt." not in path.read_text(encoding="utf-8"), "charts are built in gptailor/dashboard/charts.py"
+    assert "alt." not in path.read_text(encoding="utf-8"), "charts are built in gptailor/results/charts"
 
 
-def test_the_table_of_floors_names_every_module() -> None:
-    table = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8").split("## Floors")[1].split("## ")[0]
-    named = set(re.findall(r"`(?:gptailor/)?([\w.]+)/?`", table))
-    house = {p.name for p in (ROOT / "gptailor").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
-    assert house - named == {"__init__.py"}
+def test_the_docs_show_the_layers() -> None:
+    table = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8").split("## Layers")[1].split("## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if re.match(r"\| \d", line)
+    ]
+    shown = [(int(number), name, set(re.findall(r"`([\w.]+?)(?:\.py|/)?`", rooms))) for number, name, rooms, _ in rows]
+    assert shown == [
+        (height, layer.name, set(layer.rooms)) for height, layer in reversed([*enumerate(LAYERS, start=1)])
+    ]
+    house = {p.stem for p in (ROOT / "gptailor").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert house - {"__init__"} == {room for layer in LAYERS for room in layer.rooms} - {"pages", "streamlit_app"}
 
 
 def test_the_dashboard_imports_neither_torch_nor_smac_nor_dask() -> None:

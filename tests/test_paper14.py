@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import yaml
-from evaluate_tools import evaluator, opened
+from helpers.evaluate_tools import evaluator, opened
 
 from gptailor.errors import UserError
-from gptailor.evaluate import OpenBenchmark, rouge
+from gptailor.evaluate import rouge
+from gptailor.evaluate.benchmarks import OpenBenchmark
 from gptailor.evaluate.evaluator import _answers
 from gptailor.evaluate.examples import Example
+from gptailor.evaluate.metrics import gold_options
 from gptailor.evaluate.safety import check_task_file
-from gptailor.evaluate.scoring import gold_options, item_of
+from gptailor.evaluate.scoring import item_of
 from gptailor.spec import Benchmark, load_spec
 
 pytest.importorskip("torch")
@@ -159,7 +161,7 @@ SEEN = {
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    from conftest import train_tokenizer
+    from helpers.families import train_tokenizer
 
     return train_tokenizer()
 

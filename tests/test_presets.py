@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gptailor.check import _benchmark_problems, check
+from gptailor.commands.check import _benchmark_problems, check
 from gptailor.dashboard import form
 from gptailor.evaluate.safety import check_task_file
 from gptailor.spec import SpaceOperation, load_spec

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from gptailor.schedule import brackets, schedule
-from gptailor.space import build_space
+from gptailor.search.space import build_space
+from gptailor.search.suggest import Suggester
 from gptailor.spec import Budget, build_spec
-from gptailor.suggest import Suggester
 
 
 def test_the_papers_settings() -> None:

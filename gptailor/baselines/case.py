@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
-from gptailor.stitch import Stitcher
+from gptailor.stitch.stitcher import Stitcher
 
 Batch = Mapping[str, torch.Tensor]
 """input_ids and attention_mask, [texts, tokens], padded on the right."""
@@ -27,7 +27,7 @@ Batch = Mapping[str, torch.Tensor]
 class Case:
     """source: "base" or the candidate that every kept layer comes from; embeddings, final norm and head are the base's.
 
-    merit: mean retention of a plan over the objectives on the first n examples of each (more is better). rungs: the
+    fitness: mean retention of a plan over the objectives on the first n examples of each (more is better). rungs: the
     run's budgets. allowed: examples per benchmark that the run's search may score. passes: over the calibration texts
     so far, forward or the like; examples: scored so far, per benchmark. between: called before each model is looked at
     or scored; it may raise, to stop.
@@ -37,7 +37,7 @@ class Case:
     source: str
     n_removed: int
     batches: Sequence[Batch]
-    merit: Callable[[StitchPlan, int], float]
+    fitness: Callable[[StitchPlan, int], float]
     rungs: tuple[int, ...] = (1,)
     allowed: int = 0
     seed: int = 0
@@ -81,13 +81,13 @@ class Case:
         return {layer: total.mean() for layer, total in sums.items()}
 
     def score(self, removed: Iterable[int], n: int) -> float:
-        """The merit of the model less some layers on the first n examples of each objective."""
+        """The fitness of the model less some layers on the first n examples of each objective."""
         plan = self.plan(removed)
         known = self._scored.setdefault(plan.hash, {})
         if n not in known:
             self.between()
             self.examples += max(n - max(known, default=0), 0)
-            known[n] = self.merit(plan, n)
+            known[n] = self.fitness(plan, n)
         return known[n]
 
 

@@ -1,0 +1,1 @@
+"""What imports Streamlit, and nothing else."""

@@ -21,7 +21,7 @@ from typing import Any
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from gptailor.dashboard.text import safe
+from gptailor.wording import safe
 
 OPEN, READ_ONLY = "GPTAILOR_OPEN", "GPTAILOR_READ_ONLY"
 """Environment variables of whoever starts the server."""

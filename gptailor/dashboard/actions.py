@@ -14,17 +14,17 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
-from gptailor import launch
 from gptailor.dashboard import access, audit, checking, readers
 from gptailor.dashboard.access import Role
 from gptailor.dashboard.checking import Answer
 from gptailor.dashboard.readers import Run
 from gptailor.errors import UserError
-from gptailor.extend import extend as more_for
-from gptailor.launch import Job, JobStatus, StopResult
+from gptailor.launch import engine
+from gptailor.launch.engine import StopResult, delete_run, request
+from gptailor.launch.extend import extend as more_for
+from gptailor.launch.jobs import Job, JobStatus, job_state, list_jobs, start_job, stop_job
 from gptailor.spec import RunSpec
-from gptailor.store import RunFolder
-from gptailor.store.folder import RUN_ID
+from gptailor.store.folder import RUN_ID, RunFolder
 from gptailor.store.imports import import_run
 from gptailor.store.notes import Notes, write_notes
 from gptailor.store.sharing import copy_run
@@ -87,22 +87,22 @@ def _launched_once(spec: RunSpec) -> RunFolder:
     text = spec.to_yaml()
     for attempt in range(TRIES):  # an attempt that has ended makes room for the next
         token = hashlib.sha256(f"{attempt}\n{text}".encode()).hexdigest()
-        folder, is_new = launch.launch(readers.runs_root(), spec, token)
+        folder, is_new = engine.launch(readers.runs_root(), spec, token)
         if is_new or any(run.run_id == folder.run_id and run.is_active for run in readers.runs()):
             return folder
     raise UserError(f"this very search was run {TRIES} times; change its name or seed")
 
 
 def pause(run: Run) -> None:
-    _door("pause", run.run_id, lambda: launch.request(run.folder, "pause"), stop=_of(run))
+    _door("pause", run.run_id, lambda: request(run.folder, "pause"), stop=_of(run))
 
 
 def resume(run: Run) -> None:
-    _door("resume", run.run_id, lambda: launch.resume(run.folder), stop=_of(run))
+    _door("resume", run.run_id, lambda: engine.resume(run.folder), stop=_of(run))
 
 
 def stop(run: Run) -> StopResult:
-    return _door("stop", run.run_id, lambda: launch.stop(run.folder), stop=_of(run))
+    return _door("stop", run.run_id, lambda: engine.stop(run.folder), stop=_of(run))
 
 
 def extend(run: Run, trials: int, walltime: str | None) -> str:
@@ -114,7 +114,7 @@ def extend(run: Run, trials: int, walltime: str | None) -> str:
 
 
 def delete(run: Run) -> None:
-    _door("delete", run.run_id, lambda: launch.delete_run(run.folder), stop=_of(run))
+    _door("delete", run.run_id, lambda: delete_run(run.folder), stop=_of(run))
 
 
 def describe(run: Run, notes: Notes) -> None:
@@ -158,18 +158,18 @@ def begin(run: Run, place: Path, arguments: Sequence[str], name: str) -> Job:
     def act() -> Job:
         if arguments[0] == "generate":
             _forget_old(place, "generate-")
-        return launch.start_job(place, [*arguments, "--runs", str(run.folder.root.resolve())], name)
+        return start_job(place, [*arguments, "--runs", str(run.folder.root.resolve())], name)
 
     return _door(arguments[0], run.run_id, act)
 
 
 def _forget_old(place: Path, prefix: str) -> None:
     """Remove the oldest ended jobs of a kind, so that a curious visitor does not fill the disk."""
-    ours = [work for work in launch.list_jobs(place) if work.name.startswith(prefix)]
+    ours = [work for work in list_jobs(place) if work.name.startswith(prefix)]
     for work in sorted(ours, key=lambda work: work.asked.stat().st_mtime)[:-KEPT_ANSWERS]:
-        if launch.job_state(work).status is not JobStatus.RUNNING:
+        if job_state(work).status is not JobStatus.RUNNING:
             shutil.rmtree(work.path, ignore_errors=True)
 
 
 def cancel(work: Job) -> None:
-    _door("cancel", work.path.parents[1].name, lambda: launch.stop_job(work))
+    _door("cancel", work.path.parents[1].name, lambda: stop_job(work))

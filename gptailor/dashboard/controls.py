@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from gptailor import launch
 from gptailor.dashboard import access, actions, readers
-from gptailor.dashboard.text import safe
 from gptailor.errors import UserError
+from gptailor.launch import engine
+from gptailor.launch.queue import waiting_behind
+from gptailor.wording import safe
 
 _PROBLEM = "control.problem"
 
@@ -75,7 +76,7 @@ def show(run: readers.Run) -> bool:
 
 
 def _pause(run: readers.Run, not_you: str | None) -> None:
-    asked = launch.asked(run.folder, "pause")
+    asked = engine.asked(run.folder, "pause")
     st.button(
         "Pausing …" if asked else "Pause",
         icon=":material/pause:",
@@ -87,7 +88,7 @@ def _pause(run: readers.Run, not_you: str | None) -> None:
 
 
 def _queue(run: readers.Run) -> None:
-    ahead = launch.waiting_behind(run.folder.root, run.run_id)
+    ahead = waiting_behind(run.folder.root, run.run_id)
     if ahead:
         names = {other.run_id: other.name for other in readers.runs()}
         words = ", ".join(safe(names.get(run_id, run_id)) for run_id in ahead)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import streamlit as st
 
-from gptailor.dashboard import export
 from gptailor.dashboard.polling import apart
-from gptailor.dashboard.text import plain
-from gptailor.dashboard.text import safe as text_safe
+from gptailor.results.charts import files
+from gptailor.wording import plain
+from gptailor.wording import safe as text_safe
 
 if TYPE_CHECKING:  # brings altair, which a page without charts opens sooner without
-    from gptailor.dashboard.charts.common import Chart, Drawing
+    from gptailor.results.charts.common import Chart, Drawing
 
 
 def show_chart(
@@ -32,7 +32,7 @@ def show_chart(
 
     percent: averages in the data are shares. Returns the selection where `select` is set.
     """
-    from gptailor.dashboard.charts.common import Drawing, draw
+    from gptailor.results.charts.common import Drawing, draw
 
     drawing = chart if isinstance(chart, Drawing) else draw(chart)
     st.markdown(f"**{text_safe(title, 160)}**")
@@ -57,9 +57,9 @@ def _data_below(chart: Chart, frame: pd.DataFrame, title: str, note: str, key: s
         name = "-".join(plain(title).lower().split())
         with st.container(horizontal=True):
             for label, suffix, mime, make in (
-                ("CSV", "csv", "text/csv", partial(export.csv_bytes, frame)),
-                ("PNG", "png", "image/png", partial(export.png_bytes, chart, title, note)),
-                ("SVG", "svg", "image/svg+xml", partial(export.svg_bytes, chart, title, note)),
+                ("CSV", "csv", "text/csv", partial(files.csv_bytes, frame)),
+                ("PNG", "png", "image/png", partial(files.png_bytes, chart, title, note)),
+                ("SVG", "svg", "image/svg+xml", partial(files.svg_bytes, chart, title, note)),
             ):
                 st.download_button(
                     label,
@@ -75,7 +75,7 @@ def _data_below(chart: Chart, frame: pd.DataFrame, title: str, note: str, key: s
 def show_table(frame: pd.DataFrame, alt: str, percent: bool = False, height: int = 320, **options: Any) -> Any:
     """A table with headings, units and formats; grows with its rows up to `height`. People can download it, so it is
     inert."""
-    frame = export.inert(frame).round(dict.fromkeys(_SHARES, 3))  # a percent's digits: Streamlit's format has no number
+    frame = files.inert(frame).round(dict.fromkeys(_SHARES, 3))  # a percent's digits: Streamlit's format has no number
     tall = min(38 + 35 * max(len(frame), 1), height)
     return st.dataframe(frame, hide_index=True, height=tall, column_config=columns(frame, percent), alt=alt, **options)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import streamlit as st
 
-from gptailor.dashboard import access, actions, pickers, readers, run_table, text, widgets
+from gptailor import wording
+from gptailor.dashboard import access, actions, pickers, readers, run_table, widgets
 from gptailor.dashboard.polling import poll
 from gptailor.dashboard.readers import Run
 from gptailor.errors import UserError
@@ -76,7 +77,7 @@ def find(runs: Sequence[Run], notes: Mapping[str, Notes]) -> list[Run]:
     tagged = right.multiselect(
         "Tags",
         tags,
-        format_func=text.plain,
+        format_func=wording.plain,
         key="home.tags",
         disabled=not tags,
         placeholder="Any" if tags else "None yet",
@@ -127,25 +128,25 @@ def offer(ticked: Sequence[Run]) -> None:
             help=own or active or only_one,
         ):
             _delete(ticked[0])
-        st.caption(f"{text.plural(len(ticked), 'run')} ticked")
+        st.caption(f"{wording.plural(len(ticked), 'run')} ticked")
     if one:
         _about(one)
     if one and one.summary.problem:
-        st.warning(text.safe(one.summary.problem, 600), icon=":material/warning:")
+        st.warning(wording.safe(one.summary.problem, 600), icon=":material/warning:")
     if one and one.summary.error:
-        st.error(text.safe(one.summary.error, 600), icon=":material/error:")
+        st.error(wording.safe(one.summary.error, 600), icon=":material/error:")
 
 
 def _about(run: Run) -> None:
     """What the table has no room for."""
     summary = run.summary
-    failed = f" ({text.count(summary.n_failed)} failed)" if summary.n_failed else ""
+    failed = f" ({wording.count(summary.n_failed)} failed)" if summary.n_failed else ""
     st.caption(
-        f"{text.count(summary.n_done)} of {text.plural(summary.n_asked, 'trial')} done{failed}  ·  "
-        f"base {text.safe(summary.base_model)}  ·  {summary.size / 1e6:.1f} MB  ·  {text.safe(run.run_id)}"
+        f"{wording.count(summary.n_done)} of {wording.plural(summary.n_asked, 'trial')} done{failed}  ·  "
+        f"base {wording.safe(summary.base_model)}  ·  {summary.size / 1e6:.1f} MB  ·  {wording.safe(run.run_id)}"
     )
     if note := read_notes(run.folder).note:
-        st.caption(f":material/sticky_note_2: {text.safe(note, 600)}")
+        st.caption(f":material/sticky_note_2: {wording.safe(note, 600)}")
 
 
 def bring_in() -> None:
@@ -156,7 +157,7 @@ def bring_in() -> None:
             "checked, and the rows are written into a new database."
         )
         if not_you := access.why_not():
-            st.caption(text.safe(not_you, 600))
+            st.caption(wording.safe(not_you, 600))
             return
         access.expect_upload()
         attempt = st.session_state.setdefault("home.imports", 0)
@@ -172,10 +173,10 @@ def bring_in() -> None:
         try:
             folder = actions.bring_in(file.getbuffer())
         except UserError as error:
-            st.error(text.safe(error, 600), icon=":material/error:")
+            st.error(wording.safe(error, 600), icon=":material/error:")
             return
         st.session_state["home.imports"] = attempt + 1  # an empty uploader
-        st.toast(f"Imported as {text.safe(folder.run_id)}", icon=":material/check:")
+        st.toast(f"Imported as {wording.safe(folder.run_id)}", icon=":material/check:")
         st.rerun()
 
 
@@ -203,12 +204,12 @@ def _moving_parts(runs: Sequence[Run]) -> list[tuple[Any, ...]]:
 @st.dialog("Name, note, tags")
 def _describe(run: Run) -> None:
     noted = read_notes(run.folder)
-    name = st.text_input("Name", noted.name, max_chars=MAX_NAME, placeholder=text.plain(run.summary.name))
+    name = st.text_input("Name", noted.name, max_chars=MAX_NAME, placeholder=wording.plain(run.summary.name))
     tags = st.multiselect(
         "Tags",
         noted.tags,
         noted.tags,
-        format_func=text.plain,
+        format_func=wording.plain,
         accept_new_options=True,
         max_selections=MAX_TAGS,
         placeholder="Type a tag and press Enter",
@@ -218,23 +219,23 @@ def _describe(run: Run) -> None:
         try:
             actions.describe(run, Notes(name.strip(), note, tuple(tag.strip() for tag in tags)))
         except UserError as error:
-            st.error(text.safe(error, 300))
+            st.error(wording.safe(error, 300))
         else:
             st.rerun()
 
 
 @st.dialog("Delete this run?")
 def _delete(run: Run) -> None:
-    shown = text.plain(run.name)
+    shown = wording.plain(run.name)
     st.markdown(
-        f"**{text.safe(run.name)}** with its {text.plural(run.summary.n_done, 'trial')} is deleted for good "
+        f"**{wording.safe(run.name)}** with its {wording.plural(run.summary.n_done, 'trial')} is deleted for good "
         f"({run.summary.size / 1e6:.1f} MB). Download it first if in doubt."
     )
     typed = st.text_input("Type the run's name to confirm", placeholder=shown, key=f"home.delete.{run.run_id}")
-    if st.button("Delete for good", icon=":material/delete:", type="primary", disabled=text.plain(typed) != shown):
+    if st.button("Delete for good", icon=":material/delete:", type="primary", disabled=wording.plain(typed) != shown):
         try:
             actions.delete(run)
         except UserError as error:
-            st.error(text.safe(error, 300))
+            st.error(wording.safe(error, 300))
         else:
             st.rerun()

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import streamlit as st
 
-from gptailor import launch
-from gptailor.dashboard import access, actions, readers, text
+from gptailor import wording
+from gptailor.dashboard import access, actions, readers
 from gptailor.dashboard.polling import poll
 from gptailor.dashboard.readers import Run
 from gptailor.errors import UserError
-from gptailor.launch import Job, JobState, JobStatus
+from gptailor.launch.jobs import Job, JobState, JobStatus, job_state
 
 POLL_SECONDS = 1.0
 
@@ -38,7 +38,7 @@ def job(run: Run, name: str) -> Job:
 def state(work: Job) -> JobState | None:
     """None where it was never started."""
     try:
-        return launch.job_state(work)
+        return job_state(work)
     except UserError:
         return None
 
@@ -57,7 +57,7 @@ def begin(run: Run, work: Job, arguments: Sequence[str]) -> None:
 
 def show_problem() -> None:
     if problem := st.session_state.pop("jobs.problem", None):
-        st.error(text.safe(problem, 600), icon=":material/error:")
+        st.error(wording.safe(problem, 600), icon=":material/error:")
 
 
 def follow(work: Job, show: Callable[[JobState], None]) -> None:
@@ -88,7 +88,9 @@ def say_failure(found: JobState, what: str) -> None:
         return
     _, ours, message = found.output.strip().rpartition("gptailor: ")
     lines = message.splitlines() if ours else message.splitlines()[-1:]
-    st.error("  \n".join([f"{what} failed.", *(text.safe(line, 600) for line in lines[:20])]), icon=":material/error:")
+    st.error(
+        "  \n".join([f"{what} failed.", *(wording.safe(line, 600) for line in lines[:20])]), icon=":material/error:"
+    )
 
 
 def _place(run: Run) -> Path:

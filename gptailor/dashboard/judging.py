@@ -9,13 +9,15 @@ from typing import Any
 
 import streamlit as st
 
-from gptailor import judgement
-from gptailor.dashboard import actions, text, widgets
-from gptailor.dashboard.frames import held_out as frames
-from gptailor.dashboard.frames.compare import Entry
-from gptailor.dashboard.frames.view import View
+from gptailor import wording
+from gptailor.dashboard import actions, widgets
 from gptailor.dashboard.readers import Run
-from gptailor.store import RunFolder, queries
+from gptailor.results import scores, statistics
+from gptailor.results.frames import held_out as frames
+from gptailor.results.frames.compare import Entry, averages_of_runs
+from gptailor.results.frames.view import View
+from gptailor.store import queries
+from gptailor.store.folder import RunFolder
 
 NOTE = (
     "Mean over all held-out benchmarks; only subjects that were judged on every one of them. Bars are one standard "
@@ -29,7 +31,7 @@ def show_of_plan(view: View, run: Run, config_id: int) -> None:
     table = view.held_out
     if len(table) < 2:
         return
-    from gptailor.dashboard.charts import held_out as charts
+    from gptailor.results.charts import held_out as charts
 
     subject = f"config:{config_id}"
     widgets.show_chart(
@@ -40,28 +42,28 @@ def show_of_plan(view: View, run: Run, config_id: int) -> None:
         alt="Held-out averages of the dense models, one-shot cuts and plans",
         key="models.held-out",
     )
-    control = judgement.strongest(table, "baseline")
+    control = scores.strongest(table, "baseline")
     if control is not None and subject in set(table["subject"]):
-        frame = judgement.judged(view.tables)
+        frame = scores.judged(view.tables)
         hashes = tuple(sorted(set(frame.loc[frame["subject"].isin([subject, control]), "plan_hash"].dropna())))
         items = _items(str(run.folder.path.resolve()), view.tables.version, hashes)
-        tests = judgement.paired(frame, items, subject, control)
-        st.info(text.safe(frames.verdict(tests, subject, control), 600), icon=":material/balance:")
+        tests = statistics.paired(frame, items, subject, control)
+        st.info(wording.safe(frames.verdict(tests, subject, control), 600), icon=":material/balance:")
 
 
 def show_choice(view: View) -> None:
     """What the selection split chose, and by how much the search's own scores flatter."""
-    chosen = view.once("choice", lambda: judgement.choice(view.tables))
+    chosen = view.once("choice", lambda: scores.choice(view.tables))
     if chosen is not None:
-        st.info(text.safe(judgement.choice_text(chosen), 600), icon=":material/how_to_vote:")
+        st.info(wording.safe(scores.choice_text(chosen), 600), icon=":material/how_to_vote:")
 
 
 def show_of_runs(runs: Sequence[Entry]) -> None:
     """Everybody's held-out averages in one chart, baselines beside the fronts."""
-    table = frames.averages_of_runs(runs)
+    table = averages_of_runs(runs)
     if len(table) < 2:
         return
-    from gptailor.dashboard.charts import held_out as charts
+    from gptailor.results.charts import held_out as charts
 
     widgets.show_chart(
         charts.averages(table),
@@ -88,9 +90,9 @@ def report_button(view: View, run: Run) -> None:
 
 
 def _report(view: View, run: Run) -> bytes:
-    from gptailor.dashboard.report import html
+    from gptailor.results.report import html
 
-    hashes = tuple(sorted(set(judgement.judged(view.tables)["plan_hash"].dropna())))
+    hashes = tuple(sorted(set(scores.judged(view.tables)["plan_hash"].dropna())))
     return html(view, _items(str(run.folder.path.resolve()), view.tables.version, hashes)).encode()
 
 

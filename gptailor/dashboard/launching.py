@@ -7,9 +7,10 @@ from typing import Any
 
 import streamlit as st
 
-from gptailor import launch
-from gptailor.dashboard import form, text, url, widgets
+from gptailor import wording
+from gptailor.dashboard import form, url, widgets
 from gptailor.dashboard.form import Draft, Preset
+from gptailor.launch.devices import free_devices
 from gptailor.spec import Baseline, SpaceOperation, describe
 
 LAYERS = ("operations", "merge", "output_scale", "baselines")
@@ -29,13 +30,13 @@ def pick_preset() -> Preset:
             "preset",
             "Begin with",
             list(found),
-            lambda stem: text.plain(found[stem].title, 110),
+            lambda stem: wording.plain(found[stem].title, 110),
             next(iter(found)),
             help="A run file of data/presets/. Everything in it can be changed below.",
         )
     ]
     if preset.about:
-        st.caption(text.safe(preset.about, 600))
+        st.caption(wording.safe(preset.about, 600))
     return preset
 
 
@@ -119,12 +120,12 @@ def fields(preset: Preset, values: Mapping[str, Any], draft: Draft) -> None:
         with seed:
             f.number("seed", "Seed", 0, 2**31 - 1)
     with f.folded("Device and precision", ":material/memory:", DEVICE):
-        devices = launch.free_devices()
+        devices = free_devices()
         labels = {"auto": "auto: the first GPU (more, if the base needs them), else the CPU"}
         labels |= {found.name: f"{found.name}: {found.label}" for found in devices}
         f.choice("device", "Device", list(labels), labels.get)
         free = ", ".join(f"{d.name} {d.free / 1e9:.1f} of {d.total / 1e9:.1f} GB" for d in devices)
-        st.caption(f"Memory free now: {text.safe(free, 400)}.")
+        st.caption(f"Memory free now: {wording.safe(free, 400)}.")
         f.choice("dtype", "Number type", ["auto", "float32", "bfloat16", "float16"])
         f.text("batch_size", "Batch size")
         f.text("workers", "Workers", "Empty: one trial after another.", placeholder="one")
@@ -180,7 +181,7 @@ class _Fields:
 
     def errors(self, name: str) -> None:
         for line in self._problems.get(name, ()):
-            st.caption(f":red[:material/error: {text.safe(line, 600)}]")
+            st.caption(f":red[:material/error: {wording.safe(line, 600)}]")
 
     def whole_run_errors(self) -> None:
         self.errors("")

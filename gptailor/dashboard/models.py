@@ -12,14 +12,15 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from gptailor import launch
-from gptailor.dashboard import access, jobs, judging, pickers, text, widgets
-from gptailor.dashboard.frames import tradeoffs
-from gptailor.dashboard.frames.facts import Facts
-from gptailor.dashboard.frames.view import View
+from gptailor import wording
+from gptailor.dashboard import access, jobs, judging, pickers, widgets
 from gptailor.dashboard.readers import Run
-from gptailor.launch import JobState, JobStatus
-from gptailor.store.summary import retention
+from gptailor.launch.devices import free_devices
+from gptailor.launch.jobs import JobState, JobStatus
+from gptailor.measures import retention
+from gptailor.results.frames import tradeoffs
+from gptailor.results.frames.facts import Facts
+from gptailor.results.frames.view import View
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 MAX_PROMPT = 2000
@@ -35,18 +36,20 @@ def facts(view: View, run: Run, config_id: int) -> None:
     out = jobs.export_folder(run, config_id)
     layers, parameters, size, kept = st.columns(4)
     layers.metric("Layers", f"{row['kept_layers']:.0f} of {whole.n_layers}", border=True)
-    parameters.metric("Parameters", text.size(row["parameters"]), border=True)
+    parameters.metric("Parameters", wording.size(row["parameters"]), border=True)
     dtype = str(whole.spec.get("dtype", "auto"))
     width = WIDTHS.get(dtype, 2)
     size.metric(
         "Size on disk",
         _bytes(_folder_size(out) if out.is_dir() else row["parameters"] * width),
         border=True,
-        help="Of the exported folder." if out.is_dir() else f"Weights of {width} bytes each. Type: {text.safe(dtype)}.",
+        help="Of the exported folder."
+        if out.is_dir()
+        else f"Weights of {width} bytes each. Type: {wording.safe(dtype)}.",
     )
     kept.metric(
         whole.average_label,
-        text.value(row["average"], row["average ±"], percent=whole.average_is_share),
+        wording.value(row["average"], row["average ±"], percent=whole.average_is_share),
         help=f"Rank {place.rank} of {place.of}. {pickers.judged_note(view)}",
         border=True,
     )
@@ -65,8 +68,8 @@ def results(view: View, config_id: int) -> pd.DataFrame:
     kept = [retention(*row) for row in zip(both["score"], both["score_dense"], both["higher"], strict=True)]
     frame = pd.DataFrame(
         {
-            "Benchmark": [text.plain(f"{b} / {m}") for b, m in zip(both["benchmark"], both["metric"], strict=True)],
-            "Split": both["split"].map(text.plain),
+            "Benchmark": [wording.plain(f"{b} / {m}") for b, m in zip(both["benchmark"], both["metric"], strict=True)],
+            "Split": both["split"].map(wording.plain),
             "Used in the search": [
                 "yes" if searched else "to choose" if key in choosers else "no"
                 for searched, key in zip(
@@ -144,7 +147,7 @@ def judge(run: Run, config_id: int, missing: int) -> None:
 
 def _judge_steps(state: JobState) -> None:
     lines = [line for line in state.output.splitlines() if re.match(r"\d+  (dense|config:\d+)  ", line)]
-    last = text.safe(lines[-1].partition("  ")[2], 200) if lines else "opening the models and the benchmarks …"
+    last = wording.safe(lines[-1].partition("  ")[2], 200) if lines else "opening the models and the benchmarks …"
     st.info(f"Scoring on the held-out benchmarks: {last}", icon=":material/hourglass_empty:")
 
 
@@ -153,10 +156,10 @@ def _held_out_words(known: int, asked: int) -> str:
         return "The run names no held-out benchmark: these are the scores that the search looked at."
     if not known:
         return (
-            f"None of the {text.plural(asked, 'held-out benchmark')} is stored for this plan: these are the scores "
+            f"None of the {wording.plural(asked, 'held-out benchmark')} is stored for this plan: these are the scores "
             "that the search looked at, so they flatter."
         )
-    return f"{known} of {text.plural(asked, 'held-out result')} stored; those the search never saw."
+    return f"{known} of {wording.plural(asked, 'held-out result')} stored; those the search never saw."
 
 
 # --- export -----------------------------------------------------------------------------------------------------------
@@ -177,7 +180,7 @@ def export(run: Run, config_id: int) -> None:
             jobs.say_failure(state, "The export")
         st.caption(
             "A plain Hugging Face folder that needs nothing of gptailor: weights, tokenizer and a model card. It is "
-            f"reloaded and its logits are compared before it counts as done. It goes to {text.safe(shown, 300)}."
+            f"reloaded and its logits are compared before it counts as done. It goes to {wording.safe(shown, 300)}."
         )
         not_you = access.why_not()
         st.button(
@@ -200,8 +203,8 @@ def _exported(out: Path, shown: str) -> None:
     )
     st.code(
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained({text.plain(shown, 300)!r})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({text.plain(shown, 300)!r})",
+        f"model = AutoModelForCausalLM.from_pretrained({wording.plain(shown, 300)!r})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({wording.plain(shown, 300)!r})",
         language="python",
         wrap_lines=True,
     )
@@ -210,7 +213,7 @@ def _exported(out: Path, shown: str) -> None:
 def _export_steps(state: JobState) -> None:
     steps = re.findall(r"^ *(\d{1,3})% (.+)$", state.output, re.MULTILINE)
     share, step = steps[-1] if steps else ("0", "starting")
-    st.progress(min(int(share), 100) / 100, text=f"Exporting: {text.safe(step)} …")
+    st.progress(min(int(share), 100) / 100, text=f"Exporting: {wording.safe(step)} …")
 
 
 # --- try it -----------------------------------------------------------------------------------------------------------
@@ -229,7 +232,7 @@ def try_it(run: Run, facts: Facts, config_id: int) -> None:
         )
         tokens, device, chat = st.columns([2, 3, 3], vertical_alignment="bottom")
         count = tokens.number_input("New tokens", 1, 512, 64, key="models.tokens")
-        devices = {found.name: f"{found.name}: {found.label}" for found in launch.free_devices()}
+        devices = {found.name: f"{found.name}: {found.label}" for found in free_devices()}
         asked = str(facts.spec.get("device", "auto"))
         names = list(devices)
         where = device.selectbox(
@@ -279,12 +282,13 @@ def _answers(events: Sequence[dict[str, Any]]) -> None:
         with column:
             title = "Dense base" if subject == "dense" else f"Plan {subject.removeprefix('config:')}"
             st.markdown(
-                f"**{text.safe(title)}**: {answer['n_layers']} layers, {text.size(answer['n_parameters'])} parameters"
+                f"**{wording.safe(title)}**: {answer['n_layers']} layers, "
+                f"{wording.size(answer['n_parameters'])} parameters"
             )
             st.code(answer["text"] or "(nothing)", language=None, wrap_lines=True)
             st.caption(
-                f"{answer['tokens_per_second']:.1f} tokens/s, {text.plural(answer['n_tokens'], 'token')} in "
-                f"{text.duration(answer['seconds'])}  ·  {_bytes(answer['memory'])} of memory for weights and cache"
+                f"{answer['tokens_per_second']:.1f} tokens/s, {wording.plural(answer['n_tokens'], 'token')} in "
+                f"{wording.duration(answer['seconds'])}  ·  {_bytes(answer['memory'])} of memory for weights and cache"
             )
 
 

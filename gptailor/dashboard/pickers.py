@@ -9,17 +9,18 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
 
-from gptailor.dashboard import actions, readers, text
-from gptailor.dashboard.frames.facts import Facts
-from gptailor.dashboard.frames.layers import plan_name
-from gptailor.dashboard.frames.tradeoffs import Axis
-from gptailor.dashboard.frames.trials import AVERAGE
-from gptailor.dashboard.frames.view import View
-from gptailor.dashboard.text import plain
-from gptailor.dashboard.text import safe as text_safe
+from gptailor import wording
+from gptailor.dashboard import actions, readers
 from gptailor.dashboard.url import choose, chosen, select, told_apart
 from gptailor.dashboard.widgets import empty, status_badge
+from gptailor.results.frames.facts import Facts
+from gptailor.results.frames.layers import plan_name
+from gptailor.results.frames.tradeoffs import Axis
+from gptailor.results.frames.trials import AVERAGE
+from gptailor.results.frames.view import View
 from gptailor.store.connection import StoreBusy, StoreError, StoreMissing
+from gptailor.wording import plain
+from gptailor.wording import safe as text_safe
 
 ROWS = 50
 """Most plans that a heatmap has rows for."""
@@ -151,8 +152,8 @@ def _about(view: View) -> str:
     parts = [
         f"Base {text_safe(facts.base_model, 60)}",
         f"{facts.n_layers} → {facts.n_layers - facts.n_removed} layers",
-        text.plural(len(facts.candidates), "candidate") if facts.candidates else "no candidates",
-        text.plural(len(facts.objectives), "objective"),
+        wording.plural(len(facts.candidates), "candidate") if facts.candidates else "no candidates",
+        wording.plural(len(facts.objectives), "objective"),
         f"rungs of {rungs} examples",
         f"read at {clock(view.tables.as_of)}",
     ]
@@ -178,7 +179,7 @@ def need_plans(view: View) -> None:
         )
     else:
         empty(
-            f"All {text.plural(len(ended), 'trial')} so far failed; the Progress page lists the causes.",
+            f"All {wording.plural(len(ended), 'trial')} so far failed; the Progress page lists the causes.",
             ":material/error:",
         )
     st.stop()
@@ -186,7 +187,7 @@ def need_plans(view: View) -> None:
 
 def judged_note(view: View) -> str:
     """What "best" means here: n and the budget it is judged at."""
-    n = text.plural(len(view.plans), "plan")
+    n = wording.plural(len(view.plans), "plan")
     if view.judged_in_full:
         return f"{n} scored at the full budget of {view.top_budget} examples a benchmark."
     full = f"(the full budget is {view.facts.full_budget})"
@@ -216,9 +217,9 @@ def _choice(view: View) -> int:
     judged = view.plans["config_id"].astype(int).tolist()
     if not view.facts.spec.get("selection"):
         return judged[0]
-    from gptailor import judgement  # scipy, which runs without a selection do not need
+    from gptailor.results import scores  # scipy, which runs without a selection do not need
 
-    found = view.once("choice", lambda: judgement.choice(view.tables))
+    found = view.once("choice", lambda: scores.choice(view.tables))
     config_id = int(found.subject.removeprefix("config:")) if found else judged[0]
     return config_id if config_id in judged else judged[0]
 

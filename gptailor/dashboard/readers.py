@@ -20,12 +20,13 @@ from typing import Any
 
 import streamlit as st
 
-from gptailor import launch, shipped
-from gptailor.dashboard.frames.importance import Importance
-from gptailor.dashboard.frames.view import View
-from gptailor.store import RunFolder, queries
+from gptailor import shipped
+from gptailor.launch.engine import state
+from gptailor.results.frames.importance import Importance
+from gptailor.results.frames.view import View
+from gptailor.store import queries
 from gptailor.store.connection import StoreBusy
-from gptailor.store.folder import run_folders, runs_root
+from gptailor.store.folder import RunFolder, run_folders, runs_root
 from gptailor.store.notes import read_notes
 from gptailor.store.summary import RunSummary
 
@@ -75,7 +76,7 @@ def runs() -> list[Run]:
 def _run(folder: RunFolder) -> Run:
     summary = _summary(folder)
     name = read_notes(folder).name or summary.name
-    return Run(folder, summary, name, str(launch.state(folder, summary.status)))
+    return Run(folder, summary, name, str(state(folder, summary.status)))
 
 
 def status(folder: RunFolder) -> str:
@@ -190,6 +191,6 @@ def importance(run: Run, view: View) -> Importance | None:
 
 @st.cache_data(max_entries=32, show_spinner="Working out which layers matter …")
 def _importance(path: str, grown: str, _view: View) -> Importance | None:
-    from gptailor.dashboard.frames.importance import importance
+    from gptailor.results.frames.importance import importance
 
     return importance(_view.layers, _view.trials, _view.facts)

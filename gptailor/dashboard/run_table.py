@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from gptailor.dashboard import text
+from gptailor import wording
 from gptailor.dashboard.readers import Run
 from gptailor.store.notes import Notes
 
@@ -32,16 +32,16 @@ def listing(runs: Sequence[Run], notes: Mapping[str, Notes]) -> pd.DataFrame:
         rows.append(
             {
                 "run_id": run.run_id,
-                "name": text.csv_safe(text.plain(run.name)) + (" (example)" if run.is_demo else ""),
+                "name": wording.csv_safe(wording.plain(run.name)) + (" (example)" if run.is_demo else ""),
                 "state": [run.status.capitalize()],
                 "progress": 100 * min(summary.n_done / summary.n_asked, 1.0) if summary.n_asked else 0.0,
-                "left": text.duration(seconds_left(run)) if run.is_active else "",
+                "left": wording.duration(seconds_left(run)) if run.is_active else "",
                 "layers": "" if summary.n_removed is None else f"{summary.n_removed} of {summary.n_layers}",
                 "retention": None if summary.retention is None else 100 * summary.retention,
                 "objectives": best_scores(summary.best_scores),
                 "hypervolume": summary.hypervolume,
                 "created_at": summary.created_at,
-                "tags": [text.csv_safe(text.plain(tag)) for tag in noted.tags],
+                "tags": [wording.csv_safe(wording.plain(tag)) for tag in noted.tags],
             }
         )
     frame = pd.DataFrame(rows, columns=["run_id", *_COLUMNS])
@@ -55,7 +55,7 @@ def best_scores(scores: Mapping[str, float]) -> str:
     names = benchmarks if len(set(benchmarks)) == len(benchmarks) else list(scores)
     few = len(names) <= 2
     pairs = zip(names[: 2 if few else 3], scores.values(), strict=False)
-    words = [f"{text.plain(name, 12 if few else 5)} {score:{'.3f' if few else '.3g'}}" for name, score in pairs]
+    words = [f"{wording.plain(name, 12 if few else 5)} {score:{'.3f' if few else '.3g'}}" for name, score in pairs]
     return " · ".join(words + [f"+{len(names) - 3}"] * (len(names) > 3))
 
 

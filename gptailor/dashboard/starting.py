@@ -10,15 +10,16 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from gptailor import launch
-from gptailor.dashboard import access, actions, form, readers, text, widgets
+from gptailor import wording
+from gptailor.dashboard import access, actions, form, readers, widgets
 from gptailor.dashboard.checking import Answer
 from gptailor.dashboard.form import Preset
 from gptailor.dashboard.polling import poll
 from gptailor.errors import UserError
+from gptailor.launch.queue import waiting_behind
 from gptailor.schedule import n_examples, schedule
 from gptailor.spec import RunSpec
-from gptailor.store import RunFolder
+from gptailor.store.folder import RunFolder
 
 POLL_SECONDS = 1.0
 FOLLOW_SECONDS = 3.0
@@ -35,10 +36,10 @@ def outlook(spec: RunSpec) -> bool:
     memory, estimate = facts.get("memory"), facts.get("estimate")
     unknown = "…" if pending and not answer else "–"
     trials, examples = st.columns(2)
-    trials.metric("Trials", text.count(spec.trials), border=True)
+    trials.metric("Trials", wording.count(spec.trials), border=True)
     examples.metric(
         "Examples",
-        text.count(n_examples(spec)),
+        wording.count(n_examples(spec)),
         border=True,
         help="Scored in all, over all benchmarks, at most: one with fewer examples ends at its size.",
     )
@@ -51,16 +52,16 @@ def outlook(spec: RunSpec) -> bool:
     )
     time.metric(
         "Time",
-        text.duration(estimate["seconds"]) if estimate else unknown,
+        wording.duration(estimate["seconds"]) if estimate else unknown,
         border=True,
-        help=f"An estimate: {text.safe(estimate['how'], 400)}." if estimate else "An estimate for the whole search.",
+        help=f"An estimate: {wording.safe(estimate['how'], 400)}." if estimate else "An estimate for the whole search.",
     )
     widgets.show_table(rungs(spec), alt="Trials and examples on each rung")
     st.caption(
         "Computed: examples of each benchmark that are scored anew. A plan that climbs keeps what it scored below."
     )
     if pending is None:
-        widgets.empty(text.safe(refused, 600), ":material/lock:")
+        widgets.empty(wording.safe(refused, 600), ":material/lock:")
         return False
     if answer is None:
         _await(pending)
@@ -83,7 +84,7 @@ def rungs(spec: RunSpec) -> pd.DataFrame:
 
 def _memory_help(memory: Mapping[str, Any]) -> str:
     parts = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in memory["parts"].items())
-    where = f"{len(memory['split'])} GPUs" if memory.get("split") else text.safe(memory["device"])
+    where = f"{len(memory['split'])} GPUs" if memory.get("split") else wording.safe(memory["device"])
     return f"Predicted from above, on {where}: {parts}."
 
 
@@ -101,24 +102,24 @@ def _verdict(spec: RunSpec, answer: Answer) -> bool:
     facts = answer.facts
     problems = [answer.problem] if answer.problem else facts["problems"]
     if problems:
-        lines = "\n".join(f"- {text.safe(line, 600)}" for line in problems)
+        lines = "\n".join(f"- {wording.safe(line, 600)}" for line in problems)
         st.error(f"This search cannot run yet.\n\n{lines}", icon=":material/error:")
     else:
         family, memory = facts["family"], facts["memory"]
         st.success(
-            text.safe(
-                f"The models fit together: {family['architecture']}, {text.size(family['n_parameters'])} parameters in "
-                f"{family['dtype']}. {family['n_removed']} of {family['n_layers']} layers go, {family['kept']:.0%} of "
-                "the parameters stay.",
+            wording.safe(
+                f"The models fit together: {family['architecture']}, {wording.size(family['n_parameters'])} "
+                f"parameters in {family['dtype']}. {family['n_removed']} of {family['n_layers']} layers go, "
+                f"{family['kept']:.0%} of the parameters stay.",
                 400,
             ),
             icon=":material/check_circle:",
         )
         too_large = memory.get("is_refused") or (memory["free"] is not None and memory["needed"] > memory["free"])
         say = st.warning if too_large else st.caption
-        say(text.safe(f"Memory: {memory['verdict']}.", 400))
+        say(wording.safe(f"Memory: {memory['verdict']}.", 400))
         for note in facts["notes"]:
-            st.caption(text.safe(f"Note: {note}", 400))
+            st.caption(wording.safe(f"Note: {note}", 400))
     if st.button("Check again", icon=":material/refresh:", type="tertiary"):
         actions.check(spec, again=True)
         st.rerun()
@@ -133,14 +134,14 @@ def start_button(spec: RunSpec | None, ready: bool) -> None:
     runs = readers.runs()
     twin = next((run for run in runs if spec and run.is_active and _asks_for(run.folder, spec)), None)
     if problem := st.session_state.pop("launch.problem", None):
-        st.error(text.safe(problem, 600), icon=":material/error:")
+        st.error(wording.safe(problem, 600), icon=":material/error:")
     if twin is not None:
         _is_there(twin)
         return
     form_token = st.session_state.setdefault("launch.form", secrets.token_hex(8))
     ahead = [run for run in runs if spec and run.is_active and _same_device(run.summary.device, spec.device)]
     if ahead:
-        names = ", ".join(text.safe(run.name, 40) for run in reversed(ahead))
+        names = ", ".join(wording.safe(run.name, 40) for run in reversed(ahead))
         st.info(f"The device is taken: this run will queue behind {names}.", icon=":material/hourglass_empty:")
     st.button(
         "Start the search",
@@ -181,10 +182,10 @@ def _is_there(run: readers.Run) -> None:
         if run.run_id not in runs or not runs[run.run_id].is_active:
             st.rerun()
             return
-        said = f"**{text.safe(run.name)}** is {runs[run.run_id].status}."
-        if behind := launch.waiting_behind(readers.runs_root(), run.run_id):
+        said = f"**{wording.safe(run.name)}** is {runs[run.run_id].status}."
+        if behind := waiting_behind(readers.runs_root(), run.run_id):
             names = (runs[other].name if other in runs else other for other in behind)
-            said += f" It waits for its device behind {', '.join(text.safe(name, 40) for name in names)}."
+            said += f" It waits for its device behind {', '.join(wording.safe(name, 40) for name in names)}."
         st.success(said, icon=":material/rocket_launch:")
 
     look()

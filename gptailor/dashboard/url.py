@@ -12,7 +12,7 @@ from typing import Any
 
 import streamlit as st
 
-from gptailor.dashboard.text import plain
+from gptailor.wording import plain
 
 
 def chosen(name: str) -> str | None:

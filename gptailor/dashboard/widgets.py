@@ -9,8 +9,8 @@ import streamlit as st
 
 from gptailor.dashboard import access, readers
 from gptailor.dashboard.figures import show_chart, show_table
-from gptailor.dashboard.text import safe as text_safe
 from gptailor.dashboard.url import chosen
+from gptailor.wording import safe as text_safe
 
 __all__ = ["show_chart", "show_table", "text_safe"]  # what pages reach through here, besides what is defined here
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptailor.errors import UserError
 from gptailor.evaluate.examples import Encoder, Example, build_examples, chat_renderer
-from gptailor.evaluate.scoring import ANSWER_PERPLEXITY, NEED_ANSWERS, OUR_METRICS, RELATIVE, chance_of, gold_options
+from gptailor.evaluate.metrics import ANSWER_PERPLEXITY, NEED_ANSWERS, OUR_METRICS, RELATIVE, chance_of, gold_options
 from gptailor.evaluate.tasks import find_tasks, load_tasks
 from gptailor.spec import Benchmark, Reading
 
@@ -136,8 +136,6 @@ def calibration_batches(benchmarks: Sequence[OpenBenchmark], n: int) -> list[lis
 
 
 def _right_text(benchmark: OpenBenchmark, example: Example) -> list[int]:
-    from gptailor.evaluate.scoring import gold_options
-
     if not example.windows:
         return []
     gold = gold_options(benchmark.tasks[example.task], example) or [0]

@@ -17,8 +17,8 @@ from gptailor.evaluate.generation import batches_of, run_batches
 from gptailor.evaluate.packing import Pack, build_pack, pack_examples
 from gptailor.evaluate.scoring import NonFinite, item_of, needs_greedy, score_of
 from gptailor.family.spread import devices_of
+from gptailor.threads import side_by_side
 from gptailor.trial import Score
-from gptailor.workers import side_by_side
 
 log = logging.getLogger(__name__)
 

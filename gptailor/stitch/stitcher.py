@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from gptailor.errors import UserError
-from gptailor.family import Family
+from gptailor.family.models import Family
 from gptailor.family.residence import n_bytes, tensors_of
 from gptailor.family.spread import devices_of, home_of
 from gptailor.family.structure import scaled, set_layer_index, with_tensors
@@ -26,7 +26,7 @@ from gptailor.plan import BASE, Edit, LayerChoice, StitchPlan
 from gptailor.stitch.edits.case import CalibrationTexts, EditCase, no_texts
 from gptailor.stitch.edits.registry import EDITS, edit_problem, keeps_shapes
 from gptailor.stitch.merging import choice_problem, fold, is_plain, merge
-from gptailor.workers import side_by_side
+from gptailor.threads import side_by_side
 
 CACHE_SHARE = 0.1
 """The cache's default bound, as a share of the family's bytes (about a dozen layers of a 30-layer model)."""

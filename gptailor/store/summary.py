@@ -13,6 +13,7 @@ from typing import Any
 
 import duckdb
 
+from gptailor.measures import gain, retention
 from gptailor.store.folder import RunFolder, write_atomically
 from gptailor.trial import RunStatus
 
@@ -26,7 +27,7 @@ MAX_HYPERVOLUME = 5
 class RunSummary:
     """One row of the table of runs. Times are timezone-aware, None where it has not happened.
 
-    status: as the engine wrote it; gptailor.launch.state tells lost from running. n_done: trials that succeeded or
+    status: as the engine wrote it; launch.engine.state tells lost from running. n_done: trials that succeeded or
     crashed; n_failed: the crashed among them. objectives: `benchmark/metric`. best_config: the full-budget success with
     the highest mean retention (without a dense result: the highest mean gain, see `gain`); best_scores: its scores, by
     objective; retention: its mean of score / dense over the objectives, same split and number of examples, None without
@@ -59,19 +60,6 @@ class RunSummary:
     error: str | None = None
     size: int = 0
     problem: str | None = None
-
-
-def gain(score: float, higher_is_better: bool) -> float:
-    """A score turned so that more is better and 0 the worst: itself, or its inverse (perplexity's is a probability)."""
-    if higher_is_better:
-        return score
-    return 1.0 / score if score > 0 else 0.0
-
-
-def retention(score: float, dense: float, higher_is_better: bool) -> float | None:
-    """Share of the dense model's score that is kept (1 = all of it); None where a ratio says nothing."""
-    kept, whole = (score, dense) if higher_is_better else (dense, score)
-    return kept / whole if whole > 0 and kept >= 0 else None
 
 
 def summarise(con: duckdb.DuckDBPyConnection, folder: RunFolder) -> RunSummary:
@@ -176,19 +164,19 @@ class _Best:
             return cls()
         measured = all(kept is not None for found in whole_plans.values() for _, _, kept in found.values())
 
-        def merit(config: int) -> float:
+        def fitness(config: int) -> float:
             values = [kept if measured else won for _, won, kept in whole_plans[config].values()]
             return sum(values) / len(values)
 
-        best = max(whole_plans, key=merit)
-        from gptailor.pareto import hypervolume  # brings moocore (0.4 s), which listing kept summaries does not need
+        best = max(whole_plans, key=fitness)
+        from gptailor.measures import hypervolume  # brings moocore (0.4 s), which listing kept summaries does not need
 
         names = [f"{benchmark}/{metric}" for benchmark, metric in splits]
         points = [[found[name][1] for name in names] for found in whole_plans.values()]
         return cls(
             config=best,
             scores={name: whole_plans[best][name][0] for name in names},
-            retention=merit(best) if measured else None,
+            retention=fitness(best) if measured else None,
             hypervolume=hypervolume(points, [0.0] * len(names)) if len(names) <= MAX_HYPERVOLUME else None,
         )
 

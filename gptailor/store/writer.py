@@ -3,7 +3,7 @@
 An event that is in the journal is never lost: if the database is locked, damaged or its disk is full, the event waits
 (`behind` counts) and is applied together with the next. Only a journal that cannot be written stops the engine: what
 was recorded stays in memory, `retry` is asked whether to wait and try again, and if not, StoreUnwritable is raised. One
-process at a time may have a run open for writing; the engine's lock file (gptailor.launch.EngineLock) sees to that.
+process at a time may have a run open for writing; the engine's lock file (launch.engine.EngineLock) sees to that.
 """
 
 from __future__ import annotations

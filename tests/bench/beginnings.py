@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptailor.plan import LayerChoice, StitchPlan
-from gptailor.store import RunFolder, queries
+from gptailor.store import queries
+from gptailor.store.folder import RunFolder
 
 Key = tuple[object, ...]
 

@@ -38,13 +38,13 @@ import numpy as np
 import torch
 
 from gptailor.evaluate.packing import build_pack
-from gptailor.ledger import items_key
-from gptailor.mergekit_config import mergekit_yaml
+from gptailor.formats.mergekit import mergekit_yaml
 from gptailor.plan import BASE, StitchPlan
-from gptailor.space import PlanSpace, build_space, initial_design
+from gptailor.scoring.item_cache import items_key
+from gptailor.scoring.plan_scorer import PlanScorer
+from gptailor.search.space import PlanSpace, build_space, initial_design
 from gptailor.spec import Budget, RunSpec, build_spec
-from gptailor.workbench import Workbench
-from gptailor.workers import side_by_side
+from gptailor.threads import side_by_side
 
 Answers = dict[tuple[str, int], float]
 """(benchmark, row) -> 1 for right, 0 for wrong."""
@@ -90,7 +90,7 @@ def setting(family: Path | None, quick: bool) -> Setting:
     return Setting(title, spec, 20 if quick else 100, 3 if quick else 10)
 
 
-def plans_of(space: PlanSpace, bench: Workbench, count: int) -> list[StitchPlan]:
+def plans_of(space: PlanSpace, bench: PlanScorer, count: int) -> list[StitchPlan]:
     """Plans like a search's: one-shot cuts, and points drawn from the space, merges included."""
     design = initial_design(space, bench.influence_orders())
     drawn = [space.decode(c) for c in space.configspace.sample_configuration(count)]
@@ -127,7 +127,7 @@ def pipeline(setting: Setting, plan: StitchPlan, tasks: list[str], n: int) -> fl
 class ResidentPeer:
     """lm-eval's evaluate() on the model in memory, tasks loaded once, the very examples that the engine scores."""
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: PlanScorer) -> None:
         from lm_eval.tasks import TaskManager
 
         self.bench = bench
@@ -158,7 +158,7 @@ class ResidentPeer:
         return seconds, scores, answers
 
 
-def answers_of(bench: Workbench, plan: StitchPlan, n: int) -> Answers:
+def answers_of(bench: PlanScorer, plan: StitchPlan, n: int) -> Answers:
     """What the engine's scores are made of, by the same keys."""
     bench.score(plan, n)
     return {
@@ -168,7 +168,7 @@ def answers_of(bench: Workbench, plan: StitchPlan, n: int) -> Answers:
     }
 
 
-def floor(bench: Workbench, plan: StitchPlan, n: int) -> dict[str, float]:
+def floor(bench: PlanScorer, plan: StitchPlan, n: int) -> dict[str, float]:
     """Least seconds: multiply-adds over the measured rate of large products of the same shapes and type."""
     tokens = scored = 0
     for benchmark in bench.benchmarks:
@@ -204,7 +204,7 @@ def _matmul_rate(shapes: list[tuple[int, ...]], dtype: torch.dtype, rows: int = 
     return best
 
 
-def products(bench: Workbench, plan: StitchPlan) -> float:
+def products(bench: PlanScorer, plan: StitchPlan) -> float:
     """Seconds that the products alone take of the packs of a trial: the wall, however the rest is written."""
     model = bench.stitcher.stitch(plan)
     layers = [bench.stitcher.layer(choice) for choice in plan.kept]
@@ -227,8 +227,8 @@ def products(bench: Workbench, plan: StitchPlan) -> float:
 
 def suggest_seconds(n_layers: int, n_candidates: int, trials: int) -> float:
     """Mean seconds of one suggestion, over a search of `trials` trials with made-up scores."""
-    from gptailor.search import INITIAL_SHARE
-    from gptailor.suggest import Suggester
+    from gptailor.search.loop import INITIAL_SHARE
+    from gptailor.search.suggest import Suggester
 
     names = {f"c{k}": "none" for k in range(n_candidates)}
     objectives = [{"benchmark": "a"}, {"benchmark": "b"}]
@@ -251,7 +251,8 @@ def suggest_seconds(n_layers: int, n_candidates: int, trials: int) -> float:
 
 def search_rows(setting: Setting, peer: ResidentPeer, batch_size: int, sample: int) -> dict[str, float]:
     """A whole search in a process of its own, and its trials by the resident peer (every k-th trial timed, by rung)."""
-    from gptailor.store import RunFolder, queries
+    from gptailor.store import queries
+    from gptailor.store.folder import RunFolder
 
     with tempfile.TemporaryDirectory() as tmp:
         run_file = Path(tmp) / "run.yaml"
@@ -285,7 +286,7 @@ def memory_row(setting: Setting) -> dict[str, float]:
         "import json, sys\n"
         "from tests.bench.engine import *\n"
         "s = build_spec(json.loads(sys.argv[1]))\n"
-        "bench = Workbench.open(s, s.objectives, max_examples=int(sys.argv[2]))\n"
+        "bench = PlanScorer.open(s, s.objectives, max_examples=int(sys.argv[2]))\n"
         "distinct = bench.family.distinct_bytes\n"
         "space = build_space(s, bench.family.n_layers)\n"
         "[bench.score(p, int(sys.argv[2])) for p in plans_of(space, bench, 3)]\n"
@@ -322,7 +323,7 @@ def main() -> None:
     print(f"{this.name}; {n} examples of each of {', '.join(o.benchmark for o in this.spec.objectives)}", flush=True)
     results: dict[str, Any] = {"setting": this.name, "examples": n, "threads": torch.get_num_threads()}
     one_rung = this.spec.model_copy(update={"budget": Budget(min=n, max=n)})  # else examples beyond n share packs
-    bench = Workbench.open(one_rung, one_rung.objectives, max_examples=max(n, this.spec.budget.max))
+    bench = PlanScorer.open(one_rung, one_rung.objectives, max_examples=max(n, this.spec.budget.max))
     space = build_space(this.spec, bench.family.n_layers)
     plans = plans_of(space, bench, arguments.plans or this.n_plans)
 

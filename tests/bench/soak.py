@@ -25,15 +25,15 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import kills
 from dashboard_bench import Browsers, server
+from helpers import kills
 
-from gptailor import launch
 from gptailor.errors import UserError
-from gptailor.extend import extend
+from gptailor.launch.engine import delete_run, is_alive, prepare, request, resume, start, stop
+from gptailor.launch.extend import extend
 from gptailor.launch.process import read_holder, wait_until
 from gptailor.spec import RunSpec, load_spec
-from gptailor.store import RunFolder
+from gptailor.store.folder import RunFolder
 from gptailor.store.journal import read_journal
 from gptailor.trial import RunStatus
 
@@ -61,8 +61,8 @@ class Slot:
         self._begin()
 
     def _begin(self) -> None:
-        self.folder: RunFolder = launch.prepare(self._root, self._spec)
-        launch.start(self.folder)
+        self.folder: RunFolder = prepare(self._root, self._spec)
+        start(self.folder)
         self.n_done, self.n_asked = 0, FIRST
         self.browsers = Browsers(self._port, self.folder.run_id, BROWSERS // ENGINES)
         self.browsers.__enter__()
@@ -73,8 +73,8 @@ class Slot:
         self.answers += self.browsers.answers
 
     def replace(self) -> None:
-        launch.stop(self.folder)
-        launch.delete_run(self.folder)
+        stop(self.folder)
+        delete_run(self.folder)
         seen = self.browsers.answers
         wait_until(lambda: self.browsers.answers > seen, SEE_IT_GO)  # those of a run that had ended do not ask again
         self.leave()
@@ -96,14 +96,14 @@ class Soak:
     def act(self) -> None:
         """Do something to one of the runs, then look whether all is well."""
         slot = self._draw.choice(self.slots)
-        folder, alive = slot.folder, launch.is_alive(slot.folder)
-        acts: dict[str, Callable[[], Any]] = {"resume": lambda: launch.resume(folder)}
+        folder, alive = slot.folder, is_alive(slot.folder)
+        acts: dict[str, Callable[[], Any]] = {"resume": lambda: resume(folder)}
         if alive:
             acts |= {
                 "kill": lambda: kills.kill_group(folder),
                 "kill the engine alone": lambda: os.kill(self._pid(folder), 9),
-                "stop": lambda: launch.stop(folder),
-                "pause": lambda: launch.request(folder, "pause"),
+                "stop": lambda: stop(folder),
+                "pause": lambda: request(folder, "pause"),
             }
         elif slot.n_done:  # before its first trial, it would begin as a run of more trials begins
             acts["extend"] = lambda: self._extend(slot)
@@ -118,7 +118,7 @@ class Soak:
         if slot.folder == folder:
             self.check(slot)
         if self._draw.random() < 0.7:
-            launch.resume(slot.folder)
+            resume(slot.folder)
 
     def check(self, slot: Slot, last: bool = False) -> None:
         """Nothing lost, nothing twice, everything as in a run left in peace."""
@@ -144,10 +144,10 @@ class Soak:
     def end(self) -> None:
         """Let every run go to its end, and look at all of it."""
         for slot in self.slots:
-            launch.stop(slot.folder)
+            stop(slot.folder)
         for slot in self.slots:
-            launch.resume(slot.folder)
-            kills.wait_for(lambda slot=slot: not launch.is_alive(slot.folder), 600)
+            resume(slot.folder)
+            kills.wait_for(lambda slot=slot: not is_alive(slot.folder), 600)
             if kills.status_of(slot.folder) != RunStatus.FINISHED or slot.n_asked != len(kills.trials(slot.folder)):
                 self.wrong.append(f"{slot.folder.run_id}: is {kills.status_of(slot.folder)} in the end")
             self.check(slot, last=True)
@@ -207,7 +207,7 @@ def soak(minutes: float, seed: int = 0, pause: float = 2.0) -> list[Row]:
         root = Path(scratch) / "runs"
         peaceful = kills.search(Path(scratch) / "peaceful", spec)
         extend(peaceful, FIRST + 4 * MORE, None)
-        kills.wait_for(lambda: not launch.is_alive(peaceful), 600)
+        kills.wait_for(lambda: not is_alive(peaceful), 600)
         root.mkdir()
         of_server: list[float] = []
         of_engines: list[float] = []
@@ -225,7 +225,7 @@ def soak(minutes: float, seed: int = 0, pause: float = 2.0) -> list[Row]:
                 soaked.end()
             finally:
                 for slot in soaked.slots:
-                    launch.stop(slot.folder, patience=0.5)
+                    stop(slot.folder, patience=0.5)
     acts = ", ".join(f"{count} x {name}" for name, count in sorted(soaked.done.items()))
     exceptions = [text for slot in soaked.slots for text in slot.exceptions]
     p99 = sorted(soaked.waits)[int(0.99 * len(soaked.waits))] if soaked.waits else 0.0
@@ -253,7 +253,7 @@ def memory_of(folder: RunFolder) -> float:
     """Megabytes of the process that holds the run; 0 where none does."""
     holder = read_holder(folder.lock)
     try:
-        return psutil.Process(holder.pid).memory_info().rss / 1e6 if holder and launch.is_alive(folder) else 0.0
+        return psutil.Process(holder.pid).memory_info().rss / 1e6 if holder and is_alive(folder) else 0.0
     except psutil.NoSuchProcess:
         return 0.0
 

@@ -22,8 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gptailor.plan import LayerChoice, StitchPlan
 from gptailor.spec import build_spec
-from gptailor.store import RunFolder, RunWriter, new_run_id, queries
+from gptailor.store import queries
 from gptailor.store.connection import StoreBusy
+from gptailor.store.folder import RunFolder, new_run_id
+from gptailor.store.writer import RunWriter
 from gptailor.trial import Origin, Outcome, RunRecord, Score, Trial, TrialStatus
 
 N_LAYERS, N_REMOVED, N_BENCHMARKS = 40, 10, 14

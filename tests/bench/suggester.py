@@ -21,13 +21,13 @@ from smac import MultiFidelityFacade
 from smac.intensifier.hyperband import Hyperband
 from smac.multi_objective.parego import ParEGO
 
-from gptailor.pareto import hypervolume
+from gptailor.measures import hypervolume
 from gptailor.plan import StitchPlan
-from gptailor.search import INITIAL_SHARE
-from gptailor.space import PlanSpace, build_space, initial_design
+from gptailor.scoring.plan_scorer import PlanScorer
+from gptailor.search.loop import INITIAL_SHARE
+from gptailor.search.space import PlanSpace, build_space, initial_design
+from gptailor.search.suggest import Listed, Suggester, cost, scenario_of
 from gptailor.spec import RunSpec, load_spec
-from gptailor.suggest import Listed, Suggester, cost, scenario_of
-from gptailor.workbench import Workbench
 
 RUN_FILE = "data/presets/demo.yaml"
 
@@ -53,7 +53,7 @@ class Plain(Suggester):
         )
 
 
-def search(kind: type[Suggester], spec: RunSpec, bench: Workbench, space: PlanSpace) -> tuple[float, float, float]:
+def search(kind: type[Suggester], spec: RunSpec, bench: PlanScorer, space: PlanSpace) -> tuple[float, float, float]:
     """Hypervolume of the retentions at the full budget, the best mean retention there, and seconds of a suggestion."""
     dense = {n: bench.score(StitchPlan.dense(space.n_layers), n).scores for n in spec.budget.rungs}
     start = initial_design(space, bench.influence_orders())[: round(INITIAL_SHARE * spec.trials)]
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=60)
     asked = parser.parse_args()
     spec = load_spec(RUN_FILE, [f"trials={asked.trials}"])
-    bench = Workbench.open(spec, spec.objectives, max_examples=spec.budget.max)
+    bench = PlanScorer.open(spec, spec.objectives, max_examples=spec.budget.max)
     print(f"{'':<12}{'seed':>5}{'hypervolume':>14}{'best retention':>17}{'s a suggestion':>17}")
     for name, kind in (("gptailor", Suggester), ("SMAC's own", Plain)):
         rows = []

@@ -28,14 +28,15 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gptailor import launch
+from gptailor.launch.engine import is_alive, prepare, start
 from gptailor.launch.process import read_holder
 from gptailor.plan import StitchPlan
-from gptailor.show import run_json
+from gptailor.results.story import run_json
+from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.spec import RunSpec, build_spec, load_spec
-from gptailor.store import RunFolder, queries
+from gptailor.store import queries
+from gptailor.store.folder import RunFolder
 from gptailor.trial import TrialStatus
-from gptailor.workbench import Workbench
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIR_BAR, BUSY_BAR = 0.75, 0.95
@@ -44,9 +45,9 @@ Scores = dict[tuple[str, int], tuple[float, ...]]
 
 
 def run(root: Path, spec: RunSpec, meanwhile: Callable[[RunFolder], None] = lambda folder: None) -> RunFolder:
-    folder = launch.prepare(root, spec)
-    launch.start(folder)
-    while launch.is_alive(folder):
+    folder = prepare(root, spec)
+    start(folder)
+    while is_alive(folder):
         meanwhile(folder)
         time.sleep(0.2)
     status = queries.run_summary(folder).status
@@ -95,13 +96,13 @@ def pair(arguments: argparse.Namespace) -> int:
 
 
 def simulated(arguments: argparse.Namespace) -> int:
-    from simulated import busy, run_search, simulated_workers
+    from helpers.simulated import busy, run_search, simulated_workers
 
     with tempfile.TemporaryDirectory(prefix="gptailor-workers-") as scratch:
         folder = Path(scratch)
         with simulated_workers(folder, arguments.workers, arguments.seconds) as (cluster, done):
             changes = [f"workers.scheduler={cluster.address}", f"trials={arguments.trials}", "selection=[]"]
-            made = launch.prepare(folder / "runs", load_spec(ROOT / "data" / "presets" / "demo.yaml", changes))
+            made = prepare(folder / "runs", load_spec(ROOT / "data" / "presets" / "demo.yaml", changes))
             run_search(made)
             share = busy(done, arguments.workers)
         trials = queries.read_run(made).trials
@@ -133,7 +134,7 @@ def kills(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="gptailor-workers-") as scratch:
         folder = run(Path(scratch), spec, kill_one)
         tables = queries.read_run(folder)
-        bench = Workbench.open(spec, spec.objectives, max_examples=spec.budget.max)
+        bench = PlanScorer.open(spec, spec.objectives, max_examples=spec.budget.max)
         calm = calm_scores(tables, bench)
         same = calm == scores_of(folder)
         once = sorted(tables.trials.told_as) == list(range(spec.trials))
@@ -150,7 +151,7 @@ def _is_worker(process: psutil.Process) -> bool:
     return parent is not None and "forkserver" in " ".join(parent.cmdline()) and not process.children()
 
 
-def calm_scores(tables: Any, bench: Workbench) -> Scores:
+def calm_scores(tables: Any, bench: PlanScorer) -> Scores:
     plans = {row.config_id: StitchPlan.from_json(json.loads(row.plan)) for row in tables.plans.itertuples()}
     found: Scores = {}
     for trial in tables.trials.sort_values("budget").itertuples():

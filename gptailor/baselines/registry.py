@@ -1,0 +1,73 @@
+"""Published ways to leave layers out, one file each. Each turns a `Case` into a plan that is scored like any other.
+
+The modules bring torch, so that the table of names does not import them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from gptailor.plan import BASE
+from gptailor.spec import Baseline, RunSpec
+
+if TYPE_CHECKING:
+    from gptailor.baselines.case import Case
+    from gptailor.plan import StitchPlan
+
+
+@dataclass(frozen=True)
+class Method:
+    """title: for people. function: module.function in this package. seeds: how often it is done, with another seed.
+    scores: whether it scores plans on its way."""
+
+    title: str
+    function: str
+    seeds: int = 1
+    scores: bool = False
+
+    def load(self) -> Callable[[Case], StitchPlan]:
+        module, name = self.function.split(".")
+        return getattr(import_module(f"gptailor.baselines.{module}"), name)
+
+
+METHODS: dict[Baseline, Method] = {
+    Baseline.RANDOM: Method("Random layers", "random_layers.cut", seeds=5),
+    Baseline.LAST: Method("Last layers", "last_layers.cut"),
+    Baseline.BLOCK_INFLUENCE: Method("Block Influence (ShortGPT)", "block_influence.cut"),
+    Baseline.MAGNITUDE: Method("Relative magnitude", "relative_magnitude.cut"),
+    Baseline.ANGULAR: Method("Angular distance of blocks (UIDL)", "angular_distance.cut"),
+    Baseline.SLEB: Method("SLEB", "sleb.cut"),
+    Baseline.SHORTENED_PERPLEXITY: Method("Shortened LLaMA, perplexity", "shortened_llama.perplexity_cut"),
+    Baseline.SHORTENED_TAYLOR: Method("Shortened LLaMA, Taylor+", "shortened_llama.taylor_cut"),
+    Baseline.LACO: Method("LaCo, the paper's formula", "laco.paper_cut"),
+    Baseline.LACO_NOTEBOOK: Method("LaCo, as published in code", "laco.notebook_cut"),
+    Baseline.GREEDY: Method("Greedy on the objectives (TALE)", "greedy.cut", scores=True),
+    Baseline.EVOLUTION: Method("Evolution over removed layers (EvoPress)", "evolution.cut", scores=True),
+}
+"""Cheap ones first."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One method on one source (the base or a candidate). subject: its name among the evaluations."""
+
+    baseline: Baseline
+    source: str
+    seed: int
+    subject: str
+
+
+def cuts(spec: RunSpec, names: Iterable[Baseline]) -> list[Cut]:
+    """What methods make of a run's family: on the base and on each candidate (those asked for), as often as they have
+    seeds."""
+    found = []
+    for name in names:
+        for source in spec.baselines_on or (BASE, *spec.candidates):
+            for number in range(METHODS[name].seeds):
+                label = f"{name}-{number + 1}" if METHODS[name].seeds > 1 else str(name)
+                place = "" if source == BASE else f"@{source}"
+                found.append(Cut(name, source, spec.seed + number, f"baseline:{label}{place}"))
+    return found

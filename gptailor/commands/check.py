@@ -1,0 +1,278 @@
+"""What a run would take, before it is started: does the family fit, in which memory, how many trials, how long.
+
+Reads headers and text only; no model is built and no benchmark is loaded. Opening the family's library brings torch, so
+the dashboard asks a process of its own (`python -m gptailor check RUN.yaml --json`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from gptailor import shipped
+from gptailor.errors import UserError
+from gptailor.schedule import Rung, n_examples, schedule
+from gptailor.scoring.device_speed import matmul_speed, type_advice
+from gptailor.scoring.memory import ELSEWHERE, Memory, local_workers, predict_memory
+from gptailor.spec import RunSpec, SpaceOperation
+from gptailor.store.folder import runs_root
+from gptailor.wording import duration, gigabytes
+
+TOKENS_PER_EXAMPLE = 120
+"""Tokens computed for an example with all its options, where nothing was measured yet: short multiple choice."""
+EFFICIENCY = 0.4
+"""Share of a matrix product's speed that a whole forward pass reaches."""
+SECONDS_PER_TRIAL = 0.5
+"""To suggest, stitch and record a trial."""
+ENOUGH_TRIALS = 5
+RECENT_RUNS = 12
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Time of the whole search in seconds, and how it was arrived at."""
+
+    seconds: float
+    how: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The family, and how much of it is removed. kept: share of the base's parameters that stays."""
+
+    architecture: str
+    dtype: str
+    n_parameters: int
+    n_layers: int
+    n_removed: int
+    kept: float
+    licences: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Check:
+    """All that is known before the start. `problems` hinder the run; `notes` are worth knowing.
+
+    n_examples: scored in the whole search, at most. family: None where the models do not fit.
+    """
+
+    rungs: tuple[Rung, ...]
+    n_examples: int
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    family: Fit | None = None
+    memory: Memory | None = None
+    estimate: Estimate | None = None
+
+
+def check(spec: RunSpec, runs: str | Path | None = None) -> Check:
+    """Look at a run that is asked for. runs: the folder of saved runs, whose pace is taken where one has the same base
+    model; by default runs_root()."""
+    from gptailor.family.preflight import preflight
+
+    planned = Check(schedule(spec.budget, spec.trials), n_examples(spec))
+    problems = [*_benchmark_problems(spec), *_merge_problems(spec)]
+    try:
+        found = preflight(spec)
+        family = _fit(spec, found)
+        memory = predict_memory(spec, found)
+    except UserError as error:
+        lines = str(error).splitlines()  # several problems stand under a heading
+        return dataclasses.replace(planned, problems=(*problems, *(lines[1:] or lines)))
+    return dataclasses.replace(
+        planned,
+        problems=tuple(problems),
+        notes=(*found.notes, *_rung_notes(spec, planned), *_worker_notes(spec), *_type_notes(memory.device, found)),
+        family=family,
+        memory=memory,
+        estimate=_estimate(spec, planned, found, memory.device, family.kept, Path(runs or runs_root())),
+    )
+
+
+def _rung_notes(spec: RunSpec, planned: Check) -> Iterator[str]:
+    """A search that ends before its first trial at the full budget has no front."""
+    if planned.rungs[-1].trials:
+        return
+    enough = next(n for n in count(spec.trials + 1) if schedule(spec.budget, n)[-1].trials)
+    yield (
+        f"trials: {spec.trials} end before one reaches {spec.budget.max} examples, so that there will be no front; "
+        f"the first does with {enough}"
+    )
+
+
+def _worker_notes(spec: RunSpec) -> Iterator[str]:
+    if names := local_workers(spec):
+        yield f"workers: {len(names)} on this machine ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})"
+
+
+def _type_notes(device: str, found: Any) -> Iterator[str]:
+    if device != ELSEWHERE and (advice := type_advice(device, found.hidden_size, found.dtype)):
+        yield advice
+
+
+def _fit(spec: RunSpec, found: Any) -> Fit:
+    removed = spec.n_removed(found.n_layers)
+    gone = removed * sum(found.layer_parameters) / found.n_layers
+    kept = 1 - gone / found.n_parameters
+    return Fit(found.architecture, found.dtype, found.n_parameters, found.n_layers, removed, kept, dict(found.licences))
+
+
+def check_text(spec: RunSpec, runs: str | Path | None = None) -> str:
+    """The check for a terminal. Raises UserError with all problems where the run could not begin."""
+    found = check(spec, runs)
+    if found.problems or found.family is None:
+        n = len(found.problems)
+        raise UserError("\n".join([f"{spec.name} cannot run: {n} problem{'s' * (n > 1)}", *found.problems]))
+    family = found.family
+    lines = [
+        f"{spec.name}: the models fit together",
+        f"  {family.architecture}, {_millions(family.n_parameters)} parameters in {family.dtype}, "
+        f"{family.n_layers} layers; {family.n_removed} are removed, which leaves {family.kept:.1%} of the parameters",
+    ]
+    lines += [f"  note: {note}" for note in found.notes]
+    if found.memory is not None:
+        lines.append(f"  memory {found.memory.verdict}")
+        lines += [f"    {part:<14} {gigabytes(size)}" for part, size in found.memory.parts.items()]
+    lines.append(f"  {spec.trials} trials on {len(found.rungs)} rung{'s' * (len(found.rungs) > 1)}:")
+    for rung in found.rungs:
+        lines.append(f"    {rung.trials:>5} trials of {rung.budget} examples a benchmark")
+    lines.append(
+        f"  {found.n_examples:,} examples to score at most, over {len(spec.objectives)} "
+        f"benchmark{'s' * (len(spec.objectives) > 1)}"
+    )
+    if found.estimate is not None:
+        lines.append(f"  about {duration(found.estimate.seconds)} ({found.estimate.how})")
+    return "\n".join(lines)
+
+
+def check_json(spec: RunSpec, runs: str | Path | None = None) -> dict[str, Any]:
+    """The check as plain data, problems included."""
+    found = check(spec, runs)
+    data = dataclasses.asdict(found)
+    if found.memory is not None:
+        data["memory"] |= {"needed": found.memory.needed, "verdict": found.memory.verdict}
+    return data
+
+
+# --- benchmarks and merging -------------------------------------------------------------------------------------------
+
+_NAME = re.compile(rb"^(?:task|group|tag):[ \t]*[\"']?([^\s\"'#\[]+)", re.MULTILINE)
+_LISTED = re.compile(rb"^tag:[ \t]*\n((?:[ \t]*-[ \t]*\S+[ \t]*\n)+)", re.MULTILINE)
+
+
+def _benchmark_problems(spec: RunSpec) -> Iterator[str]:
+    """Names that neither the run's folders nor lm-eval's own tasks define, found by reading files as text."""
+    wanted = {benchmark.benchmark for benchmark in (*spec.objectives, *spec.held_out)}
+    for folder in spec.include_path:
+        if not shipped.find(folder).is_dir():
+            yield f"include_path: {folder} is not a folder; it must hold lm-eval task files (*.yaml)"
+        else:
+            wanted -= _defined_names(shipped.find(folder))
+    if not wanted:
+        return
+    import importlib.util
+
+    package = importlib.util.find_spec("lm_eval")
+    for place in (package.submodule_search_locations or ()) if package else ():
+        known = _defined_names(Path(place) / "tasks")
+        import difflib
+
+        for name in sorted(wanted - known):
+            close = difflib.get_close_matches(name, known, n=3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            where = f"in {', '.join(spec.include_path)} nor " if spec.include_path else ""
+            yield f"benchmark {name}: found {'neither ' + where if where else 'not '}among lm-eval's own tasks{hint}"
+
+
+def _defined_names(folder: Path) -> set[str]:
+    """Names of tasks, groups and tags that the task files under a folder define."""
+    names: set[str] = set()
+    for path in folder.rglob("*.y*ml"):
+        try:
+            text = path.read_bytes()
+        except OSError:
+            continue  # it vanished, or is not ours to read; a benchmark that needs it is reported as missing
+        names |= {found.decode("utf-8", "replace") for found in _NAME.findall(text)}
+        for block in _LISTED.findall(text):
+            names |= {line.strip(b" \t-").decode("utf-8", "replace") for line in block.splitlines()}
+    return names
+
+
+def _merge_problems(spec: RunSpec) -> Iterator[str]:
+    if SpaceOperation.MERGE not in spec.operations:
+        return
+    from gptailor.stitch.merging import merge_method_problem
+
+    problem = merge_method_problem(spec.merge.method, spec.merge.parameters, len(spec.candidates))
+    if problem is not None:
+        yield problem
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def _estimate(spec: RunSpec, planned: Check, family: Any, device: str, kept: float, runs: Path) -> Estimate | None:
+    """From a saved run's pace where one has the same base model on the same kind of device, else from a speed test.
+    None where it is computed elsewhere, by nobody knows how many."""
+    if device == ELSEWHERE:
+        return None
+    measured = _measured_pace(spec, device, runs)
+    at_once = max(1, len(local_workers(spec)))
+    if measured is not None:
+        pace, run_id = measured
+        seconds = planned.n_examples * pace / at_once + spec.trials * SECONDS_PER_TRIAL
+        return Estimate(seconds, f"{1000 * pace:.3g} ms an example, as in run {run_id}")
+    speed = matmul_speed(device, family.hidden_size, family.dtype)
+    if speed is None:
+        return None
+    pace = TOKENS_PER_EXAMPLE * 2 * kept * family.n_parameters / (EFFICIENCY * speed)
+    seconds = planned.n_examples * pace / at_once + spec.trials * SECONDS_PER_TRIAL
+    how = (
+        f"a guess within a factor of three: this device multiplies matrices of this model's size at "
+        f"{speed / 1e9:,.0f} GFLOP/s, and {TOKENS_PER_EXAMPLE} tokens an example are assumed"
+    )
+    return Estimate(seconds, how)
+
+
+def _measured_pace(spec: RunSpec, device: str, runs: Path) -> tuple[float, str] | None:
+    """Seconds per example of the newest run that is like this one, same benchmarks preferred."""
+    from gptailor.store import queries
+    from gptailor.store.connection import StoreError
+
+    objectives = {objective.name for objective in spec.objectives}
+    alike = [
+        summary
+        for summary in queries.list_runs(runs)
+        if summary.base_model == spec.base_model
+        and summary.device.partition(":")[0] == device.partition(":")[0]
+        and summary.n_done >= ENOUGH_TRIALS
+    ]
+    alike.sort(key=lambda summary: set(summary.objectives) != objectives)
+    for summary in alike[:RECENT_RUNS]:
+        try:
+            tables = queries.read_run(queries.RunFolder.of(runs, summary.run_id))
+        except StoreError:
+            continue  # a run that cannot be read just now tells nothing; the next one may
+        pace = _pace(tables)
+        if pace is not None:
+            return pace, summary.run_id
+    return None
+
+
+def _pace(tables: Any) -> float | None:
+    """Seconds per example newly scored: what a configuration scored on lower rungs was not scored again."""
+    trials = tables.trials[tables.trials.status == "success"]
+    scored = tables.scores.groupby("trial_id").n_samples.sum()
+    trials = trials.assign(scored=trials.trial_id.map(scored)).dropna(subset=["scored"]).sort_values("budget")
+    before = trials.groupby("config_id").scored.shift(fill_value=0)
+    examples, seconds = float((trials.scored - before).sum()), float(trials.evaluate_seconds.sum())
+    return seconds / examples if examples > 0 and seconds > 0 else None
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"

@@ -1,0 +1,153 @@
+"""Held-out evaluation: dense base, candidates, one-shot cuts and the front on benchmarks that the search never saw.
+
+Each score is written as soon as it is there, so an evaluation that is stopped goes on where it was: what is stored is
+not computed again. It runs on the engine's own parts, thus with the engine's very scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from gptailor.baselines.case import Case
+from gptailor.baselines.registry import METHODS, cuts
+from gptailor.errors import UserError
+from gptailor.launch.engine import EngineLock
+from gptailor.plan import StitchPlan
+from gptailor.results import scores
+from gptailor.results.story import run_json, stored_plans
+from gptailor.scoring.plan_scorer import CALIBRATION_TEXTS, PlanScorer
+from gptailor.spec import Baseline, HeldOut, RunSpec, load_spec
+from gptailor.store import queries
+from gptailor.store.folder import RunFolder
+from gptailor.store.writer import RunWriter
+from gptailor.trial import Evaluation
+
+Subject = tuple[str, int | None, StitchPlan]
+"""Name as stored (`dense`, `candidate:NAME`, `baseline:NAME`, `config:ID`), configuration, plan."""
+
+DEFAULT = Baseline.BLOCK_INFLUENCE
+"""What `baselines` stands for in a search's run; in a run of baselines, it stands for all of them."""
+DEFAULT_SUBJECTS = ("dense", "candidates", "baselines", "front")
+
+
+def evaluate(
+    folder: RunFolder,
+    say: Callable[[str], None],
+    subjects: Sequence[str] = DEFAULT_SUBJECTS,
+    benchmarks: Sequence[str] = (),
+    examples: int | None = None,
+) -> None:
+    """Score subjects on the run file's held-out benchmarks (or those of them that are named), on `examples` or all.
+
+    Raises UserError: no such subject or benchmark, or the run's engine is at work (a run has one writer at a time).
+    """
+    spec = load_spec(folder.spec)
+    if examples is not None and examples < 1:
+        raise UserError(f"--examples {examples}: give 1 or more, or leave it out for all")
+    chosen = _chosen(spec, benchmarks)
+    asked = _subjects(folder, subjects)
+    with EngineLock(folder):
+        writer = RunWriter.open(folder)
+        plan_scorer = PlanScorer.open(spec, chosen, max_examples=examples)
+        plan_scorer.known = queries.load_examples(folder)
+        for number, (name, config_id, plan) in enumerate(_with_baselines(asked, plan_scorer, spec), start=1):
+            plan_scorer.stitcher.check(plan)
+            for benchmark in plan_scorer.benchmarks:
+                result = plan_scorer.score(plan, examples or benchmark.n_examples, benchmarks=[benchmark])
+                with writer.batch():
+                    for key, first, items in result.fresh:
+                        writer.record_examples(*key, first, items)
+                    score = result.scores[0]
+                    writer.record_evaluation(
+                        Evaluation(
+                            name, config_id, benchmark.spec.split, score, datetime.now(UTC), plan.hash, benchmark.chance
+                        )
+                    )
+                error = f" ±{score.stderr:.4f}" if score.stderr is not None else ""
+                say(
+                    f"{number}  {name}  {score.benchmark} {score.metric} {score.score:.4f}{error} (n {score.n_samples})"
+                )
+
+
+def _chosen(spec: RunSpec, names: Sequence[str]) -> list[HeldOut]:
+    known = {judge.benchmark for judge in spec.held_out}
+    if not known:
+        raise UserError("held_out: the run file names no benchmark to judge by; add some under held_out")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(
+            f"--benchmarks {', '.join(unknown)}: not held out in this run; it has {', '.join(sorted(known))}"
+        )
+    return [judge for judge in spec.held_out if not names or judge.benchmark in names]
+
+
+def _subjects(folder: RunFolder, names: Sequence[str]) -> list[tuple[str, int | None, StitchPlan | None]]:
+    """The subjects asked for, each once; one-shot cuts have no plan yet."""
+    tables = queries.read_run(folder)
+    n_layers = int(tables.runs.iloc[0].n_layers)
+    spec = load_spec(folder.spec)
+    plans = stored_plans(tables)
+    rows = tables.evaluations[tables.evaluations.subject.str.startswith("baseline:")].dropna(subset="config_id")
+    stored = {str(row.subject): int(row.config_id) for row in rows.itertuples()}
+    one_shot = {cut.subject for cut in cuts(spec, METHODS)}
+    found: dict[str, tuple[str, int | None, StitchPlan | None]] = {}
+
+    def add(name: str, config_id: int | None, plan: StitchPlan | None) -> None:
+        found.setdefault(name, (name, config_id, plan))
+
+    for name in names:
+        if name == "dense":
+            add("dense", None, StitchPlan.dense(n_layers))
+        elif name == "candidates":
+            for candidate in spec.candidates:
+                add(f"candidate:{candidate}", None, StitchPlan.dense(n_layers, candidate))
+        elif name == "baselines":
+            for subject, config_id in stored.items() or {c.subject: None for c in cuts(spec, [DEFAULT])}.items():
+                add(subject, config_id, None if config_id is None else plans[config_id])
+        elif name in stored:
+            add(name, stored[name], plans[stored[name]])
+        elif name in one_shot:
+            add(name, None, None)
+        elif name == "best":
+            if best := scores.best(tables):
+                config_id = int(best.removeprefix("config:"))
+                add(best, config_id, plans[config_id])
+        elif name == "front":
+            for plan in run_json(folder)["front"]:
+                add(f"config:{plan['config_id']}", plan["config_id"], plans[plan["config_id"]])
+        elif name.startswith("config:") and name[7:].isdigit() and int(name[7:]) in plans:
+            add(name, int(name[7:]), plans[int(name[7:])])
+        else:
+            raise UserError(
+                f"--subjects {name}: expected dense, candidates, baselines, best, front, config:ID of this run, or "
+                "baseline:NAME or baseline:NAME@CANDIDATE (block_influence, sleb, random-1, ...)"
+            )
+    return list(found.values())
+
+
+def _with_baselines(
+    asked: Sequence[tuple[str, int | None, StitchPlan | None]], plan_scorer: PlanScorer, spec: RunSpec
+) -> list[Subject]:
+    """Fill in the one-shot cuts, made on the objectives' examples as a run of baselines makes them."""
+    if all(plan is not None for _, _, plan in asked):
+        return [(name, config_id, plan) for name, config_id, plan in asked if plan is not None]
+    n_texts = min(CALIBRATION_TEXTS, spec.budget.max)
+    batches = plan_scorer.calibration(
+        PlanScorer.open_benchmarks(plan_scorer.family, spec, spec.objectives, max_examples=n_texts)
+    )
+    made = {cut.subject: cut for cut in cuts(spec, METHODS)}
+
+    def plan_of(subject: str) -> StitchPlan:
+        cut = made[subject]
+
+        def no_scores(plan: StitchPlan, n: int) -> float:
+            raise UserError(
+                f"{subject}: scores plans on its way; run `python -m gptailor baseline {cut.baseline}` first"
+            )
+
+        n_removed = spec.n_removed(plan_scorer.family.n_layers)
+        case = Case(plan_scorer.stitcher, cut.source, n_removed, batches, no_scores, spec.budget.rungs, 1, cut.seed)
+        return METHODS[cut.baseline].load()(case)
+
+    return [(name, config_id, plan or plan_of(name)) for name, config_id, plan in asked]

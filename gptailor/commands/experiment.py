@@ -1,0 +1,236 @@
+"""A set of runs that differ in a few keys, one after another, and one table at the end: the paper's ablations.
+
+Each run is an ordinary run with an engine process of its own. Runs are recognised by what was asked of them, so that an
+experiment that was stopped goes on where it was, and one that is started again only shows its table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import yaml
+
+from gptailor.errors import UserError
+from gptailor.launch.engine import EngineLock, prepare
+from gptailor.launch.process import python
+from gptailor.plan import StitchPlan
+from gptailor.results import scores
+from gptailor.results.story import run_json
+from gptailor.runfile import load_yaml, read_text
+from gptailor.spec import RunSpec, load_spec
+from gptailor.store import queries
+from gptailor.store.folder import RunFolder
+from gptailor.store.writer import RunWriter
+from gptailor.trial import RunStatus
+from gptailor.wording import as_table
+
+KEYS = ("name", "run", "runs", "evaluate")
+SHORT = ("first_candidates", "first_objectives", "metric")
+"""The run file's first so many candidates or objectives; one metric for all objectives."""
+SHARES = {"retention": "{:.1%}", "gap": "{:+.1%}"}
+"""Columns that need the dense base to be judged too."""
+JUDGED_ALIKE = tuple(
+    "base_model held_out include_path seed device dtype batch_size chat_template trust_remote_code".split()
+)
+"""Keys of a run file on which a plan's held-out answers, and their order, depend."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """runs: label -> what is asked. evaluate: subjects that each run judges on its held-out benchmarks, if any."""
+
+    name: str
+    runs: Mapping[str, RunSpec]
+    evaluate: tuple[str, ...]
+
+
+def load_experiment(path: str | Path, run_file: str | None = None, changes: Sequence[str] = ()) -> Experiment:
+    """Read an experiment: `name`, `run` (a run file), `runs` (label -> changed keys), `evaluate` (subjects).
+
+    Among a run's changed keys, those of SHORT stand for others that depend on the run file, so that one experiment fits
+    any family. run_file: another run file to start from, for another family or size; changes: `key=value` for every
+    run, of which keys of SHORT then take the first so many. Raises UserError.
+    """
+    path = Path(path)
+    data = load_yaml(read_text(path, "experiment"), f"experiment {path}")
+    if not isinstance(data, Mapping) or not isinstance(data.get("runs"), Mapping) or not data["runs"]:
+        raise UserError(f"experiment {path}: expected the keys {', '.join(KEYS)}, with at least one entry under runs")
+    if unknown := [key for key in data if key not in KEYS]:
+        raise UserError(f"experiment {path}: unknown key {unknown[0]!r}; accepted here: {', '.join(KEYS)}")
+    start = run_file or data.get("run")
+    if not isinstance(start, str):
+        raise UserError(f"experiment {path}: run: name the run file to start from, here or with --run")
+    name = str(data.get("name") or path.stem)
+    runs = {}
+    for label, changed in data["runs"].items():
+        if not isinstance(changed, Mapping):
+            raise UserError(f"experiment {path}: runs.{label}: expected keys of a run file and their values")
+        plain = {key: value for key, value in changed.items() if key not in SHORT}
+        short = {key: value for key, value in changed.items() if key in SHORT}
+        keys = [*_settings(plain), *changes]
+        if short:
+            keys += _settings(_spelled_out(short, load_spec(start, [*changes]), f"experiment {path}: runs.{label}"))
+        runs[str(label)] = load_spec(start, [*keys, *_settings({"name": f"{name}: {label}"[:80]})])
+    return Experiment(name, runs, tuple(data.get("evaluate") or ()))
+
+
+def _settings(keys: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in keys.items()]
+
+
+def _spelled_out(short: Mapping[str, Any], spec: RunSpec, where: str) -> dict[str, Any]:
+    """Keys of SHORT as those of a run file that they stand for, in terms of `spec`. Raises UserError."""
+    found: dict[str, Any] = {}
+    for key, kind in (("first_candidates", "candidates"), ("first_objectives", "objectives")):
+        count, most = short.get(key), len(getattr(spec, kind))
+        if key in short and (type(count) is not int or not 1 <= count <= most):
+            raise UserError(f"{where}.{key}: expected a number from 1 to {most}, the {kind} there are; got {count!r}")
+    if "first_candidates" in short:
+        found["candidates"] = dict(list(spec.candidates.items())[: short["first_candidates"]])
+    if "first_objectives" in short or "metric" in short:
+        objectives = [o.model_dump(mode="json") for o in spec.objectives[: short.get("first_objectives")]]
+        metric = {"metric": short["metric"]} if "metric" in short else {}
+        found["objectives"] = [objective | metric for objective in objectives]
+    return found
+
+
+def run_experiment(experiment: Experiment, root: str | Path, say: Callable[[str], None]) -> dict[str, RunFolder]:
+    """Run, or go on with, every run, judge it, and say the table. The runs by their labels."""
+    folders: dict[str, RunFolder] = {}
+    for label, spec in experiment.runs.items():
+        token = hashlib.sha256(spec.to_yaml().encode()).hexdigest()
+        folders[label] = folder = prepare(root, spec, token=token)
+        say(f"{label}: run {folder.run_id}")
+        if not is_finished(folder):
+            _command(folder, "engine")
+        if is_finished(folder) and spec.held_out and experiment.evaluate and not _is_judged(folder):
+            lend(folder, spec, [(folders[other], experiment.runs[other]) for other in folders])
+            asked = dict.fromkeys([*experiment.evaluate, "best"])  # which the table shows
+            _command(folder, "evaluate", "--subjects", ",".join(asked))
+    say("")
+    say(as_table(table(folders)))
+    if len(seeds := over_seeds(folders)) > 1:
+        say("")
+        say(as_table(seeds))
+    say(f"Side by side: the dashboard's Compare page, ?runs={','.join(f.run_id for f in folders.values())}")
+    return folders
+
+
+def is_finished(folder: RunFolder) -> bool:
+    return _status(folder) is RunStatus.FINISHED
+
+
+def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
+    """A row a run: its best plan (the selection's choice, else the best by the search's own scores) and what that keeps
+    on the calibration and on the held-out benchmarks."""
+    rows: list[tuple[str, ...]] = [
+        ("run", "state", "trials", "plan", "calibration", "held-out average", "retention", "gap")
+    ]
+    for label, folder in folders.items():
+        if not folder.exists():
+            rows.append((label, "not started", "", "", "", "", "", ""))
+            continue
+        story, tables = run_json(folder), queries.read_run(folder)
+        best = scores.best(tables)
+        believed = scores.calibration(tables).get(str(best))
+        judged = _judged(folder, tables)
+        rows.append(
+            (
+                label,
+                story["status"],
+                str(sum(story["trials"]["by_status"].values())),
+                (best or "").replace("config:", ""),
+                "" if believed is None else f"{believed:.1%}",
+                "" if judged is None else f"{judged['average']:.4f} ±{judged['stderr']:.4f}",
+                *(
+                    "" if judged is None or math.isnan(judged[k]) else form.format(judged[k])
+                    for k, form in SHARES.items()
+                ),
+            )
+        )
+    return rows
+
+
+def over_seeds(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
+    """Runs that differ in their seed alone as one row: the mean of what their best plans get on the held-out
+    benchmarks, and its standard deviation over the runs. The heading alone where no two such runs are judged."""
+    alike: dict[str, dict[str, float]] = {}
+    for label, folder in folders.items():
+        if folder.exists():
+            judged = _judged(folder, queries.read_run(folder))
+            if judged is not None:
+                asked = load_spec(folder.spec).model_copy(update={"seed": 0, "name": ""}).to_yaml()
+                alike.setdefault(asked, {})[label] = float(judged["average"])
+    return [
+        ("seeds together", "runs", "held-out average", "deviation"),
+        *(
+            (_common(found), str(len(found)), f"{mean(found.values()):.4f}", f"{stdev(found.values()):.4f}")
+            for found in alike.values()
+            if len(found) > 1
+        ),
+    ]
+
+
+def _common(labels: Iterable[str]) -> str:
+    """`search` of `search, seed 0` and `search, seed 1`."""
+    labels = list(labels)
+    return commonprefix(labels).rstrip(" ,-_:").removesuffix("seed").rstrip(" ,-_:") or ", ".join(labels)
+
+
+def _judged(folder: RunFolder, tables: queries.RunTables) -> Any:
+    """The best plan's row of averages over all held-out benchmarks; None as long as some are missing."""
+    judges = {(judge.benchmark, judge.metric, judge.split) for judge in load_spec(folder.spec).held_out}
+    found = scores.averages(scores.judged(tables), scores.calibration(tables))
+    own = found[(found["subject"] == scores.best(tables)) & (found["benchmarks"] == len(judges))]
+    return own.iloc[0] if len(own) else None
+
+
+def lend(folder: RunFolder, spec: RunSpec, others: Sequence[tuple[RunFolder, RunSpec]]) -> None:
+    """Copy what this run's plans and the dense base answered when other runs of the family were judged: to judge takes
+    long, and runs often end with the same plan."""
+    tables = queries.read_run(folder)
+    plans = {StitchPlan.dense(int(tables.runs["n_layers"].iloc[0])).hash, *tables.plans["plan_hash"].astype(str)}
+    judges = {(judge.benchmark, judge.metric, judge.split) for judge in spec.held_out}
+    own = queries.items_of(folder, plans)
+    for other, asked in others:
+        if other == folder or not is_finished(other) or not _is_judged_alike(spec, asked):
+            continue
+        theirs = queries.items_of(other, plans)
+        found = {key: items for key, items in theirs.items() if key[1:] in judges and key not in own}
+        if found:
+            with EngineLock(folder):
+                writer = RunWriter.open(folder)
+                with writer.batch():
+                    for key, items in found.items():
+                        writer.record_examples(*key, 0, items)
+            own |= found
+
+
+def _is_judged_alike(one: RunSpec, other: RunSpec) -> bool:
+    """Whether a plan of both runs means the same model, and the same answers in the same order."""
+    shared = one.candidates.keys() & other.candidates.keys()
+    return all(getattr(one, key) == getattr(other, key) for key in JUDGED_ALIKE) and all(
+        one.candidates[name] == other.candidates[name] for name in shared
+    )
+
+
+def _status(folder: RunFolder) -> RunStatus | None:
+    return RunStatus(queries.read_run(folder).runs["status"].iloc[0]) if folder.exists() else None
+
+
+def _is_judged(folder: RunFolder) -> bool:
+    """Whether its best plan is, which the table shows."""
+    return _judged(folder, queries.read_run(folder)) is not None
+
+
+def _command(folder: RunFolder, command: str, *arguments: str) -> None:
+    """Run a command of this project on a run, in a process of its own, its words where ours go."""
+    subprocess.run(python(command, folder.run_id, "--runs", str(folder.root.resolve()), *arguments), check=False)

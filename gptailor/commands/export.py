@@ -1,0 +1,245 @@
+"""From a saved run to a model that can be used: export a configuration's plan, or let it answer beside the dense base.
+
+Both open the family anew from the run's own run file, in a process of their own. An export works in host memory, so
+that it never takes a GPU from a search.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gptailor.errors import UserError
+from gptailor.formats.published import BaseAt, read_family, read_plan, strip_text
+from gptailor.plan import StitchPlan
+from gptailor.spec import RunSpec, load_spec
+from gptailor.store import queries
+from gptailor.store.folder import RunFolder
+from gptailor.trial import Score, TrialStatus
+
+Say = Callable[[str], None]
+
+MAX_PROMPT = 8000
+"""Characters."""
+WARM_UP_TOKENS = 2
+
+
+def export_model(folder: RunFolder, config_id: int, out: Path, say: Say) -> None:
+    """Write a configuration's model as a plain Hugging Face folder `out`; it appears when complete and proven.
+
+    say: called with lines such as ` 60% loading it again`. Raises UserError.
+    """
+    tables = queries.read_run(folder)
+    plan = plan_of(tables, config_id)
+    spec = load_spec(folder.spec)
+    scores, facts = scores_of(tables, config_id), facts_of(tables, spec, config_id)
+    _write(spec, plan, out, say, title=f"{spec.name}: ", scores=scores, facts=facts)
+
+
+def stitch_plan(plan_file: str, family_file: str, out: Path, say: Say, *, base_at: BaseAt = "source") -> None:
+    """Write the model of a plan's file as a plain Hugging Face folder, proven as exports are. Raises UserError."""
+    spec = read_family(family_file)
+    plan = read_plan(plan_file, tuple(spec.candidates), base_at)
+    say(strip_text(plan))
+    _write(spec, plan, out, say, facts={"Plan": Path(plan_file).name})
+
+
+def _write(spec: RunSpec, plan: StitchPlan, out: Path, say: Say, *, title: str = "", **card: Any) -> None:
+    """Export the plan of the family of `spec`; title begins the model card's, `card` is what else it says."""
+    from gptailor.family.models import open_family
+    from gptailor.formats.huggingface import export_hf, refuse_folder
+
+    refuse_folder(out)
+    say("  0% opening the family")
+    family = open_family(spec.model_copy(update={"device": "cpu"}))
+    done = export_hf(
+        family,
+        plan,
+        out,
+        title=f"{title}{len(plan.kept)} layers stitched from {plan.n_layers} of {family.label('base')}",
+        progress=lambda step, share: say(f"{share:4.0%} {step}"),
+        **card,
+    )
+    say(
+        f"{done.folder}: {done.n_layers} layers, {done.n_parameters:,} parameters, {done.n_bytes / 1e6:.1f} MB; "
+        f"reloaded, its logits differ from the engine's by at most {done.max_difference:.2g}"
+    )
+
+
+# --- what the store knows of a configuration --------------------------------------------------------------------------
+
+
+def plan_of(tables: queries.RunTables, config_id: int) -> StitchPlan:
+    """The stored plan. Raises UserError for a configuration that the run has not."""
+    plans = tables.plans
+    found = plans[plans.config_id == config_id]
+    if found.empty:
+        best = ", ".join(map(str, plans.config_id.head(8))) or "none yet"
+        more = " …" if len(plans) > 8 else ""
+        raise UserError(f"configuration {config_id}: run {tables.run_id} has none of this number; it has {best}{more}")
+    return StitchPlan.from_json(json.loads(found.plan.iloc[0]))
+
+
+def scores_of(tables: queries.RunTables, config_id: int) -> list[Score]:
+    """Its scores at the highest budget it reached, then its held-out results."""
+    trials = tables.trials
+    mine = trials[(trials.config_id == config_id) & (trials.status == TrialStatus.SUCCESS)].sort_values("budget")
+    searched = tables.scores[tables.scores.trial_id == mine.trial_id.iloc[-1]] if len(mine) else tables.scores.head(0)
+    judged = tables.evaluations[tables.evaluations.subject == f"config:{config_id}"]
+    return [*_scores(searched), *_scores(_with_split(judged))]
+
+
+def facts_of(tables: queries.RunTables, spec: RunSpec, config_id: int) -> dict[str, str]:
+    """How it was found, for the model card."""
+    trials, run = tables.trials, tables.runs.iloc[0]
+    facts = {
+        "Run": f"{spec.name} ({tables.run_id}), configuration {config_id}, seed {spec.seed}",
+        "Trials": f"{len(trials)}, of which {int((trials.status == TrialStatus.SUCCESS).sum())} succeeded, on rungs of "
+        f"{', '.join(map(str, spec.budget.rungs))} examples a benchmark",
+    }
+    dense = tables.evaluations[tables.evaluations.subject == "dense"].sort_values("n_samples")
+    dense = dense.drop_duplicates(["benchmark", "metric", "split"], keep="last")
+    for score in _scores(_with_split(dense)):
+        error = "" if score.stderr is None else f" ± {score.stderr:.4f}"
+        facts[f"Dense base on {score.name}"] = f"{score.score:.4f}{error} ({score.n_samples} examples)"
+    versions = json.loads(run.versions) if isinstance(run.versions, str) else {}
+    facts["Made with"] = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "device")
+    return {name: value for name, value in facts.items() if value}
+
+
+def _with_split(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `evaluations` as rows of `scores`, the split in the benchmark's name."""
+    return evaluations.assign(is_objective=False, benchmark=evaluations.benchmark + " (" + evaluations.split + ")")
+
+
+def _scores(rows: pd.DataFrame) -> Iterator[Score]:
+    for row in rows.itertuples():
+        error: Any = None if pd.isna(row.stderr) else float(row.stderr)  # type: ignore[arg-type]
+        yield Score(
+            str(row.benchmark),
+            str(row.metric),
+            float(row.score),  # type: ignore[arg-type]
+            error,
+            int(row.n_samples),  # type: ignore[arg-type]
+            bool(row.higher_is_better),
+            bool(row.is_objective),
+        )
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote. memory: bytes of its weights and of what generating added to them."""
+
+    subject: str
+    text: str
+    prompt: str
+    n_tokens: int
+    seconds: float
+    tokens_per_second: float
+    memory: int
+    n_layers: int
+    n_parameters: int
+
+
+def generate(
+    folder: RunFolder,
+    config_id: int,
+    prompt: str,
+    say: Say,
+    *,
+    max_tokens: int = 64,
+    device: str | None = None,
+    chat: bool = True,
+) -> None:
+    """Let the dense base and a configuration's model continue a prompt, greedily; each line given to `say` is JSON:
+    {"step": ...} while it works, then one Answer for `dense` and one for `config:ID`.
+
+    chat: put the prompt into the tokenizer's chat template where it has one. device: another than the run's. Raises
+    UserError.
+    """
+    if not prompt.strip() or len(prompt) > MAX_PROMPT:
+        raise UserError(f"prompt: must have 1 to {MAX_PROMPT} characters, got {len(prompt)}")
+    if not 1 <= max_tokens <= 2048:
+        raise UserError(f"tokens: must be 1 to 2048, got {max_tokens}")
+    plan = plan_of(queries.read_run(folder), config_id)
+    spec = load_spec(folder.spec, [f"device={device}"] if device is not None else [])
+    say(json.dumps({"step": "opening the family"}))
+    from gptailor.family.models import open_family
+    from gptailor.stitch.stitcher import Stitcher
+
+    family = open_family(spec)
+    stitcher = Stitcher(family)
+    for subject, chosen in (("dense", StitchPlan.dense(family.n_layers)), (f"config:{config_id}", plan)):
+        say(json.dumps({"step": f"{subject} writes"}))
+        say(json.dumps(asdict(_answer(stitcher, chosen, subject, prompt, max_tokens, chat))))
+
+
+def _answer(stitcher: Any, plan: StitchPlan, subject: str, prompt: str, max_tokens: int, chat: bool) -> Answer:
+    import torch
+
+    from gptailor.evaluate.examples import chat_renderer
+    from gptailor.family.spread import devices_of
+
+    family = stitcher.family
+    model, tokenizer = stitcher.stitch(plan), family.tokenizer
+    if chat and tokenizer.chat_template:
+        turn = [{"role": "user", "content": prompt}]
+        prompt = chat_renderer(tokenizer)(turn)
+        encoded = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    else:
+        encoded = tokenizer(prompt, return_tensors="pt")
+    ids = encoded["input_ids"].to(family.device)
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if window and ids.shape[1] + max_tokens > window:
+        raise UserError(f"prompt: its {ids.shape[1]} tokens and {max_tokens} new ones exceed the model's {window}")
+
+    def write(tokens: int) -> Any:
+        with torch.inference_mode():
+            return model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+                return_dict_in_generate=True,
+            )
+
+    write(WARM_UP_TOKENS)  # mapped weights are read from disk on their first use
+    gpus = [device for device in devices_of(model) if device.type == "cuda"]
+    before = sum(torch.cuda.memory_allocated(gpu) for gpu in gpus)
+    for gpu in gpus:
+        torch.cuda.synchronize(gpu)
+        torch.cuda.reset_peak_memory_stats(gpu)
+    started = time.monotonic()
+    written = write(max_tokens)
+    seconds = time.monotonic() - started
+    peak = sum(torch.cuda.max_memory_allocated(gpu) for gpu in gpus)
+    grown = peak - before if gpus else _cache_bytes(written.past_key_values)
+    new = written.sequences[0, ids.shape[1] :]
+    return Answer(
+        subject=subject,
+        text=tokenizer.decode(new, skip_special_tokens=True),
+        prompt=prompt,
+        n_tokens=len(new),
+        seconds=round(seconds, 4),
+        tokens_per_second=round(len(new) / max(seconds, 1e-9), 2),
+        memory=stitcher.n_bytes(plan) + grown,
+        n_layers=len(plan.kept),
+        n_parameters=stitcher.n_parameters(plan),
+    )
+
+
+def _cache_bytes(cache: Any) -> int:
+    """Bytes of the keys and values that generating kept; 0 where the model keeps them in a form of its own."""
+    layers = getattr(cache, "layers", ())
+    tensors = (getattr(layer, name, None) for layer in layers for name in ("keys", "values"))
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

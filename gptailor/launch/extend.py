@@ -1,0 +1,32 @@
+"""More trials or hours for a run that has used up what it was given."""
+
+from __future__ import annotations
+
+from gptailor.errors import UserError
+from gptailor.launch.engine import EngineLock, start
+from gptailor.spec import build_spec, load_spec
+from gptailor.store.folder import RunFolder
+from gptailor.store.writer import RunWriter
+
+
+def extend(folder: RunFolder, trials: int | None, walltime: str | None) -> str:
+    """Raise the run's trials and walltime (both in all, not in addition) and start its engine. Returns what was done.
+
+    Raises UserError where nothing is given, less is given than before, or the run is at work.
+    """
+    spec = load_spec(folder.spec)
+    changes = {key: value for key, value in (("trials", trials), ("walltime", walltime)) if value is not None}
+    if not changes:
+        raise UserError("extend: give --trials N or --walltime TIME, each in all")
+    longer = build_spec(spec.model_dump(mode="json") | changes, "extend")
+    if longer.trials < spec.trials:
+        raise UserError(f"extend: --trials {longer.trials} is less than the {spec.trials} the run already has")
+    before, after = spec.walltime_seconds, longer.walltime_seconds
+    if walltime is not None and before is not None and after is not None and after < before:
+        raise UserError(f"extend: --walltime {walltime} is less than the {spec.walltime} the run already has")
+    with EngineLock(folder):
+        RunWriter.open(folder).change_spec(longer.model_dump(mode="json"), longer.to_yaml())
+    pid = start(folder)
+    return (
+        f"{longer.trials} trials, {longer.walltime or 'any'} time; its engine runs as process {pid}; log: {folder.log}"
+    )

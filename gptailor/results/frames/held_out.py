@@ -1,0 +1,85 @@
+"""Held-out results for people: every subject's average, benchmark by benchmark, and who beats whom on equal examples.
+
+What the figures mean is worked out in gptailor/results/scores.py; here they get names and columns.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from gptailor.results import scores
+from gptailor.store.queries import RunTables
+from gptailor.wording import plain
+
+KINDS = {"dense": "dense base", "candidate": "candidate", "baseline": "one-shot cut", "config": "plan of the search"}
+
+
+def label(subject: str) -> str:
+    """A subject as a person reads it: `Dense base`, `math, dense`, `block_influence on math`, `Plan 7`."""
+    kind, _, name = subject.partition(":")
+    if kind == "baseline":
+        method, _, source = name.partition("@")
+        return plain(f"{method} on {source or 'base'}", 48)
+    return {"dense": "Dense base", "candidate": plain(f"{name}, dense", 48), "config": plain(f"Plan {name}", 48)}.get(
+        kind, plain(subject, 48)
+    )
+
+
+def averages(tables: RunTables) -> pd.DataFrame:
+    """scores.averages with label, kind (in words), low and high (one standard error); the best average first."""
+    table = scores.averages(scores.judged(tables), scores.calibration(tables))
+    table = table.assign(
+        label=table["subject"].map(label).astype(object),
+        kind=table["subject"].str.partition(":")[0].map(KINDS) if len(table) else table["subject"],
+        low=table["average"] - table["stderr"],
+        high=table["average"] + table["stderr"],
+    )
+    return table.sort_values("average", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """`averages` as a table for reading. Columns that nobody has a value of are left out."""
+    frame = pd.DataFrame(
+        {
+            "Subject": table["label"],
+            "Kind": table["kind"],
+            "Average": table["average"],
+            "±": table["stderr"],
+            "Without calibration": table["without_calibration"],
+            "retention": table["retention"],
+            "above_chance": table["above_chance"],
+            "gap": table["gap"],
+        }
+    )
+    return frame.loc[:, [not frame[name].isna().all() for name in frame]]
+
+
+def by_benchmark(tables: RunTables) -> pd.DataFrame:
+    """A row a benchmark, a column a subject: `0.512 ± 0.014`."""
+    frame = scores.judged(tables)
+    if frame.empty:
+        return pd.DataFrame()
+    cells = frame.assign(
+        row=[plain(f"{r.benchmark} / {r.metric} ({r.split}, {r.n})", 80) for r in frame.itertuples()],
+        column=frame["subject"].map(label),
+        cell=[
+            f"{r.score:.3f}" + (f" ± {r.stderr:.3f}" if np.isfinite(float(str(r.stderr))) else "")
+            for r in frame.itertuples()
+        ],
+    )
+    wide = cells.drop_duplicates(["row", "column"]).pivot(index="row", columns="column", values="cell")
+    wide = wide.reindex(columns=list(dict.fromkeys(cells["column"]))).fillna("–")
+    return wide.rename_axis(index="Benchmark", columns=None).reset_index()
+
+
+def verdict(tests: pd.DataFrame, one: str, other: str) -> str:
+    """One plain sentence on the paired test over all benchmarks: is the difference more than noise?"""
+    if tests.empty:
+        return f"{label(one)} and {label(other)} have no examples in common to be compared on."
+    last = tests.iloc[-1]
+    where = "on average" if last["benchmark"] == "average" else f"on {plain(last['benchmark'])}"
+    way = "ahead of" if last["difference"] >= 0 else "behind"
+    noise = "more than noise explains" if last["p"] < 0.05 else "no more than noise explains"
+    spread = f"95 % interval {last['low']:+.3f} to {last['high']:+.3f}, p = {last['p']:.2g}, {last['n']:,} examples"
+    return f"{label(one)} is {way} {label(other)} by {abs(last['difference']):.3f} {where} ({spread}): {noise}."

@@ -1,0 +1,199 @@
+"""What costs what? Plans as points, the front among them, and the plan that a reader's weights choose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from gptailor.measures import hypervolume, knee, pareto_front
+from gptailor.results.frames.facts import Facts
+from gptailor.results.frames.trials import AVERAGE, AVERAGE_ERROR, gains, judged, maximised
+from gptailor.store.queries import RunTables
+
+POINTS = 1500
+"""Most points that a chart draws; the best by average stay."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Something that plans can be compared by. `column` is in the plan table; `percent`: shown as a share."""
+
+    column: str
+    label: str
+    maximise: bool = True
+    error: str | None = None
+    percent: bool = False
+
+
+def plan_table(tables: RunTables, table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
+    """One row a plan judged at the top budget, best average first: the trial table's columns, latency, and one for each
+    further measurement of that plan (`benchmark/metric (split)`, with ` ±`), such as held-out scores, as far as
+    taken."""
+    plans = judged(table, facts)
+    plans = plans.assign(latency=_latency(table, plans))
+    mine = tables.evaluations[tables.evaluations["subject"].astype(str).str.startswith("config:")]
+    if mine.empty:
+        return plans.reset_index(drop=True)
+    mine = mine.sort_values("n_samples").assign(name=_measurement_names(mine))
+    wide = mine.pivot_table(index="config_id", columns="name", values="score", aggfunc="last")
+    errors = mine.pivot_table(index="config_id", columns="name", values="stderr", aggfunc="last")
+    wide = wide.join(errors.rename(columns=lambda name: f"{name} ±"))
+    fresh = [name for name in wide.columns if name not in plans.columns]
+    return plans.merge(wide[fresh].reset_index(), on="config_id", how="left")
+
+
+def _latency(table: pd.DataFrame, plans: pd.DataFrame) -> pd.Series:
+    """Milliseconds that an example took when each plan was scored: the seconds of all its successes (a rung computes
+    only what the rung below has not) by the examples of the highest one."""
+    spent = table[table["status"] == "success"].groupby("config_id")["evaluate_seconds"].sum()
+    return 1000 * plans["config_id"].map(spent) / plans["examples"]
+
+
+def _measurement_names(evaluations: pd.DataFrame) -> pd.Series:
+    names = evaluations["benchmark"].astype(str) + "/" + evaluations["metric"].astype(str)
+    return names + " (" + evaluations["split"].fillna("").astype(str) + ")"
+
+
+def axes(tables: RunTables, plans: pd.DataFrame, facts: Facts) -> list[Axis]:
+    """What the run's plans can be compared by, the average first; only what at least one plan has a value of."""
+    found = (
+        [Axis(AVERAGE, facts.average_label, True, AVERAGE_ERROR, facts.average_is_share)]
+        if len(facts.objectives) != 1
+        else []
+    )
+    found += [Axis(o.name, o.name, o.higher_is_better, o.error) for o in facts.objectives]
+    found += [Axis("kept_layers", "Layers kept", False), Axis("parameters", "Parameters", False)]
+    found.append(Axis("latency", "Latency, ms an example", False))
+    mine = tables.evaluations[tables.evaluations["subject"].astype(str).str.startswith("config:")]
+    for name, higher in dict(zip(_measurement_names(mine), mine["higher_is_better"], strict=True)).items():
+        found.append(Axis(str(name), str(name), bool(higher), f"{name} ±"))
+    return [axis for axis in found if axis.column in plans and np.isfinite(plans[axis.column].astype(float)).any()]
+
+
+def front(plans: pd.DataFrame, x: Axis, y: Axis) -> pd.DataFrame:
+    """The plans as points: config_id, x, y, x_low, x_high, y_low, y_high (one standard error), average, on_front,
+    knee."""
+    frame = pd.DataFrame({"config_id": plans["config_id"], "average": plans[AVERAGE]})
+    for name, axis in (("x", x), ("y", y)):
+        value = plans[axis.column].astype(float)
+        error = plans[axis.error].astype(float) if axis.error in plans else pd.Series(np.nan, index=plans.index)
+        frame = frame.assign(**{name: value, f"{name}_low": value - error, f"{name}_high": value + error})
+    frame = frame[np.isfinite(frame["x"]) & np.isfinite(frame["y"])].reset_index(drop=True)
+    points = frame[["x", "y"]].to_numpy(float) * [1 if x.maximise else -1, 1 if y.maximise else -1]
+    on_front, bend = pareto_front(points), knee(points)
+    frame = frame.assign(on_front=on_front, knee=np.arange(len(frame)) == (-1 if bend is None else bend))
+    return frame[frame["on_front"] | (frame.index < POINTS)].reset_index(drop=True)
+
+
+def front_of_all(plans: pd.DataFrame, facts: Facts) -> pd.Series:
+    """Which plans no other dominates in all objectives at once."""
+    return pd.Series(pareto_front(maximised(plans, facts)) if facts.objectives else False, index=plans.index)
+
+
+def knee_of_all(plans: pd.DataFrame, facts: Facts) -> int | None:
+    """config_id of the front's knee over all objectives."""
+    bend = knee(maximised(plans, facts)) if len(plans) and facts.objectives else None
+    return None if bend is None else int(plans["config_id"].iloc[bend])
+
+
+def hypervolume_of_all(plans: pd.DataFrame, facts: Facts) -> float:
+    """Of the plans' scores, from the corner 0 (1 / score where lower is better); as in the store's summaries."""
+    return hypervolume(gains(plans, facts), np.zeros(len(facts.objectives))) if len(plans) and facts.objectives else 0.0
+
+
+def scaled(plans: pd.DataFrame, facts: Facts) -> pd.DataFrame:
+    """Objectives scaled to 0 (worst of these plans) .. 1 (best), indexed like plans; 0.5 where all are equal."""
+    points = maximised(plans, facts)
+    low, high = np.nanmin(points, axis=0, initial=np.inf), np.nanmax(points, axis=0, initial=-np.inf)
+    span = np.where(high > low, high - low, 1.0)
+    values = np.where(high > low, (points - low) / span, 0.5)
+    return pd.DataFrame(values, columns=facts.names, index=plans.index)
+
+
+def parallel(plans: pd.DataFrame, facts: Facts, selected: int | None, limit: int = 120) -> pd.DataFrame:
+    """Long rows for parallel coordinates: config_id, objective, order, position (0..1), score, average, on_front,
+    selected.
+
+    The front, the selected plan, and the best others up to `limit` plans.
+    """
+    on_front = front_of_all(plans, facts)
+    first = on_front | (plans["config_id"] == selected)
+    kept = pd.concat([plans[first], plans[~first]]).head(max(limit, 1))
+    places = scaled(plans, facts).loc[kept.index]
+    pieces = []
+    for order, o in enumerate(facts.objectives):
+        pieces.append(
+            pd.DataFrame(
+                {
+                    "config_id": kept["config_id"],
+                    "objective": o.name,
+                    "order": order,
+                    "position": places[o.name],
+                    "score": kept[o.name],
+                    "average": kept[AVERAGE],
+                    "on_front": on_front[kept.index],
+                    "selected": kept["config_id"] == selected,
+                }
+            )
+        )
+    return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame()
+
+
+def ends(plans: pd.DataFrame, facts: Facts) -> pd.DataFrame:
+    """What the top and the bottom of each parallel axis stand for: objective, order, best, worst (text)."""
+    rows = []
+    for order, o in enumerate(facts.objectives):
+        values = plans[o.name].astype(float)
+        best, worst = (values.max(), values.min()) if o.higher_is_better else (values.min(), values.max())
+        rows.append((o.name, order, f"{best:.3g}", f"{worst:.3g}"))
+    return pd.DataFrame(rows, columns=["objective", "order", "best", "worst"])
+
+
+def pick_by_weights(plans: pd.DataFrame, facts: Facts, weights: Mapping[str, float]) -> int | None:
+    """config_id of the plan with the best weighted mean of scaled objectives; None without plans or weight."""
+    total = sum(weights.get(name, 0.0) for name in facts.names)
+    if plans.empty or total <= 0:
+        return None
+    fitness = sum(
+        (weights.get(name, 0.0) / total * scaled(plans, facts)[name] for name in facts.names),
+        start=0.0 * plans[AVERAGE],
+    )
+    return int(plans.loc[fitness.idxmax(), "config_id"])
+
+
+def scores_of(table: pd.DataFrame, facts: Facts, config_id: int) -> pd.DataFrame:
+    """A plan's scores at every rung it reached: budget, objective, score, error, retention."""
+    mine = table[(table["config_id"] == config_id) & (table["status"] == "success")]
+    mine = mine.sort_values("ended_at").drop_duplicates("budget", keep="last").sort_values("budget")
+    rows = []
+    for _, trial in mine.iterrows():
+        for o in facts.objectives:
+            rows.append((int(trial["budget"]), o.name, trial[o.name], trial[o.error], trial[o.kept]))
+    return pd.DataFrame(rows, columns=["budget", "objective", "score", "error", "retention"])
+
+
+@dataclass(frozen=True)
+class Place:
+    """A plan's place in the search. rank: by average among the `of` plans judged, None where it was not. trials: spent
+    on it. seconds: from the run's start to its first trial. origin: where it came from."""
+
+    rank: int | None
+    of: int
+    trials: int
+    seconds: float | None
+    origin: str
+
+
+def place_of(table: pd.DataFrame, plans: pd.DataFrame, config_id: int) -> Place:
+    mine = table[table["config_id"] == config_id]
+    order = plans["config_id"].tolist()
+    return Place(
+        rank=order.index(config_id) + 1 if config_id in order else None,
+        of=len(order),
+        trials=len(mine),
+        seconds=3600 * float(mine["start_hours"].min()) if len(mine) else None,
+        origin=str(mine["origin"].iloc[0]) if len(mine) else "–",
+    )

@@ -1,0 +1,122 @@
+"""Trials as one wide table: a row a trial, a column an objective. Every page starts from it.
+
+Columns: trial_id, config_id, budget, status, origin, start_hours and hours (since the run started, to the trial's end),
+seconds (its own duration), suggest_seconds, stitch_seconds, evaluate_seconds, error, worker (who scored it, where there
+are several), examples (really scored, over all objectives), kept_layers, parameters; then for each objective its score,
+`NAME ±` (standard error) and `NAME kept` (retention); average and `average ±`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from gptailor.results.frames.facts import Average, Facts, dense_scores
+from gptailor.store.queries import RunTables
+
+AVERAGE, AVERAGE_ERROR = "average", "average ±"
+
+
+def trial_table(tables: RunTables, facts: Facts) -> pd.DataFrame:
+    """In the order of trial_id."""
+    table = tables.trials.drop(
+        columns=["run_id", "configuration", "seed", "asked_after", "told_as"], errors="ignore"
+    ).sort_values("trial_id")
+    start = facts.started_at or table["started_at"].min()
+    if len(table):
+        table["start_hours"] = (table["started_at"] - start).dt.total_seconds() / 3600
+        table["hours"] = (table["ended_at"] - start).dt.total_seconds() / 3600
+        table["seconds"] = (table["ended_at"] - table["started_at"]).dt.total_seconds()
+        waited = table["worker"].notna()  # until a worker was free for it
+        table.loc[waited, "seconds"] = (
+            table.loc[waited, ["stitch_seconds", "evaluate_seconds"]].astype(float).sum(axis=1)
+        )
+        table.loc[waited, "start_hours"] = table["hours"] - table["seconds"] / 3600
+    else:
+        table = table.assign(start_hours=0.0, hours=0.0, seconds=0.0)
+    table = table.merge(_objective_columns(tables, facts), on="trial_id", how="left")
+    table = table.merge(_plan_columns(tables), on="config_id", how="left")
+    return _with_average(table, facts).reset_index(drop=True)
+
+
+def _objective_columns(tables: RunTables, facts: Facts) -> pd.DataFrame:
+    mine = tables.scores.assign(name=tables.scores["benchmark"].astype(str) + "/" + tables.scores["metric"].astype(str))
+    mine = mine[mine["name"].isin(facts.names)].drop_duplicates(["trial_id", "name"], keep="last")
+    mine = mine.assign(kept=_retention(mine, tables, facts))
+    wide = mine.set_index(["trial_id", "name"])[["score", "stderr", "kept"]].astype(float).unstack("name")
+    columns = [(kind, o.name) for o in facts.objectives for kind in ("score", "stderr", "kept")]
+    wide = wide.reindex(columns=pd.MultiIndex.from_tuples(columns) if columns else wide.columns)
+    wide.columns = pd.Index([name for o in facts.objectives for name in (o.name, o.error, o.kept)])
+    examples = mine.groupby("trial_id")["n_samples"].sum().rename("examples")
+    return pd.concat([examples, wide], axis=1).rename_axis("trial_id").reset_index()
+
+
+def _retention(scores: pd.DataFrame, tables: RunTables, facts: Facts) -> NDArray[np.float64]:
+    """Share of the dense score over as many examples, or, where the dense model was not scored on so many, over the
+    most."""
+    dense = dense_scores(tables, facts.objectives)
+    exact = dense.drop_duplicates(["name", "n_samples"], keep="last").rename(columns={"score": "dense"})
+    whole = scores[["name", "n_samples"]].merge(exact, on=["name", "n_samples"], how="left")["dense"].to_numpy(float)
+    whole = np.where(np.isfinite(whole), whole, scores["name"].map(dict(facts.dense)).to_numpy(float))
+    score = scores["score"].to_numpy(float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kept = np.where(scores["higher_is_better"].astype(bool), score / whole, whole / score)
+    return np.where(np.isfinite(kept), kept, np.nan)
+
+
+def _plan_columns(tables: RunTables) -> pd.DataFrame:
+    kept = tables.layers[tables.layers["operation"] != "removed"].groupby("config_id").size().rename("kept_layers")
+    weights = tables.plans.drop_duplicates("config_id").set_index("config_id")["n_parameters"].rename("parameters")
+    both = pd.concat([kept, weights], axis=1)
+    both.index.name = "config_id"
+    return both.reset_index()
+
+
+def gains(table: pd.DataFrame, facts: Facts) -> NDArray[np.float64]:
+    """Rows x objectives: scores turned so that higher is better and 0 is the worst (1 / score where lower is
+    better)."""
+    columns = []
+    for o in facts.objectives:
+        score = table[o.name].to_numpy(float)
+        with np.errstate(divide="ignore"):
+            columns.append(score if o.higher_is_better else np.where(score > 0, 1 / score, np.nan))
+    return np.column_stack(columns) if columns else np.empty((len(table), 0))
+
+
+def maximised(table: pd.DataFrame, facts: Facts) -> NDArray[np.float64]:
+    """Rows x objectives: scores turned so that higher is better."""
+    signs = [1.0 if o.higher_is_better else -1.0 for o in facts.objectives]
+    return table[facts.names].to_numpy(float) * signs
+
+
+def _with_average(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
+    """Add the average over all objectives (NaN unless all are there) and its standard error, errors taken as
+    independent."""
+    if not facts.objectives:
+        return table.assign(**{AVERAGE: np.nan, AVERAGE_ERROR: np.nan})
+    scores = table[facts.names].to_numpy(float)
+    errors = table[[o.error for o in facts.objectives]].to_numpy(float)
+    kept = table[[o.kept for o in facts.objectives]].to_numpy(float)
+    values = kept if facts.average is Average.RETENTION else gains(table, facts)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        errors = errors * np.abs(values / scores)
+    spread = np.sqrt((errors**2).sum(axis=1)) / len(facts.objectives)
+    return table.assign(**{AVERAGE: values.mean(axis=1), AVERAGE_ERROR: spread})
+
+
+def successes(table: pd.DataFrame, budget: int) -> pd.DataFrame:
+    """The last successful trial of each configuration at one budget, with a finite average, in the order they ended."""
+    mine = table[(table["status"] == "success") & (table["budget"] == budget) & np.isfinite(table[AVERAGE])]
+    return mine.sort_values("ended_at").drop_duplicates("config_id", keep="last")
+
+
+def top_budget(table: pd.DataFrame, facts: Facts) -> int:
+    """The highest budget at which any plan succeeded: where "best" is judged. The full budget while there is none."""
+    scored = table.loc[(table["status"] == "success") & np.isfinite(table[AVERAGE]), "budget"]
+    return int(scored.max()) if len(scored) else facts.full_budget
+
+
+def judged(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
+    """One row a plan: its success at the top budget, best average first."""
+    return successes(table, top_budget(table, facts)).sort_values(AVERAGE, ascending=False, kind="stable")

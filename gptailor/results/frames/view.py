@@ -1,0 +1,62 @@
+"""One run as the pages see it: its tables, and what several pages derive from them, each derived once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeVar, cast
+
+import pandas as pd
+
+from gptailor.results.frames import facts, held_out, layers, tradeoffs, trials
+from gptailor.store.queries import RunTables
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class View:
+    """Shared by all readers of one version of a run: look, do not change."""
+
+    tables: RunTables
+    _made: dict[Hashable, object] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, name: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gives, made for the first who asks under this name: many browsers poll the same version."""
+        if name not in self._made:
+            self._made[name] = make()
+        return cast(Made, self._made[name])
+
+    @cached_property
+    def facts(self) -> facts.Facts:
+        return facts.facts(self.tables)
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """See frames.trials: a row a trial."""
+        return trials.trial_table(self.tables, self.facts)
+
+    @cached_property
+    def plans(self) -> pd.DataFrame:
+        """See frames.tradeoffs.plan_table: a row a plan judged at the top budget, best average first."""
+        return tradeoffs.plan_table(self.tables, self.trials, self.facts)
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """See frames.layers.label_layers: a row a configuration and layer."""
+        return layers.label_layers(self.tables.layers, self.facts)
+
+    @cached_property
+    def held_out(self) -> pd.DataFrame:
+        """See frames.held_out.averages: a row a subject that was judged outside the search."""
+        return held_out.averages(self.tables)
+
+    @cached_property
+    def top_budget(self) -> int:
+        """Examples per benchmark at which "best" is judged."""
+        return trials.top_budget(self.trials, self.facts)
+
+    @property
+    def judged_in_full(self) -> bool:
+        return self.top_budget == self.facts.full_budget and len(self.plans) > 0

@@ -1,0 +1,161 @@
+"""A run as one HTML page that can be sent to a colleague: what was asked, what was found, what that proves.
+
+It needs nothing but the file (see `document.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from gptailor import __version__, wording
+from gptailor.results import document, scores, statistics
+from gptailor.results.charts import held_out as held_out_charts
+from gptailor.results.charts import layers as layer_charts
+from gptailor.results.charts import progress as progress_charts
+from gptailor.results.charts import tradeoffs as front_charts
+from gptailor.results.frames import held_out, layers, progress, tradeoffs
+from gptailor.results.frames.view import View
+from gptailor.store import queries
+from gptailor.store.folder import RunFolder
+
+MOST_PLANS = 16
+
+
+def write_report(folder: RunFolder, out: Path) -> Path:
+    """Write the page to `out`. Raises StoreError where the run cannot be read, UserError where the file cannot be."""
+    tables = queries.read_run(folder)
+    view = View(tables)
+    hashes = set(scores.judged(tables)["plan_hash"].dropna())
+    page = html(view, queries.items_of(folder, hashes) if hashes else {})
+    return document.write(out, page)
+
+
+def html(view: View, items: statistics.Items) -> str:
+    """The page. items: of the plans that were judged on held-out benchmarks, for the paired tests."""
+    facts = view.facts
+    title = wording.plain(facts.name, 120)
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        document.note(
+            f"{facts.n_removed} of {facts.n_layers} layers of {facts.base_model} removed. Run {facts.run_id}, "
+            f"{facts.status}. Written by gptailor {__version__} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
+        ),
+        "<h2>What was asked</h2>",
+        _asked(facts.spec),
+        "<h2>What was found</h2>",
+        *_found(view),
+        "<h2>What it proves</h2>",
+        *_proves(view, items),
+        "<h2>How it was made</h2>",
+        _how(view),
+    ]
+    return document.page(title, parts)
+
+
+def _asked(spec: Mapping[str, Any]) -> str:
+    def benchmarks(key: str) -> str:
+        return "; ".join(f"{o['benchmark']} {o['metric']} ({o['split']})" for o in spec.get(key) or ()) or "none"
+
+    candidates = spec.get("candidates") or {}
+    budget = spec.get("budget") or {}
+    rows = [
+        ("Base model", spec.get("base_model", "")),
+        ("Candidates", "; ".join(f"{name}: {place}" for name, place in candidates.items()) or "none"),
+        ("Layers to remove", spec.get("remove", "")),
+        ("Operations", ", ".join(spec.get("operations") or ())),
+        ("Objectives", benchmarks("objectives")),
+        ("Held out", benchmarks("held_out")),
+        ("Examples a benchmark", f"{budget.get('min')} to {budget.get('max')}, by {budget.get('eta')}"),
+        ("Trials", spec.get("trials", "")),
+        ("Seed", spec.get("seed", "")),
+    ]
+    if spec.get("baselines"):
+        rows.append(("Baselines instead of a search", ", ".join(spec["baselines"])))
+    return document.table(["", ""], rows)
+
+
+def _found(view: View) -> Iterable[str]:
+    facts, plans = view.facts, view.plans
+    by_status = view.tables.trials["status"].value_counts()
+    counts = ", ".join(f"{wording.count(n)} {status}" for status, n in by_status.items()) or "none yet"
+    yield document.note(
+        f"Trials: {counts}. Plans are judged at {view.top_budget} examples a benchmark; ± is one standard error."
+    )
+    if plans.empty:
+        yield document.note("No plan has a score yet.")
+        return
+    on_front = plans[tradeoffs.front_of_all(plans, facts)].head(MOST_PLANS)
+    header = ["Plan", facts.average_label, *facts.names, "Layers"]
+    stored = dict(zip(view.tables.plans["config_id"], view.tables.plans["plan"], strict=True))
+    rows = [
+        [
+            f"{row['config_id']:.0f}",
+            wording.value(row["average"], row["average ±"], percent=facts.average_is_share),
+            *(wording.value(row[o.name], row[o.error]) for o in facts.objectives),
+            _describe(stored.get(row["config_id"])),
+        ]
+        for _, row in on_front.iterrows()
+    ]
+    yield document.note("The front: plans that no other plan beats in every objective, the best average first.")
+    yield document.table(header, rows)
+    grid = layers.origin_grid(view.layers, on_front, facts)
+    yield document.picture(layer_charts.origins(grid, facts), "Where the layers of the front's plans come from")
+    curve = progress.best_so_far(view.trials, facts)
+    if len(curve):
+        label, percent = facts.average_label, facts.average_is_share
+        picture = progress_charts.best_so_far(curve, progress_charts.TRIALS, label, percent)
+        yield document.picture(picture, f"Best {label.lower()} so far")
+    axes = tradeoffs.axes(view.tables, plans, facts)
+    wanted = [axis for axis in axes if axis.column in facts.names][:2]
+    if len(wanted) == 2:
+        x, y = wanted
+        picture = front_charts.front(tradeoffs.front(plans, x, y), x, y, None)
+        yield document.picture(picture, f"{x.label} against {y.label}")
+
+
+def _proves(view: View, items: statistics.Items) -> Iterable[str]:
+    table = held_out.averages(view.tables)
+    if table.empty:
+        yield document.note(
+            "No subject was judged on every held-out benchmark yet, so the scores above are those that the search "
+            "looked at: they flatter. `python -m gptailor evaluate` judges the dense base, the candidates, one-shot "
+            "cuts and the front."
+        )
+        return
+    yield document.note(
+        "Benchmarks and splits that the search never saw. Without calibration: the average less the benchmarks that "
+        "the search was calibrated on, on any split. Above chance: retention counted from the score of guessing. Gap: "
+        "what the search's own scores promise more than the held-out ones keep."
+    )
+    yield document.picture(held_out_charts.averages(table.head(document.MOST_ROWS)), "Held-out averages")
+    yield document.frame(held_out.shown(table))
+    best, control = scores.strongest(table, "config"), scores.strongest(table, "baseline")
+    if best and control:
+        tests = statistics.paired(scores.judged(view.tables), items, best, control)
+        yield document.note(held_out.verdict(tests, best, control))
+        yield document.frame(tests.drop(columns=["metric", "split"]))
+    yield document.frame(held_out.by_benchmark(view.tables))
+
+
+def _how(view: View) -> str:
+    run_id = view.facts.run_id
+    commands = "\n".join(f"python -m gptailor {command} {run_id}" for command in ("show", "evaluate", "report"))
+    versions = view.tables.runs["versions"].iloc[0] if "versions" in view.tables.runs else None
+    known = json.loads(versions) if isinstance(versions, str) else {}
+    return f"<pre>{escape(commands)}</pre>" + (
+        document.table(["Made with", ""], sorted(known.items())) if known else ""
+    )
+
+
+def _describe(plan: Any) -> str:
+    from gptailor.plan import StitchPlan
+
+    try:
+        return StitchPlan.from_json(json.loads(plan)).describe()
+    except (TypeError, ValueError):  # a plan of another version, or none
+        return "–"

@@ -1,0 +1,190 @@
+"""A run's story for the command line: state, trials, references, the front, as data and as text."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gptailor.launch.engine import state
+from gptailor.measures import gain, hypervolume, knee, pareto_front, retention
+from gptailor.plan import StitchPlan
+from gptailor.results import scores, statistics
+from gptailor.store import queries
+from gptailor.store.folder import RunFolder
+from gptailor.trial import TrialStatus
+
+
+def runs_json(root: str | Path) -> list[dict[str, Any]]:
+    """One object a run, newest first."""
+    listed = []
+    for summary in queries.list_runs(root):
+        folder = RunFolder.of(root, summary.run_id)
+        listed.append(
+            {
+                "run_id": summary.run_id,
+                "name": summary.name,
+                "status": str(state(folder, summary.status)),
+                "trials": summary.n_done,
+                "trials_asked": summary.n_asked,
+                "failed": summary.n_failed,
+                "removed": summary.n_removed,
+                "layers": summary.n_layers,
+                "best_config": summary.best_config,
+                "retention": summary.retention,
+                "created_at": summary.created_at.isoformat() if summary.created_at else None,
+                "problem": summary.problem,
+            }
+        )
+    return listed
+
+
+def run_json(folder: RunFolder) -> dict[str, Any]:
+    """The story as data. Raises StoreError where the database cannot be read."""
+    tables = queries.read_run(folder)
+    run = tables.runs.iloc[0]
+    spec = json.loads(run.spec)
+    objectives = [f"{o['benchmark']}/{o['metric']}" for o in spec["objectives"]]
+    full = _full_budget(tables, spec["budget"]["max"])
+    trials = tables.trials
+    done = trials[trials.status == TrialStatus.SUCCESS]
+    searched = {(o["benchmark"], o["metric"], o["split"]) for o in spec["objectives"]}
+    references = _references(tables.evaluations, searched)
+    dense = references.get("dense", {})
+    chosen = scores.choice(tables)
+    return {
+        "run_id": run.run_id,
+        "name": run["name"],
+        "status": str(state(folder, run.status)),
+        "error": _or_none(run.error),
+        "base_model": run.base_model,
+        "candidates": spec["candidates"],
+        "layers": int(run.n_layers),
+        "removed": int(run.n_removed),
+        "objectives": objectives,
+        "trials": {
+            "asked": spec["trials"],
+            "by_status": {str(k): int(v) for k, v in trials.status.value_counts().items()},
+            "by_rung": {str(k): int(v) for k, v in trials.budget.value_counts().sort_index().items()},
+            "by_origin": {str(k): int(v) for k, v in trials.origin.value_counts().items()},
+        },
+        "seconds_per_trial": {
+            part: round(float(done[f"{part}_seconds"].mean()), 4) if len(done) else None
+            for part in ("suggest", "stitch", "evaluate")
+        },
+        "seconds": _or_none((_last(trials.ended_at) - run.started_at).total_seconds()) if len(done) else None,
+        "references": references,
+        "front": _front(tables, full, objectives, dense),
+        "hypervolume": _hypervolume(full, objectives),
+        "held_out": _held_out(folder, tables),
+        "selection": asdict(chosen) | {"text": scores.choice_text(chosen)} if chosen else None,
+        "failures": [
+            {"trial": int(row.trial_id), "error": (row.error or "").strip().splitlines()[-1]}
+            for row in trials[trials.status == TrialStatus.CRASHED].itertuples()
+        ],
+        "versions": json.loads(run.versions or "{}"),
+    }
+
+
+def stored_plans(tables: queries.RunTables) -> dict[int, StitchPlan]:
+    """Every configuration's plan, by its number."""
+    return {int(row.config_id): StitchPlan.from_json(json.loads(str(row.plan))) for row in tables.plans.itertuples()}
+
+
+def _held_out(folder: RunFolder, tables: queries.RunTables) -> dict[str, Any]:
+    """Averages of every subject that was judged on all that is held out, and how the best plan does against the best
+    one-shot cut, the best candidate's included, on the same examples."""
+    frame = scores.judged(tables)
+    table = scores.averages(frame, scores.calibration(tables))
+    best, control = scores.strongest(table, "config"), scores.strongest(table, "baseline")
+    tests = []
+    if best is not None and control is not None:
+        items = queries.items_of(folder, table.loc[table.subject.isin([best, control]), "plan_hash"].dropna())
+        tests = _records(statistics.paired(frame, items, best, control))
+    return {"averages": _records(table), "best": best, "control": control, "tests": tests}
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def _full_budget(tables: queries.RunTables, budget: int) -> pd.DataFrame:
+    """Scores of successful trials at the highest rung, with their configuration."""
+    trials = tables.trials
+    best = trials[(trials.status == TrialStatus.SUCCESS) & (trials.budget == budget)]
+    full = tables.scores[tables.scores.is_objective.astype(bool)].merge(best[["trial_id", "config_id"]], on="trial_id")
+    return full.assign(objective=full.benchmark + "/" + full.metric)
+
+
+def _front(
+    tables: queries.RunTables, full: pd.DataFrame, objectives: list[str], dense: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Plans that no other plan dominates at the highest rung, best mean retention first; the knee is marked."""
+    points = _points(full, objectives)
+    if points.empty:
+        return []
+    members = points[pareto_front(points.to_numpy())]
+    knee_at = knee(points.to_numpy())
+    plans = dict(zip(tables.plans.config_id, tables.plans.plan, strict=True))
+    front = []
+    for config_id in members.index:
+        scores = {row.objective: _score(row) for row in full[full.config_id == config_id].itertuples()}
+        kept = [
+            retention(scores[o]["score"], dense[o]["score"], scores[o]["higher_is_better"])
+            for o in objectives
+            if o in dense
+        ]
+        front.append(
+            {
+                "config_id": int(config_id),
+                "plan": StitchPlan.from_json(json.loads(plans[config_id])).describe(),
+                "scores": scores,
+                "retention": sum(kept) / len(kept) if kept and None not in kept else None,  # type: ignore[arg-type]
+                "knee": bool(points.index[knee_at] == config_id) if knee_at is not None else False,
+            }
+        )
+    return sorted(front, key=lambda plan: -(plan["retention"] or 0.0))
+
+
+def _points(full: pd.DataFrame, objectives: list[str]) -> pd.DataFrame:
+    """configurations x objectives, all maximised."""
+    if full.empty:
+        return pd.DataFrame(columns=objectives)
+    turned = [gain(s, bool(h)) for s, h in zip(full.score, full.higher_is_better, strict=True)]
+    wide = full.assign(gain=turned).pivot_table(index="config_id", columns="objective", values="gain")
+    return wide.reindex(columns=objectives).dropna()
+
+
+def _hypervolume(full: pd.DataFrame, objectives: list[str]) -> float | None:
+    points = _points(full, objectives)
+    return None if points.empty else hypervolume(points.to_numpy(), [0.0] * len(objectives))
+
+
+def _references(evaluations: pd.DataFrame, searched: set[tuple[str, str, str]]) -> dict[str, dict[str, Any]]:
+    """Scores on the objectives' own splits of every subject outside the search, from the most examples there are."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in evaluations.sort_values(["subject", "n_samples"]).itertuples():
+        if (row.benchmark, row.metric, row.split) in searched and not str(row.subject).startswith("config:"):
+            found.setdefault(str(row.subject), {})[f"{row.benchmark}/{row.metric}"] = _score(row)
+    return found
+
+
+def _score(row: Any) -> dict[str, Any]:
+    return {
+        "score": float(row.score),
+        "stderr": _or_none(row.stderr),
+        "n": int(row.n_samples),
+        "higher_is_better": bool(row.higher_is_better),
+    }
+
+
+def _last(times: pd.Series) -> Any:
+    return times.dropna().max()
+
+
+def _or_none(value: Any) -> Any:
+    return None if value is None or (isinstance(value, float) and math.isnan(value)) else value

@@ -1,0 +1,104 @@
+"""A run's story, and the table of runs, as text for a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gptailor.results.story import runs_json
+from gptailor.wording import as_table, duration
+
+
+def runs_text(root: str | Path) -> str:
+    rows = [
+        (
+            run["run_id"],
+            run["status"],
+            f"{run['trials']}/{run['trials_asked']}",
+            f"-{run['removed']} of {run['layers']}" if run["layers"] else "",
+            f"{run['retention']:.1%}" if run["retention"] is not None else "",
+        )
+        for run in runs_json(root)
+    ]
+    if not rows:
+        return f"No runs in {root}. Start one: python -m gptailor search data/presets/demo.yaml"
+    return as_table([("run", "state", "trials", "layers", "retention"), *rows])
+
+
+def run_text(story: dict[str, Any]) -> str:
+    trials = story["trials"]
+    rungs = ", ".join(f"{count} at {rung} examples" for rung, count in trials["by_rung"].items())
+    lines = [
+        f"{story['name']}  ({story['run_id']}): {story['status']}",
+        *([f"  {story['error']}"] if story["error"] else []),
+        f"{story['base_model']}, {story['removed']} of {story['layers']} layers removed; "
+        f"candidates {', '.join(story['candidates']) or 'none'}",
+        f"{sum(trials['by_status'].values())} of {trials['asked']} trials: {rungs or 'none yet'}",
+    ]
+    if story["seconds"]:
+        parts = ", ".join(f"{name} {value:.2f} s" for name, value in story["seconds_per_trial"].items())
+        lines.append(f"{duration(story['seconds'])} in all; a trial on average: {parts}")
+    header = ("", *story["objectives"], "retention", "plan")
+    rows = [
+        (subject, *(_cell(scores.get(o)) for o in story["objectives"]), "", "")
+        for subject, scores in story["references"].items()
+    ]
+    rows += [
+        (
+            f"config {plan['config_id']}",
+            *(_cell(plan["scores"].get(o)) for o in story["objectives"]),
+            f"{plan['retention']:.1%}" if plan["retention"] is not None else "",
+            plan["plan"],
+        )
+        for plan in story["front"]
+    ]
+    lines += [
+        "",
+        "Full-budget scores (± standard error) of the references and of the front:",
+        as_table([header, *rows]),
+    ]
+    if not story["front"]:
+        lines.append("No trial has succeeded at the full budget yet, so there is no front.")
+    else:
+        lines.append(f"Export one: python -m gptailor export {story['run_id']} {story['front'][0]['config_id']} OUT")
+    lines += ["", story["selection"]["text"]] if story["selection"] else []
+    lines += _held_out_text(story["held_out"])
+    lines += [f"trial {failure['trial']} failed: {failure['error']}" for failure in story["failures"]]
+    return "\n".join(lines)
+
+
+def _held_out_text(story: dict[str, Any]) -> list[str]:
+    rows = [
+        (
+            row["subject"],
+            f"{row['average']:.4f}" + (f" ±{row['stderr']:.4f}" if row["stderr"] is not None else ""),
+            *(
+                "" if row[key] is None else f"{row[key]:{form}}"
+                for key, form in (
+                    ("without_calibration", ".4f"),
+                    ("retention", ".1%"),
+                    ("above_chance", ".1%"),
+                    ("gap", "+.1%"),
+                )
+            ),
+        )
+        for row in story["averages"]
+    ]
+    if not rows:
+        return []
+    header = ("", "average", "average*", "retention", "above chance", "gap")
+    lines = ["", "Held out (average*: without the calibration's benchmarks; gap: what calibration promises too much):"]
+    lines.append(as_table([header, *rows]))
+    for test in story["tests"]:
+        lines.append(
+            f"{story['best']} less {story['control']} on {test['benchmark']}: {test['difference']:+.4f} "
+            f"[{test['low']:+.4f}, {test['high']:+.4f}], p {test['p']:.3g} ({test['test']}, {test['n']} examples)"
+        )
+    return lines
+
+
+def _cell(score: dict[str, Any] | None) -> str:
+    if score is None:
+        return ""
+    error = f" ±{score['stderr']:.4f}" if score["stderr"] is not None else ""
+    return f"{score['score']:.4f}{error}"

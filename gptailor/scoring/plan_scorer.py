@@ -1,0 +1,194 @@
+"""A family and its benchmarks, opened once: plans in, scores out, and nothing is scored twice.
+
+Everything that scores plans (the search, held-out evaluation, baselines) does it here, so that all are scored alike.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from gptailor.baselines.block_influence import block_influence, removal_order
+from gptailor.errors import UserError
+from gptailor.evaluate.benchmarks import OpenBenchmark, calibration_batches, open_benchmarks, reordered
+from gptailor.evaluate.evaluator import Evaluator
+from gptailor.family.models import Family, Reader, open_family
+from gptailor.plan import BASE, StitchPlan
+from gptailor.scoring.item_cache import Gap, ItemCache, Items, PlanScores
+from gptailor.spec import Benchmark, Reading, RunSpec
+from gptailor.stitch.stitcher import Stitcher
+
+log = logging.getLogger(__name__)
+
+CALIBRATION_TEXTS = 64
+"""Texts that Block Influence looks at: prompts with their right answers, from the objectives' own examples."""
+
+OBJECTIVES, SELECTION = "objectives", "selection"
+"""Keys of a run file that name benchmarks which a search scores plans on."""
+SELECTION_EXAMPLES = 1000
+"""Examples of a selection split, at most."""
+
+
+@dataclass
+class PlanScorer:
+    """What one process that scores plans holds."""
+
+    family: Family
+    stitcher: Stitcher
+    benchmarks: Sequence[OpenBenchmark]
+    evaluator: Evaluator
+    cache: ItemCache
+    others: dict[str, list[OpenBenchmark]] = field(default_factory=dict)
+    orders: Mapping[Reading, list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, spec: RunSpec, benchmarks: Sequence[Benchmark], max_examples: int | None) -> PlanScorer:
+        """Load the family of `spec` and up to `max_examples` examples of each benchmark. Raises UserError."""
+        family = open_family(spec)
+        opened = cls.open_benchmarks(family, spec, benchmarks, max_examples)
+        evaluator = Evaluator(
+            opened,
+            family.tokenizer,
+            rungs=spec.budget.rungs,
+            device=family.device,
+            max_length=_window(family.reader),
+            batch_tokens=spec.batch_tokens,
+        )
+        return cls(family, Stitcher(family), opened, evaluator, ItemCache(family.n_layers))
+
+    @property
+    def known(self) -> Items:
+        """What each example gave; it grows with every plan that is scored."""
+        return self.cache.known
+
+    @known.setter
+    def known(self, items: Items) -> None:
+        self.cache.known = items
+
+    @staticmethod
+    def open_benchmarks(
+        family: Family, spec: RunSpec, benchmarks: Sequence[Benchmark], max_examples: int | None
+    ) -> list[OpenBenchmark]:
+        """Benchmarks for the family's tokenizer and window. Raises UserError."""
+        return open_run_benchmarks(family.reader, spec, benchmarks, max_examples)
+
+    def reorder(self, orders: Mapping[Reading, list[int]]) -> None:
+        """Read the objectives' examples in these orders, places in the seeded one (search/example_order.py)."""
+        if orders != self.orders:  # the evaluator keeps the seeded ones
+            self.benchmarks, self.orders = reordered(self.evaluator.benchmarks, orders), orders
+
+    def opened(self, on: str) -> Sequence[OpenBenchmark]:
+        """The benchmarks of this key of the run file; others than the objectives are loaded now. Raises UserError."""
+        if on == OBJECTIVES:
+            return self.benchmarks
+        if on not in self.others:
+            spec = self.family.spec
+            self.others[on] = self.open_benchmarks(self.family, spec, getattr(spec, on), SELECTION_EXAMPLES)
+        return self.others[on]
+
+    def score(
+        self,
+        plan: StitchPlan,
+        budget: int,
+        should_stop: Callable[[], bool] | None = None,
+        benchmarks: Sequence[OpenBenchmark] | None = None,
+    ) -> PlanScores:
+        """Score a plan on the first `budget` examples of each benchmark; only examples not yet known are computed.
+
+        For metrics that compare with the dense base, those include its answers, where it was not scored before. Raises
+        NonFinite for a model that yields NaN or infinity, Stopped when should_stop() says so.
+        """
+        started = time.monotonic()
+        chosen = self.benchmarks if benchmarks is None else benchmarks
+        gaps = self.cache.gaps(plan, budget, chosen)
+        answers, stitch_seconds = self.answers(gaps, should_stop)
+        fresh = self.cache.enter(plan, budget, chosen, list(zip(gaps, answers, strict=True)))
+        scores = self.cache.scores(plan, budget, chosen)
+        return PlanScores(scores, stitch_seconds, time.monotonic() - started - stitch_seconds, tuple(fresh))
+
+    def answers(
+        self, gaps: Sequence[Gap], should_stop: Callable[[], bool] | None = None
+    ) -> tuple[list[list[Any]], float]:
+        """What is asked for, in its order, and the seconds that stitching took. Raises NonFinite, Stopped."""
+        seconds = 0.0
+        found: dict[int, list[Any]] = {}
+        for plan in {gap.plan.hash: gap.plan for gap in gaps}.values():
+            places = [place for place, gap in enumerate(gaps) if gap.plan.hash == plan.hash]
+            started = time.monotonic()
+            model = self.stitcher.stitch(plan)
+            seconds += time.monotonic() - started
+            spans = [(gaps[place].benchmark, gaps[place].first, gaps[place].end) for place in places]
+            found |= zip(places, self.evaluator.items_of(model, spans, should_stop), strict=True)
+        return [found[place] for place in range(len(gaps))], seconds
+
+    def free(self) -> None:
+        """Give back what a trial that failed held: tensors of its frames, memory that the device's allocator keeps."""
+        gc.collect()
+        if self.family.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def calibration(self, benchmarks: Sequence[OpenBenchmark] | None = None) -> list[dict[str, torch.Tensor]]:
+        """The texts that pruning methods look at, in padded batches: of the run's benchmarks, or of others."""
+        texts = calibration_batches(self.benchmarks if benchmarks is None else benchmarks, CALIBRATION_TEXTS)
+        return _padded(texts, self.family.device)
+
+    def influence_orders(self, benchmarks: Sequence[OpenBenchmark] | None = None) -> list[tuple[str, list[int]]]:
+        """Layers by rising Block Influence (the order in which to remove them), of the base and of each candidate.
+
+        A candidate that yields no numbers has none. Raises UserError where the base yields none.
+        """
+        batches = self.calibration(benchmarks)
+        orders = []
+        for name in (BASE, *self.family.names):
+            model = self.stitcher.stitch(StitchPlan.dense(self.family.n_layers, name))
+            try:
+                orders.append((name, removal_order(block_influence(model, batches))))
+            except UserError as problem:
+                if name == BASE:
+                    raise
+                log.warning("%s: %s; the search starts without its order", name, problem)
+        return orders
+
+
+def _padded(texts: list[list[int]], device: torch.device, rows: int = 16) -> list[dict[str, torch.Tensor]]:
+    """Token ids as padded batches of `rows` texts of similar length, with their masks."""
+    ordered = sorted(texts, key=len)
+    batches = []
+    for start in range(0, len(ordered), rows):
+        some = [torch.tensor(tokens) for tokens in ordered[start : start + rows]]
+        ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True)
+        lengths = torch.tensor([len(tokens) for tokens in some])
+        mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
+        batches.append({"input_ids": ids.to(device), "attention_mask": mask.long().to(device)})
+    return batches
+
+
+def open_run_benchmarks(
+    reader: Reader, spec: RunSpec, benchmarks: Sequence[Benchmark], max_examples: int | None
+) -> list[OpenBenchmark]:
+    """Benchmarks as a run reads them; no model is needed for that. Raises UserError."""
+    return open_benchmarks(
+        benchmarks,
+        reader.tokenizer,
+        max_length=_window(reader),
+        max_examples=max_examples,
+        seed=spec.seed,
+        include_path=spec.include_path,
+        chat_template=spec.chat_template,
+    )
+
+
+def _window(reader: Reader) -> int:
+    """The model's window in tokens as lm-eval's HFLM takes it: the configuration's, else the tokenizer's, else 2048."""
+    config = reader.config.get_text_config()
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        if isinstance(getattr(config, name, None), int):
+            return int(getattr(config, name))
+    length = reader.tokenizer.model_max_length
+    return length if length < 10**9 else 2048

@@ -1,0 +1,170 @@
+"""A run of baselines: the plans of published pruning methods, scored and stored as a search's plans are.
+
+It is a run like any other (a run file whose `baselines` is not empty), because then everything that reads runs reads it
+as it is: the front, the layers, the comparison with a search, the export, held-out evaluation, stop and resume. Each
+method on each source (the base, then each candidate) is one configuration with one trial at the highest budget, and
+one subject `baseline:NAME[@SOURCE]` among the evaluations, which gives it its name. What the method cost is in the
+trial's configuration: forward passes over the calibration texts, and examples that it scored on its way.
+
+Calibration texts, objectives, budgets and the allowance of examples are those that the run file gives a search.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gptailor.baselines.case import Case
+from gptailor.baselines.registry import METHODS, Cut, cuts
+from gptailor.errors import UserError
+from gptailor.evaluate.evaluator import Stopped
+from gptailor.measures import retention
+from gptailor.plan import StitchPlan
+from gptailor.schedule import schedule
+from gptailor.scoring.local import LocalScorer
+from gptailor.scoring.plan_scorer import SELECTION, PlanScorer
+from gptailor.scoring.scorer import Ended
+from gptailor.search.recording import outcome_of, trial_record
+from gptailor.search.run_base import RunBase
+from gptailor.search.selection import FINALISTS
+from gptailor.spec import RunSpec
+from gptailor.store import queries
+from gptailor.trial import Evaluation, Origin, Outcome, RunStatus, TrialStatus, now
+
+SECONDS_BETWEEN_NOTES = 60.0
+
+
+def _allowance(plan_scorer: PlanScorer, spec: RunSpec) -> int:
+    """Examples per objective that the run's search may score, what its selection scores among them."""
+    selected = sum(benchmark.n_examples for benchmark in plan_scorer.opened(SELECTION)) if spec.selection else 0
+    searched = sum(rung.examples for rung in schedule(spec.budget, spec.trials))
+    return searched + round(FINALISTS * selected / len(spec.objectives))
+
+
+@dataclass(frozen=True)
+class Made:
+    """A cut's plan as a trial asks for it."""
+
+    config_id: int
+    plan: StitchPlan
+    budget: int
+    seed: int
+    configuration: dict[str, Any]
+    origin: Origin = Origin.BASELINE
+
+
+class BaselineRun(RunBase):
+    """The run in progress."""
+
+    def run(self) -> tuple[RunStatus, str | None]:
+        spec = self.spec
+        asked = cuts(spec, spec.baselines)
+        scorer = self._local_scorer(queries.load_examples(self.folder))
+        plan_scorer = scorer.plan_scorer
+        self.progress.started(spec.model_copy(update={"trials": len(asked)}), len(self.history.finished))
+        n_layers = plan_scorer.family.n_layers
+        if any(METHODS[name].scores for name in spec.baselines):  # on the examples that a search reads
+            n_removed = spec.n_removed(n_layers)
+            orders = plan_scorer.influence_orders()
+            self._order(scorer, [StitchPlan.without(set(order[:n_removed]), n_layers, name) for name, order in orders])
+        self._reference(scorer, "dense", StitchPlan.dense(n_layers))
+        batches, allowed = plan_scorer.calibration(), _allowance(plan_scorer, spec)
+        succeeded = bool(self.history.finished)
+        for trial_id, cut in enumerate(asked):
+            if trial_id in self.history.finished:
+                continue
+            self._wait_while_paused()
+            if self._stop_asked():
+                return RunStatus.STOPPED, None
+            if self._is_time_up:
+                self._say_that_time_is_up()
+                break
+            case = Case(
+                plan_scorer.stitcher,
+                cut.source,
+                spec.n_removed(n_layers),
+                batches,
+                fitness=lambda plan, n: self._fitness(plan_scorer, plan, n),
+                rungs=spec.budget.rungs,
+                allowed=allowed,
+                seed=cut.seed,
+            )
+            case.between = self._between(cut, case)
+            outcome = self._cut(scorer, trial_id, cut, case)
+            if outcome.status is TrialStatus.CANCELLED:
+                return RunStatus.STOPPED, None
+            succeeded = succeeded or outcome.status is TrialStatus.SUCCESS
+        return (RunStatus.FINISHED, None) if succeeded else (RunStatus.FAILED, "every baseline failed")
+
+    def _cut(self, scorer: LocalScorer, trial_id: int, cut: Cut, case: Case) -> Outcome:
+        """Make one cut, score it, record both."""
+        plan_scorer = scorer.plan_scorer
+        self.progress.note(f"{cut.subject}: {METHODS[cut.baseline].title}")
+        before = time.monotonic()
+        try:
+            plan, problem = METHODS[cut.baseline].load()(case), None
+        except Stopped:
+            return Outcome(TrialStatus.CANCELLED, now())
+        except UserError as error:
+            plan, problem = case.plan(), str(error)
+        except Exception:  # a method may fail in any way on somebody's model; the others go on without it
+            plan, problem = case.plan(), traceback.format_exc()
+        seconds = time.monotonic() - before
+        facts = {"baseline": str(cut.baseline), "source": cut.source, "subject": cut.subject}
+        spent = {"passes": round(case.passes, 2), "examples": case.examples}
+        made = Made(trial_id, plan, self.spec.budget.max, cut.seed, facts | spent)
+        with self.writer.batch():
+            self.writer.record_plan(trial_id, plan, plan_scorer.stitcher.n_parameters(plan))
+            self.writer.start_trial(trial_record(trial_id, made, seconds, trial_id))
+        ended = Ended(trial_id, error=problem)
+        if problem is None:
+            scorer.begin(trial_id, plan, made.budget, 0)
+            try:
+                (ended,) = scorer.wait()
+            except KeyboardInterrupt:
+                self.writer.finish_trial(trial_id, outcome_of(ended, None))
+                raise
+        outcome = outcome_of(ended, trial_id)
+        with self.writer.batch():
+            if ended.result is not None:
+                self._remember(ended.result)
+            self.writer.finish_trial(trial_id, outcome)
+            for objective, score in zip(self.spec.objectives, outcome.scores, strict=False):
+                self.writer.record_evaluation(
+                    Evaluation(cut.subject, trial_id, objective.split, score, now(), plan.hash)
+                )
+        kept = self._fitness(plan_scorer, plan, self.spec.budget.max) if outcome.scores else None
+        self.progress.trial(trial_record(trial_id, made, seconds), outcome, kept, replayed=False)
+        return outcome
+
+    def _fitness(self, plan_scorer: PlanScorer, plan: StitchPlan, n: int) -> float:
+        """Mean retention over the objectives on the first n examples of each; what has none (dense is 0) counts 0."""
+        dense = plan_scorer.score(StitchPlan.dense(plan.n_layers), n, self._stop_asked)
+        result = plan_scorer.score(plan, n, self._stop_asked)
+        with self.writer.batch():
+            self._remember(dense)
+            self._remember(result)
+        kept = [
+            retention(score.score, whole.score, score.higher_is_better) or 0.0
+            for score, whole in zip(result.scores, dense.scores, strict=True)
+        ]
+        return sum(kept) / len(kept)
+
+    def _between(self, cut: Cut, case: Case) -> Callable[[], None]:
+        """What a method does between two models: it stops if it is to, and now and then says how far it is."""
+        said = time.monotonic()
+
+        def between() -> None:
+            nonlocal said
+            if self._stop_asked():
+                raise Stopped
+            if time.monotonic() - said > SECONDS_BETWEEN_NOTES:
+                said = time.monotonic()
+                done = [f"{case.passes:.0f} passes over the calibration texts"] if case.passes else []
+                done += [f"{case.examples} of {case.allowed} examples a benchmark"] if case.examples else []
+                self.progress.note(f"{cut.subject}: {', '.join(done) or 'at work'} so far")
+
+        return between

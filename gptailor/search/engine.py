@@ -1,0 +1,103 @@
+"""The engine: one process that runs one run's folder, alone, from its lock to its last status.
+
+What it runs is a search (`loop.py`) or a run of baselines (`baseline_run.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from gptailor.errors import UserError
+from gptailor.evaluate.evaluator import Stopped
+from gptailor.evaluate.tasks import find_tasks
+from gptailor.family.preflight import preflight
+from gptailor.family.residence import pick_devices
+from gptailor.launch import devices
+from gptailor.launch.devices import devices_of
+from gptailor.launch.engine import EngineLock
+from gptailor.launch.queue import DeviceQueue, StopAsked
+from gptailor.launch.supervisor import DEATHS
+from gptailor.scoring.memory import predict_memory
+from gptailor.search.baseline_run import BaselineRun
+from gptailor.search.loop import Search
+from gptailor.search.progress import Progress
+from gptailor.search.recording import blame_the_trial, open_writer
+from gptailor.search.run_base import RunBase
+from gptailor.search.signals import heartbeat, stop_on_signal
+from gptailor.spec import RunSpec, load_spec
+from gptailor.store.connection import StoreUnwritable
+from gptailor.store.folder import RunFolder
+from gptailor.trial import RunStatus
+
+log = logging.getLogger("gptailor")
+
+
+def run_engine(folder: RunFolder, progress: Progress) -> RunStatus:
+    """Run, or go on with, the run of this folder until its trials or its time are used up. Returns how it ended.
+
+    Raises UserError where it cannot begin (a wrong path, an unfit family); the run is then marked failed.
+    """
+    spec = load_spec(folder.spec)
+    with EngineLock(folder), stop_on_signal() as signalled:
+        writer = open_writer(folder, spec)
+        error: str | None = None
+        with heartbeat(writer.heartbeat):
+            try:
+                if cause := os.environ.pop(DEATHS, None):
+                    blame_the_trial(folder, writer, cause)
+                _look_up_benchmarks(spec)
+                with _devices(folder, spec, progress.note):
+                    writer.set_status(RunStatus.RUNNING)
+                    status, error = _work_of(spec)(folder, spec, writer, progress, signalled).run()
+            except (Stopped, StopAsked):
+                status = RunStatus.STOPPED
+            except KeyboardInterrupt:
+                writer.set_status(RunStatus.STOPPED)
+                raise
+            except StoreUnwritable:
+                raise  # nothing can be written of it, and nothing is wrong with the run
+            except UserError as problem:
+                writer.set_status(RunStatus.FAILED, str(problem))
+                raise
+            except Exception:  # the engine's last word: whatever broke becomes the run's recorded cause
+                status, error = RunStatus.FAILED, traceback.format_exc()
+                log.exception("the search failed")
+            writer.set_status(status, error)
+    progress.ended(status, error)
+    return status
+
+
+@contextmanager
+def _devices(folder: RunFolder, spec: RunSpec, say: Callable[[str], None]) -> Iterator[None]:
+    """Everything that this run computes on is its own meanwhile. Jobs of its own it need not wait for."""
+    with ExitStack() as held:
+        for name in _device_names(spec):  # in one order for all runs, so that none waits for another that waits for it
+            held.enter_context(DeviceQueue(folder, name, say))
+        yield
+
+
+def _device_names(spec: RunSpec) -> Iterator[str]:
+    if spec.workers is None or spec.baselines:
+        main, *others = map(str, pick_devices(spec.device))
+        yield main
+        if others and predict_memory(spec, preflight(spec)).split:  # which can be told once the first device is ours
+            yield from sorted(others)
+    elif spec.workers.local is not None:
+        places = devices.places(spec.workers.local, spec.device)
+        yield from sorted({device for place in places for device in devices_of(place)})
+    elif spec.workers.scheduler:
+        yield spec.workers.scheduler
+
+
+def _look_up_benchmarks(spec: RunSpec) -> None:
+    """Raise UserError for a name that is nowhere, also of what only judges: now, not after days."""
+    asked = (*spec.objectives, *spec.selection, *spec.held_out)
+    find_tasks([benchmark.benchmark for benchmark in asked], spec.include_path)
+
+
+def _work_of(spec: RunSpec) -> type[RunBase]:
+    return BaselineRun if spec.baselines else Search

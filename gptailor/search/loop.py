@@ -1,0 +1,228 @@
+"""The search's loop: ask, decode, stitch, evaluate, record, tell.
+
+It counts trials and time itself (SMAC enforces neither in ask and tell), and it is the one writer of the run's store.
+A run that was stopped or killed is gone through again from the start: SMAC is asked with the same seed, stored trials
+are told as they were, and the first trial that is missing is run. That brings Hyperband's brackets back exactly, which
+SMAC's own state files do not: they are not safe against a kill. Where the replay departs, see `replay.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from gptailor.launch import engine
+from gptailor.plan import StitchPlan
+from gptailor.schedule import REFERENCES
+from gptailor.scoring.scorer import Ended, Scorer, last_line
+from gptailor.search.recording import outcome_of, trial_record
+from gptailor.search.replay import changed_versions
+from gptailor.search.run_base import RunBase, was_computed
+from gptailor.search.selection import select
+from gptailor.search.space import PlanSpace, build_space, initial_design
+from gptailor.search.suggest import Suggester, cost
+from gptailor.search.trial_queue import NextTrial, TrialQueue
+from gptailor.stitch.merging import merge_source_counts
+from gptailor.store import queries
+from gptailor.store.folder import write_atomically
+from gptailor.trial import Outcome, RunStatus, TrialStatus
+from gptailor.versions import installed_versions
+
+log = logging.getLogger("gptailor")
+
+FAILURES_BEFORE_GIVING_UP = 3
+"""In a row and alike, from the first trial on: nothing works."""
+FAILURES_AFTER_A_SUCCESS = 10
+"""One broken layer of a candidate fails every trial that has it, until the search has learnt to avoid it."""
+INITIAL_SHARE = 0.125
+"""Share of the trials that the initial design may take."""
+BLOCK_INFLUENCE = "baseline:block_influence"
+
+
+class Search(RunBase):
+    """One search in progress: the parts, and what was learnt so far."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.failures: list[str] = []
+        self.interrupted_at = math.nan
+
+    def run(self) -> tuple[RunStatus, str | None]:
+        spec = self.spec
+        with self._scorer() as scorer:
+            space = build_space(spec, scorer.n_layers, merge_source_counts(spec.merge.method))
+            self.progress.started(spec, len(self.history.finished))
+            initial = self._start(scorer, space)
+            self._order(scorer, initial)
+            self._reference(scorer, "dense", StitchPlan.dense(space.n_layers))
+            if space.n_removed:
+                one_shot = StitchPlan.without(set(initial[0].removed), space.n_layers)  # the initial design begins so
+                self._reference(scorer, BLOCK_INFLUENCE, one_shot)
+            status, error = self._loop(scorer, space, initial)
+            if status is RunStatus.FINISHED and spec.selection:
+                select(self.folder, spec, scorer, self.writer, self.progress.note)
+        return status, error
+
+    @contextmanager
+    def _scorer(self) -> Iterator[Scorer]:
+        known = queries.load_examples(self.folder)
+        scorer: Scorer
+        if self.spec.workers is None:
+            scorer = self._local_scorer(known)
+        else:
+            from gptailor.scoring.cluster.dask_scorer import DaskScorer  # Dask, which one worker does not need
+
+            scorer = DaskScorer(self.spec, self.folder, known, self._stop_asked, self.progress.note, self._interrupted)
+        try:
+            yield scorer
+        finally:
+            scorer.close()
+
+    def _interrupted(self, cause: str | None) -> None:
+        """The workers cannot be reached, for this cause; None: they can again."""
+        if cause is not None:
+            self.progress.note(cause)
+            self.interrupted_at = time.monotonic()
+            self.writer.set_status(RunStatus.PAUSED, cause)
+        else:
+            self.deadline += time.monotonic() - self.interrupted_at
+            self.writer.set_status(RunStatus.RUNNING)
+
+    def _loop(self, scorer: Scorer, space: PlanSpace, initial: list[StitchPlan]) -> tuple[RunStatus, str | None]:
+        """Ask ahead of whoever scores, and tell what came of it in the order in which it ends."""
+        queue = self._trial_queue(space, initial)
+        running: dict[int, NextTrial] = {}
+        while True:
+            queue.catch_up(self._stop_asked)
+            is_time_up = self._begin(scorer, queue, running)
+            if not running:
+                if self._stop_asked() and queue.n_told < self.spec.trials:
+                    return RunStatus.STOPPED, None
+                break
+            try:
+                ended = scorer.wait()
+            except KeyboardInterrupt:
+                self._finish(queue, running, [Ended(trial_id) for trial_id in running])
+                raise
+            problem = self._finish(queue, running, ended)
+            if problem or any(one.is_given_up for one in ended):
+                self._finish(queue, running, [Ended(trial_id) for trial_id in running])
+                return (RunStatus.FAILED, problem) if problem else (RunStatus.STOPPED, None)
+        if is_time_up:
+            self._say_that_time_is_up()
+        elif queue.is_exhausted:
+            self.progress.note("every plan of the space has been tried")
+        with suppress(OSError):  # a full disk; these files are for other tools alone
+            queue.save()
+        return RunStatus.FINISHED, None
+
+    def _begin(self, scorer: Scorer, queue: TrialQueue, running: dict[int, NextTrial]) -> bool:
+        """Begin trials while there is room for more. Whether none is begun because the time is used up."""
+        begun: list[NextTrial] = []
+        try:
+            while scorer.room:
+                if engine.asked(self.folder, "pause"):
+                    if running:
+                        return False
+                    self._wait_while_paused()
+                if self._stop_asked():
+                    return False
+                is_time_up = self._is_time_up
+                if is_time_up or (trial := queue.next()) is None:
+                    return is_time_up and queue.n_told < self.spec.trials
+                running[trial.trial_id] = trial
+                begun.append(trial)
+                asked = trial.suggestion
+                scorer.begin(trial.trial_id, asked.plan, asked.budget, self.spec.trials - trial.trial_id - 1)
+            return False
+        finally:
+            with self.writer.batch():
+                for trial in begun:
+                    asked = trial.suggestion
+                    self.writer.record_plan(asked.config_id, asked.plan, scorer.n_parameters(asked.plan))
+                    self.writer.start_trial(trial_record(trial.trial_id, asked, trial.seconds, trial.asked_after))
+
+    def _finish(self, queue: TrialQueue, running: dict[int, NextTrial], ended: Sequence[Ended]) -> str | None:
+        """Record how trials ended, and tell. Returns what is wrong with all of them, if anything is."""
+        outcomes: list[tuple[NextTrial, Outcome]] = []
+        with self.writer.batch():
+            for one in ended:
+                trial = running.pop(one.trial_id)
+                outcome = outcome_of(one, None if one.is_given_up else queue.n_told + len(outcomes))
+                if one.result is not None:
+                    self._remember(one.result)
+                self.writer.finish_trial(one.trial_id, outcome)
+                if not one.is_given_up:
+                    outcomes.append((trial, outcome))
+        problem = None
+        for trial, outcome in outcomes:
+            queue.tell(trial, outcome)
+            self._report(trial, outcome, replayed=False)
+            problem = problem or self._same_failure_again(outcome)
+        return problem
+
+    def _report(self, trial: NextTrial, outcome: Outcome, replayed: bool) -> None:
+        costs = self._costs(outcome, trial.suggestion.budget)
+        retention = 1.0 - sum(costs) / len(costs) if costs else None  # as SMAC is told it
+        asked = trial_record(trial.trial_id, trial.suggestion, trial.seconds)
+        self.progress.trial(asked, outcome, retention, replayed)
+
+    def _trial_queue(self, space: PlanSpace, initial: list[StitchPlan]) -> TrialQueue:
+        def departed(trial_id: int, refused: int) -> None:
+            then = json.loads(queries.read_run(self.folder).runs.versions.iloc[0] or "{}")
+            why = changed_versions(then, installed_versions()) or "its run file or gptailor's search changed"
+            self.progress.note(
+                f"trial {trial_id + 1} was stored for another configuration than the search asks for now ({why}): the "
+                f"search goes on from the {len(self.history.finished)} stored trials as a warm start, with brackets of "
+                "its own"
+            )
+            if refused:
+                self.progress.note(f"{refused} of them are not of this space any more, and stay in the store only")
+
+        return TrialQueue(
+            lambda plans: Suggester(self.spec, space, plans, self.folder.smac),
+            initial,
+            self.history,
+            self.spec.trials,
+            self._costs,
+            lambda trial, outcome: self._report(trial, outcome, replayed=True),
+            departed,
+        )
+
+    def _costs(self, outcome: Outcome, budget: int) -> list[float] | None:
+        """One an objective, in the run file's order, which that of stored scores need not be; None for a crash."""
+        scores, there = {score.name: score for score in outcome.scores}, self.dense_at.get(budget, self.dense)
+        slope = self.slopes.get(budget, {})
+        if not scores:
+            return None
+        return [cost(scores[name], dense, there[name], slope.get(name, 1.0)) for name, dense in self.dense.items()]
+
+    def _start(self, scorer: Scorer, space: PlanSpace) -> list[StitchPlan]:
+        """The plans to start from; kept in the run's folder, so that a resumed or extended run starts from the same."""
+        path = self.folder.path / "initial.json"
+        if path.exists():
+            return [StitchPlan.from_json(plan) for plan in json.loads(path.read_text())]
+        least = REFERENCES - 1 if len(self.spec.budget.rungs) > 1 else 1  # which are scored anyway
+        count = max(least, round(INITIAL_SHARE * self.spec.trials))
+        plans = initial_design(space, scorer.influence_orders())[:count]
+        write_atomically(path, json.dumps([plan.to_json() for plan in plans]))
+        return plans
+
+    def _same_failure_again(self, outcome: Outcome) -> str | None:
+        if outcome.status is not TrialStatus.CRASHED:
+            if was_computed(outcome):
+                self.failures, self.has_succeeded = [], True
+            return None
+        self.failures.append(last_line(outcome.error))
+        enough = FAILURES_AFTER_A_SUCCESS if self.has_succeeded else FAILURES_BEFORE_GIVING_UP
+        recent = self.failures[-enough:]
+        alike = {re.sub(r"\d[\d.]*", "#", failure) for failure in recent}  # "tried to allocate 20 MiB", then 24
+        if len(recent) == enough and len(alike) == 1:
+            return f"{len(recent)} trials in a row failed alike: {recent[-1]}"
+        return None

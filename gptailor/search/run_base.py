@@ -1,0 +1,162 @@
+"""What a search and a run of baselines share: history, references, time, pauses, a full disk.
+
+A run has one time limit, of which pauses do not count and what earlier sessions took does.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import suppress
+
+from gptailor.errors import UserError
+from gptailor.evaluate.scoring import NonFinite
+from gptailor.launch import engine
+from gptailor.launch.supervisor import START_ME_AGAIN
+from gptailor.plan import StitchPlan
+from gptailor.schedule import REFERENCES
+from gptailor.scoring.device_speed import type_advice
+from gptailor.scoring.item_cache import Items, PlanScores
+from gptailor.scoring.local import LocalScorer
+from gptailor.scoring.plan_scorer import OBJECTIVES
+from gptailor.scoring.scorer import Scorer
+from gptailor.search.example_order import informative_orders, known_orders, put_in_order, slopes
+from gptailor.search.progress import Progress
+from gptailor.search.replay import read_history
+from gptailor.spec import RunSpec
+from gptailor.store.connection import StoreFull, StoreUnwritable
+from gptailor.store.folder import RunFolder
+from gptailor.store.writer import RunWriter
+from gptailor.trial import Evaluation, Outcome, RunStatus, Score, TrialStatus, now
+
+log = logging.getLogger("gptailor")
+
+FULL_DISK_SECONDS = 5.0
+
+
+class RunBase(ABC):
+    """A run in progress: its folder, what it has scored so far, and when it is to end."""
+
+    def __init__(
+        self, folder: RunFolder, spec: RunSpec, writer: RunWriter, progress: Progress, signalled: threading.Event
+    ) -> None:
+        self.folder, self.spec, self.writer, self.progress = folder, spec, writer, progress
+        self.signalled = signalled
+        writer.retry = self._wait_for_space
+        self.history = read_history(folder)
+        self.dense: dict[str, float] = {}
+        self.dense_at: dict[int, dict[str, float]] = {}
+        self.slopes: dict[int, dict[str, float]] = {}
+        self.has_succeeded = any(was_computed(trial.outcome) for trial in self.history.finished.values())
+        self.deadline = math.inf
+        if spec.walltime_seconds is not None:
+            self.deadline = time.monotonic() + spec.walltime_seconds - self.history.seconds
+
+    @abstractmethod
+    def run(self) -> tuple[RunStatus, str | None]:
+        """Do it. Returns how it ended, and what was wrong where it failed."""
+
+    def _local_scorer(self, known: Items) -> LocalScorer:
+        """This process as the one that scores. known: what each example gave, so far. Raises UserError."""
+        scorer = LocalScorer(self.spec, known, self._stop_asked, self._give_up)
+        family = scorer.plan_scorer.family
+        if advice := type_advice(family.device.type, family.preflight.hidden_size, family.preflight.dtype):
+            self.progress.note(advice)
+        return scorer
+
+    def _give_up(self, trial_id: int, error: str) -> None:
+        """The only trial under way hangs: record it, and go on in another process."""
+        outcome = Outcome(TrialStatus.CRASHED, now(), error=error, told_as=len(self.history.finished))
+        self.writer.finish_trial(trial_id, outcome)
+        os._exit(START_ME_AGAIN)
+
+    def _reference(self, scorer: Scorer, subject: str, plan: StitchPlan) -> None:
+        """Score a plan outside the search at every rung, for retention or as what the search has to beat."""
+        for budget in self.spec.budget.rungs:
+            result = scorer.score(plan, budget)
+            with self.writer.batch():
+                self._remember(result)
+                for objective, score in zip(self.spec.objectives, result.scores, strict=True):
+                    self.writer.record_evaluation(Evaluation(subject, None, objective.split, score, now(), plan.hash))
+            if subject == "dense":
+                self.dense = self.dense_at[budget] = {score.name: score.score for score in result.scores}
+        self.progress.reference(subject, result.scores)
+        if subject == "dense":
+            for benchmark, score in zip(scorer.opened(OBJECTIVES), result.scores, strict=True):
+                if advice := _no_better_than_guessing(score, benchmark.chance):
+                    self.progress.note(advice)
+
+    def _remember(self, result: PlanScores) -> None:
+        for key, first, items in result.fresh:
+            self.writer.record_examples(*key, first, items)
+
+    def _order(self, scorer: Scorer, plans: Sequence[StitchPlan]) -> None:
+        """Read the examples that tell most first, where there are several rungs; a resumed run as it did before.
+
+        plans: those to tell by, the first few of them, beside the dense base.
+        """
+        benchmarks, known = scorer.opened(OBJECTIVES), scorer.cache.known
+        dense = StitchPlan.dense(scorer.n_layers)
+        references = [dense, *plans[: REFERENCES - 1]]
+        if not known and len(self.spec.budget.rungs) > 1:
+            scorer.score(dense, self.spec.budget.max)
+            for number, plan in enumerate(references[1:]):
+                with suppress(NonFinite, UserError):  # it can be spared
+                    scorer.score(plan, self.spec.budget.max)
+                    self.has_succeeded |= number > 0
+            orders = informative_orders(references, benchmarks, known)
+            with self.writer.batch():
+                for key, first, items in put_in_order(known, orders, dense, benchmarks):
+                    self.writer.record_examples(*key, first, items)
+        if stored := known_orders(known, dense, benchmarks):
+            scorer.reorder(stored)
+            self.slopes = slopes(references, benchmarks, self.spec.budget.rungs, known)
+
+    def _wait_for_space(self, problem: StoreUnwritable) -> bool:
+        """A full disk is waited for: nothing that was scored is lost while somebody makes room."""
+        if not isinstance(problem, StoreFull) or self._stop_asked():
+            return False
+        self.progress.note(f"{problem}; waiting for space")
+        time.sleep(FULL_DISK_SECONDS)
+        return True
+
+    @property
+    def _is_time_up(self) -> bool:
+        return time.monotonic() > self.deadline
+
+    def _say_that_time_is_up(self) -> None:
+        self.progress.note(f"the time of {self.spec.walltime} is used up")
+
+    def _stop_asked(self) -> bool:
+        return self.signalled.is_set() or engine.asked(self.folder, "stop")
+
+    def _wait_while_paused(self) -> None:
+        if not engine.asked(self.folder, "pause"):
+            return
+        self.writer.set_status(RunStatus.PAUSED)
+        self.progress.note("paused")
+        began = time.monotonic()
+        while engine.asked(self.folder, "pause") and not self._stop_asked():
+            time.sleep(0.2)
+        self.deadline += time.monotonic() - began
+        self.writer.set_status(RunStatus.RUNNING)
+
+
+def was_computed(outcome: Outcome) -> bool:
+    """Whether a model was scored: the first trials' examples are known from the references."""
+    return outcome.status is TrialStatus.SUCCESS and outcome.stitch_seconds > 0
+
+
+def _no_better_than_guessing(dense: Score, chance: float | None) -> str | None:
+    """What to say of an objective on which the dense base's score may be luck."""
+    if chance is None or not dense.higher_is_better or dense.score - chance > 2 * (dense.stderr or 0.0):
+        return None
+    return (
+        f"{dense.name}: the dense base scores {dense.score:.3f} on {dense.n_samples} examples, guessing {chance:.3f}: "
+        f"plans that guess well will look good; more examples or another benchmark would tell more"
+    )

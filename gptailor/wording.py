@@ -1,0 +1,108 @@
+"""Words on the screen: other people's text made inert, and numbers and times in a form that people read.
+
+Names, notes, paths and benchmarks come from run files that somebody may have sent. Streamlit's labels and captions are
+Markdown with directives of its own (`:red[...]`, `:material/...:`, `$...$`, emoji codes, arrows), so text goes through
+`safe` there and through `plain` where it is shown as it is (tables, charts, select boxes). Plain strings in, plain
+strings out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from typing import Any
+
+LIMIT = 80
+"""Characters of a name that are shown; the rest is cut with an ellipsis."""
+
+_FIRST_STRONG_ISOLATE, _POP_ISOLATE = "\u2068", "\u2069"
+_JOINER = "\u2060"  # zero width: keeps `:smile:`, `->` and `https://` from being recognised after parsing
+_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+_RECOGNISED_LATER = re.compile(r"(:|www|@|[-<>=.]{1}(?=[-<>=.])|\()", re.I)
+
+
+def plain(text: Any, limit: int = LIMIT) -> str:
+    """`text` on one line, without control and direction-changing characters, cut at `limit`; shown by itself whatever
+    its script."""
+    kept = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in str(text))
+    kept = "".join(c for c in kept if unicodedata.category(c) not in ("Cf", "Cs", "Co", "Cn"))
+    kept = " ".join(kept.split())
+    if len(kept) > limit:
+        kept = kept[: limit - 1].rstrip() + "…"
+    if kept and not kept.isascii() and any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in kept):
+        return f"{_FIRST_STRONG_ISOLATE}{kept}{_POP_ISOLATE}"
+    return kept
+
+
+def safe(text: Any, limit: int = LIMIT) -> str:
+    """`plain`, and inert inside Streamlit's Markdown: shown letter for letter."""
+    guarded = _RECOGNISED_LATER.sub(rf"\1{_JOINER}", plain(text, limit))
+    return _PUNCTUATION.sub(r"\\\1", guarded)
+
+
+def csv_safe(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula (OWASP: CSV injection)."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value
+    return value
+
+
+def duration(seconds: float | None) -> str:
+    """'42 s', '3 min', '8 h 20 min', '2 d 4 h'; '-' where unknown."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(round(seconds / 3600), 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+def count(number: float | None) -> str:
+    """A whole number with thin spaces between thousands; '–' where unknown."""
+    if number is None or not math.isfinite(number):
+        return "–"
+    return f"{number:,.0f}".replace(",", "\u202f")
+
+
+def size(number: float | None) -> str:
+    """Parameters: '134.5 M', '6.7 B'."""
+    if number is None or not math.isfinite(number):
+        return "–"
+    for unit, scale in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if abs(number) >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def value(number: float | None, error: float | None = None, *, percent: bool = False) -> str:
+    """A score with its standard error where known: '0.612 ± 0.015', or in percent '96.1 % ± 1.2'."""
+    if number is None or not math.isfinite(number):
+        return "–"
+    shown, unit = (100 * number, " %") if percent else (number, "")
+    digits = 1 if percent or abs(shown) >= 100 else 3
+    text = f"{shown:.{digits}f}{unit}"
+    if error is not None and math.isfinite(error):
+        text += f" ± {100 * error if percent else error:.{digits}f}"
+    return text
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """'1 trial', '3 trials'."""
+    return f"{count(number)} {one if number == 1 else many or one + 's'}"
+
+
+def as_table(rows: list[tuple[str, ...]]) -> str:
+    """Rows of cells, the first the heading, in columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"

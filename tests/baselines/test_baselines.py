@@ -1,0 +1,174 @@
+"""Published pruning methods, on models with layers that do nothing: the right cut leaves the model as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.planted import IDENTITIES, own_words, planted_family
+
+from gptailor.baselines.angular_distance import distances
+from gptailor.baselines.case import Case, LossSum, lowest
+from gptailor.baselines.laco import _sum_of_differences
+from gptailor.baselines.registry import METHODS
+from gptailor.baselines.relative_magnitude import magnitudes
+from gptailor.baselines.shortened_llama import taylor_scores
+from gptailor.errors import UserError
+from gptailor.family.models import open_family
+from gptailor.plan import StitchPlan
+from gptailor.spec import Baseline
+from gptailor.stitch.stitcher import Stitcher
+
+BY_SCORE = (Baseline.GREEDY, Baseline.EVOLUTION)
+BLIND = (Baseline.RANDOM, Baseline.LAST)
+PROBE = torch.arange(5, 45)[None]
+
+
+@pytest.fixture(scope="module")
+def stitcher(tmp_path_factory: pytest.TempPathFactory, make_spec) -> Stitcher:
+    return Stitcher(
+        open_family(make_spec(planted_family(tmp_path_factory.mktemp("planted")), operations=["remove", "select"]))
+    )
+
+
+def logits(stitcher: Stitcher, plan: StitchPlan) -> torch.Tensor:
+    with torch.inference_mode():
+        return stitcher.stitch(plan)(PROBE).logits
+
+
+TEXTS: dict[str, list[dict[str, torch.Tensor]]] = {}
+
+
+def case_of(stitcher: Stitcher, source: str, n_removed: int = 2, seed: int = 0) -> Case:
+    """fitness: how much of the dense model's own next words a plan keeps, over n of its texts."""
+    if source not in TEXTS:
+        TEXTS[source] = own_words(stitcher.stitch(StitchPlan.dense(6, source)))
+    batches = TEXTS[source]
+    texts = torch.cat([batch["input_ids"] for batch in batches])
+
+    def fitness(plan: StitchPlan, n: int) -> float:
+        model = stitcher.stitch(plan)
+        with torch.inference_mode():
+            said = model(texts[:n]).logits[:, :-1].argmax(-1)
+        return float((said == texts[:n, 1:]).float().mean())
+
+    return Case(stitcher, source, n_removed, batches, fitness, rungs=(4, 12), allowed=600, seed=seed)
+
+
+def test_every_name_has_a_method() -> None:
+    assert set(METHODS) == set(Baseline)
+    for method in METHODS.values():
+        assert method.load().__doc__ and method.title
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        (name, source)
+        for name in Baseline
+        for source in IDENTITIES
+        if name not in BLIND and not (name.startswith("laco") and source == "math")  # its interval jumps over them
+    ],
+)
+def test_layers_that_do_nothing_are_the_first_to_go(stitcher: Stitcher, name: Baseline, source: str) -> None:
+    case = case_of(stitcher, source)
+    plan = METHODS[name].load()(case)
+    assert len(plan.kept) == 4 and plan.candidates == (() if source == "base" else (source,))
+    torch.testing.assert_close(logits(stitcher, plan), logits(stitcher, StitchPlan.dense(6, source)))
+    if name.startswith("laco"):  # the run's first layer stays and takes in the weights of its last
+        assert plan.removed == (3, 4) and plan.folded[4] == (2, 1.0)
+    else:
+        assert plan.removed == IDENTITIES[source] and not plan.folded
+    assert (case.examples if name in BY_SCORE else case.passes) > 0
+    assert METHODS[name].load()(case_of(stitcher, source)) == plan, "the same again"
+
+
+def test_costs_are_counted(stitcher: Stitcher) -> None:
+    passes = {}
+    for name in (Baseline.LAST, Baseline.BLOCK_INFLUENCE, Baseline.SHORTENED_PERPLEXITY, Baseline.SLEB):
+        case = case_of(stitcher, "base")
+        METHODS[name].load()(case)
+        passes[name] = case.passes
+        assert case.examples == 0
+    one_by_one = 1 + (5 + 4 + 3 + 2 + 1 + 5) / 5  # what the tries share, what is behind each, all for the last layer
+    sleb = 1 + (4 + 3 + 2 + 1) / 5 + 1 + (3 + 2 + 1) / 4
+    assert passes == pytest.approx({"last": 0, "block_influence": 1, "shortened_perplexity": one_by_one, "sleb": sleb})
+    case = case_of(stitcher, "base")
+    METHODS[Baseline.GREEDY].load()(case)
+    assert case.examples == (6 + 5) * 12
+    case = case_of(stitcher, "base")
+    METHODS[Baseline.EVOLUTION].load()(case)
+    assert case.examples <= 600 + 16 * 4 + 5 * 12, "one generation over the allowance at most"
+
+
+def test_blind_methods(stitcher: Stitcher) -> None:
+    assert METHODS[Baseline.LAST].load()(case_of(stitcher, "math", 3)) == StitchPlan.without([3, 4, 5], 6, "math")
+    cuts = {METHODS[Baseline.RANDOM].load()(case_of(stitcher, "base", seed=seed)).removed for seed in range(12)}
+    assert len(cuts) > 6 and all(len(removed) == 2 for removed in cuts)
+
+
+def test_formulas(stitcher: Stitcher) -> None:
+    """Angular distance and relative magnitude against transformers' own hidden states; Taylor leaves nothing behind."""
+    case = case_of(stitcher, "base")
+    model = case.model()
+    with torch.inference_mode():
+        states = [
+            torch.cat(parts)
+            for parts in zip(
+                *(model(b["input_ids"], output_hidden_states=True).hidden_states for b in case.batches), strict=True
+            )
+        ]
+    cosine = torch.cosine_similarity(states[1][:, -1], states[3][:, -1], dim=-1)
+    assert distances(case)[1] == pytest.approx(float(cosine.arccos().mean()) / torch.pi, abs=1e-4)
+    ratio = (states[2] - states[1]).norm(dim=-1) / states[2].norm(dim=-1)
+    assert magnitudes(case)[1] == pytest.approx(float(ratio.mean()), rel=1e-4)
+    scores = taylor_scores(case)
+    assert scores[2] == scores[3] == 0 and min(scores[i] for i in (0, 1, 4, 5)) > 0
+    model = case.model()
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+
+
+def test_loss_is_that_of_real_tokens(stitcher: Stitcher) -> None:
+    case = case_of(stitcher, "base")
+    padded = []
+    for batch in case.batches:
+        ids = batch["input_ids"]
+        pad = torch.full((len(ids), 5), 2)
+        padded.append(
+            {"input_ids": torch.cat([ids, pad], 1), "attention_mask": torch.cat([torch.ones_like(ids), pad * 0], 1)}
+        )
+    assert mean_loss(case.model(), padded) == pytest.approx(mean_loss(case.model(), case.batches), rel=1e-5)
+    with pytest.raises(UserError, match="hold no text of two tokens"):
+        mean_loss(case.model(), [{key: value[:, :1] for key, value in case.batches[0].items()}])
+
+
+@pytest.mark.parametrize(("source", "removed"), [("base", ()), ("math", (1, 4))])
+def test_losses_are_those_of_the_shorter_models(stitcher: Stitcher, source: str, removed: tuple[int, ...]) -> None:
+    """The layers before a tried one are run once, and the first and the last may be tried."""
+    case = case_of(stitcher, source)
+    tried = [layer for layer in range(6) if layer not in removed]
+    before = logits(stitcher, StitchPlan.dense(6, source))
+    found = case.losses(tried, removed)
+    asked = case.passes
+    whole = {layer: mean_loss(case.model([*removed, layer]), case.batches) for layer in tried}
+    assert found == pytest.approx(whole, rel=1e-5) and list(found) == tried
+    n = len(tried)
+    assert asked == pytest.approx(1 + sum(range(1, n)) / (n - 1) + 1), "a shared pass, the rest of each, one whole"
+    assert torch.equal(logits(stitcher, StitchPlan.dense(6, source)), before), "no hook is left"
+
+
+def mean_loss(model, batches) -> float:
+    total = LossSum()
+    for batch in batches:
+        total.add(model, batch)
+    return total.mean()
+
+
+def test_lacos_two_formulas_differ() -> None:
+    assert _sum_of_differences({3: 1.0}, [{4: 1.0}, {5: 1.0}]) == {3: -1.0, 4: 1.0, 5: 1.0}
+    assert sum(_sum_of_differences({3: 1.0}, [{4: -1.0, 5: 1.0, 6: 1.0}, {7: 1.0}]).values()) == 1
+
+
+def test_layers_without_numbers_are_not_removed_blindly() -> None:
+    assert lowest({0: 0.5, 1: 0.2, 2: 0.2, 3: float("inf")}, 2, "x") == [2, 1]
+    with pytest.raises(UserError, match="SLEB: only 1 layers have a finite score, 2 are to be removed"):
+        lowest({0: 0.5, 1: float("nan")}, 2, "SLEB")

@@ -1,0 +1,178 @@
+"""Experiments: the files in data/experiments are right; a set of runs ends in one table and goes on where it was."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.command_line import gptailor, write_benchmark
+from helpers.tiny_run import CONFIG, PLAN, make_tiny_run, tiny_spec
+
+from gptailor.commands.experiment import lend, load_experiment, over_seeds, table
+from gptailor.errors import UserError
+from gptailor.plan import StitchPlan
+from gptailor.spec import Baseline, SpaceOperation, load_spec
+from gptailor.store import queries
+from gptailor.store.writer import RunWriter
+from gptailor.trial import Evaluation, Score
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "data" / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_files_are_right(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = load_experiment(path)
+    assert found.name == path.stem and len(found.runs) >= 3 and found.evaluate
+    assert len({spec.to_yaml() for spec in found.runs.values()}) == len(found.runs)
+    assert {spec.name for spec in found.runs.values()} == {f"{found.name}: {label}" for label in found.runs}
+
+
+def test_another_family_and_changes_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    llama = "data/presets/llama-2-7b.yaml"
+    found = load_experiment("data/experiments/operations.yaml", llama, ["trials=7"])
+    assert {spec.trials for spec in found.runs.values()} == {7}
+    assert all("llama" in spec.base_model.lower() for spec in found.runs.values())
+    assert found.runs["remove, fold"].operations == (SpaceOperation.REMOVE, SpaceOperation.FOLD)
+    assert Baseline.BLOCK_INFLUENCE in found.runs["one-shot"].baselines
+
+
+@pytest.mark.parametrize("family", ["data/presets/llama-2-7b.yaml", "data/experiments/families/smollm2.yaml"])
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem != "worth"], ids=lambda path: path.stem)
+def test_every_experiment_fits_every_family(path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found, spec = load_experiment(path, family), load_spec(family)
+    for asked in found.runs.values():
+        assert asked.base_model == spec.base_model and set(asked.candidates) <= set(spec.candidates)
+        named = [objective.benchmark for objective in spec.objectives]
+        assert [objective.benchmark for objective in asked.objectives] == named[: len(asked.objectives)]
+
+
+def test_short_keys_depend_on_the_run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    pools = load_experiment("data/experiments/pools.yaml").runs
+    assert [len(spec.candidates) for spec in pools.values()] == [1, 2, 3]
+    elsewhere = ["candidates={a: models/a, b: models/b, c: models/c}", "seed=3"]
+    moved = load_experiment("data/experiments/pools.yaml", changes=elsewhere).runs
+    assert [list(spec.candidates) for spec in moved.values()] == [["a"], ["a", "b"], ["a", "b", "c"]]
+    assert all(spec.seed == 3 for spec in moved.values())
+    runs = load_experiment("data/experiments/objectives.yaml", "data/experiments/families/smollm2.yaml").runs
+    assert [len(spec.objectives) for spec in runs.values()] == [1, 1, 1, 3, 3, 3]
+    assert {objective.metric for objective in runs["several, perplexity"].objectives} == {"answer_perplexity"}
+    for wrong in ("4", "0", "yes", "two"):
+        (tmp_path / "x.yaml").write_text(f"run: data/presets/demo.yaml\nruns: {{a: {{first_candidates: {wrong}}}}}")
+        with pytest.raises(
+            UserError, match="runs.a.first_candidates: expected a number from 1 to 3, the candidates there"
+        ):
+            load_experiment(tmp_path / "x.yaml")
+
+
+def test_a_plan_is_judged_once(tmp_path: Path) -> None:
+    dense, spec = StitchPlan.dense(6).hash, tiny_spec(tmp_path)
+    first, second, third, fourth = (make_tiny_run(tmp_path / "runs", tmp_path, f"run-{k}") for k in range(4))
+    writer = RunWriter.open(first)
+    writer.record_examples(dense, "words", "acc", "test", 0, [1.0, 0.0, 1.0])
+    writer.record_examples(dense, "words", "acc", "validation", 0, [0.0])
+    writer.record_examples(PLAN.hash, "words", "acc", "test", 0, [1.0])
+    writer.record_examples("a plan of that run alone", "words", "acc", "test", 0, [1.0])
+    lend(second, spec, [(first, spec)])
+    lent = {(dense, "words", "acc", "test"): [1.0, 0.0, 1.0], (PLAN.hash, "words", "acc", "test"): [1.0]}
+    assert queries.load_examples(second) == lent
+    lend(third, tiny_spec(tmp_path, seed=1), [(first, spec), (second, spec)])
+    assert not queries.load_examples(third), "another seed is another order of the examples"
+    elsewhere = spec.model_copy(update={"candidates": dict.fromkeys(spec.candidates, "another/folder")})
+    lend(fourth, elsewhere, [(first, spec)])
+    assert not queries.load_examples(fourth), "a candidate of that name is another model"
+
+
+def test_what_needs_the_dense_base_is_blank_without_it(tmp_path: Path) -> None:
+    folders = {name: make_tiny_run(tmp_path / "runs", tmp_path, name, name == "judged") for name in ("judged", "not")}
+    head, judged, without = (dict(zip(table(folders)[0], row, strict=True)) for row in table(folders))
+    assert judged["retention"] == "50.0%" and judged["held-out average"] == without["held-out average"] != ""
+    assert (without["retention"], without["gap"]) == ("", "") and set(head) == set(judged)
+
+
+def test_runs_that_differ_in_their_seed_are_put_together(tmp_path: Path) -> None:
+    labels = ("search, seed 0", "search, seed 1", "other", "other, unlike")
+    folders = {label: make_tiny_run(tmp_path / "runs", tmp_path, f"run-{k}") for k, label in enumerate(labels)}
+    for label, other in (("search, seed 1", {"seed": 1}), ("other", {"trials": 30}), ("other, unlike", {"trials": 31})):
+        folders[label].spec.write_text(tiny_spec(tmp_path, **other).to_yaml())
+    writer = RunWriter.open(folders["search, seed 1"])
+    with writer.batch():
+        score = Score("words", "acc", 0.5, 0.12, 16, True)
+        writer.record_evaluation(Evaluation(f"config:{CONFIG}", CONFIG, "test", score, datetime.now(UTC)))
+    head, *rows = over_seeds(folders)
+    assert rows == [("search", "2", "0.4500", "0.0707")], "0.4 and 0.5"
+    assert len(head) == 4 and over_seeds({"other": folders["other"]}) == [head]
+
+
+def test_a_plan_that_some_benchmarks_still_lack_is_not_judged(tmp_path: Path) -> None:
+    folder = make_tiny_run(tmp_path / "runs", tmp_path)
+    held_out = [{"benchmark": name, "metric": "acc", "split": "test"} for name in ("words", "further_words")]
+    column = table({"a": folder})[0].index("held-out average")
+    assert table({"a": folder})[1][column]
+    folder.spec.write_text(tiny_spec(tmp_path, held_out=held_out).to_yaml())
+    assert not table({"a": folder})[1][column], "an average over other benchmarks than the other runs' does not compare"
+
+
+@pytest.mark.slow
+def test_runs_end_in_one_table(tiny_family: Path, tmp_path: Path) -> None:
+    write_benchmark(tmp_path, "first_words", 20, 0)
+    run = {
+        "name": "x",
+        "base_model": str(tiny_family / "base"),
+        "candidates": {"math": str(tiny_family / "math")},
+        "operations": ["remove"],
+        "remove": 2,
+        "objectives": [{"benchmark": "first_words", "metric": "acc"}],
+        "held_out": [{"benchmark": "first_words", "metric": "acc_norm"}],
+        "include_path": [str(tmp_path)],
+        "budget": {"min": 6, "max": 6},
+        "trials": 4,
+        "device": "cpu",
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    asked = {
+        "run": str(tmp_path / "run.yaml"),
+        "runs": {"search": {"operations": ["remove", "fold"]}, "one-shot": {"baselines": ["last"]}},
+        "evaluate": ["dense", "front"],
+    }
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(asked, sort_keys=False))
+    report = tmp_path / "small.html"
+    done = gptailor("experiment", file, "--runs", tmp_path / "runs", "--report", report, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {"small", "search", "one-shot"} <= set(re.findall(r"[\w-]+", report.read_text()))
+    lines = [
+        line for line in done.stdout.splitlines() if "finished" in line and line.startswith(("search", "one-shot"))
+    ]
+    assert len(lines) == 2 and all(line.count("%") == 3 and "±" in line for line in lines), done.stdout
+    again = gptailor("experiment", file, "--runs", tmp_path / "runs")
+    assert again.returncode == 0 and "rung" not in again.stdout, "nothing is run twice"
+    assert len([path for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"runs": {}}, "at least one entry under runs"),
+        ({"runs": {"a": {}}, "step": 1}, "unknown key 'step'"),
+        ({"runs": {"a": {}}}, "run: name the run file to start from"),
+        ({"run": "none.yaml", "runs": {"a": {}}}, "no such file"),
+        ({"run": "r.yaml", "runs": {"a": 3}}, "runs.a: expected keys of a run file"),
+    ],
+)
+def test_mistakes(tmp_path: Path, data: dict, message: str) -> None:
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(UserError, match=message):
+        load_experiment(tmp_path / "x.yaml")
+    with pytest.raises(UserError, match="no such file"):
+        load_experiment(tmp_path / "none.yaml")
+    (tmp_path / "x.yaml").write_text("run: r.yaml\nruns: {a: {trials: 3}, a: {trials: 4}}")
+    with pytest.raises(UserError, match="'a' is given twice"):
+        load_experiment(tmp_path / "x.yaml")

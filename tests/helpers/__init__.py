@@ -1,0 +1,1 @@
+"""What several tests share: tiny families, made-up runs, warm engines, a browser."""

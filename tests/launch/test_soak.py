@@ -1,0 +1,23 @@
+"""`make soak` in small: engines that need no imports, and less of everything."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.warm_engines import shared
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests" / "bench"))
+
+
+@pytest.mark.slow
+def test_everything_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from soak import soak
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("gptailor.launch.engine.spawn", shared().spawn)
+    rows = soak(minutes=0.5, pause=0.5)
+    assert [row for row in rows if not row[3]] == []
+    assert int(rows[2][1]) > 20, "browsers were answered"

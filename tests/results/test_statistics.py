@@ -1,0 +1,152 @@
+"""Held-out results read against the dense model, against guessing, and against each other on the same examples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.run_tables import SPEC, run_tables
+from scipy import stats
+
+from gptailor.plan import StitchPlan
+from gptailor.results import scores, statistics
+
+RUN = SPEC | {
+    "objectives": [{"benchmark": "piqa", "metric": "acc", "split": "validation"}],
+    "held_out": [
+        {"benchmark": "piqa", "metric": "acc", "split": "test"},
+        {"benchmark": "arc", "metric": "acc", "split": "test"},
+        {"benchmark": "wiki", "metric": "ppl", "split": "test"},
+    ],
+}
+PLAN = StitchPlan.without([2], 4)
+
+
+def evaluation(subject: str, name: str, score: float, n: int = 100, split: str = "test", **more):
+    return {"subject": subject, "name": name, "score": score, "n_samples": n, "split": split} | more
+
+
+EVALUATIONS = [
+    evaluation("dense", "piqa/acc", 0.8, chance=0.5),
+    evaluation("dense", "piqa/acc", 0.7, 50, chance=0.5),
+    evaluation("dense", "arc/acc", 0.26, chance=0.25),
+    evaluation("dense", "wiki/ppl", 8.0),
+    evaluation("config:7", "piqa/acc", 0.65, chance=0.5),
+    evaluation("config:7", "arc/acc", 0.25, chance=0.25),
+    evaluation("config:7", "wiki/ppl", 16.0),
+    evaluation("baseline:last", "piqa/acc", 0.6, 50, chance=0.5, plan_hash="abc"),
+    evaluation("candidate:math", "piqa/acc", 0.75, chance=0.5),
+    evaluation("dense", "piqa/acc", 0.8, 900, split="validation"),
+]
+
+
+@pytest.fixture
+def tables():
+    trials = [{"config_id": 7, "budget": 900, "scores": {"piqa/acc": 0.76}}]
+    return run_tables(trials, {7: PLAN}, EVALUATIONS, spec=RUN)
+
+
+@pytest.fixture
+def frame(tables) -> pd.DataFrame:
+    return scores.judged(tables)
+
+
+def row(frame: pd.DataFrame, subject: str, benchmark: str) -> pd.Series:
+    (found,) = [one for _, one in frame.iterrows() if (one.subject, one.benchmark) == (subject, benchmark)]
+    return found
+
+
+def test_each_result_is_read_against_dense_on_as_many_examples(frame: pd.DataFrame) -> None:
+    assert list(dict.fromkeys(frame.subject)) == ["dense", "candidate:math", "baseline:last", "config:7"]
+    assert set(frame.split) == {"test"}
+    assert row(frame, "config:7", "piqa").retention == pytest.approx(0.65 / 0.8)
+    assert row(frame, "baseline:last", "piqa").retention == pytest.approx(0.6 / 0.7), "50 examples, as dense's 50"
+    assert row(frame, "config:7", "wiki").retention == pytest.approx(0.5)
+    assert row(frame, "config:7", "piqa").calibrated and not row(frame, "config:7", "arc").calibrated
+
+
+def test_retention_above_chance_is_for_what_dense_can_do(frame: pd.DataFrame) -> None:
+    assert row(frame, "config:7", "piqa").above_chance == pytest.approx(0.15 / 0.3)
+    assert np.isnan(row(frame, "config:7", "arc").above_chance), "dense is within two errors of guessing"
+    assert np.isnan(row(frame, "config:7", "wiki").above_chance)
+
+
+def test_plans_behind_results_are_known(frame: pd.DataFrame) -> None:
+    assert row(frame, "config:7", "arc").plan_hash == PLAN.hash
+    assert row(frame, "dense", "arc").plan_hash == StitchPlan.dense(4).hash
+    assert row(frame, "candidate:math", "piqa").plan_hash == StitchPlan.dense(4, "math").hash
+    assert row(frame, "baseline:last", "piqa").plan_hash == "abc"
+
+
+def test_averages(tables, frame: pd.DataFrame) -> None:
+    believed = scores.calibration(tables)
+    assert believed["config:7"] == pytest.approx(0.76 / 0.8)
+    table = scores.averages(frame, believed).set_index("subject")
+    assert list(table.index) == ["dense", "config:7"], "the others were not scored on every benchmark"
+    mine = table.loc["config:7"]
+    assert mine.average == pytest.approx((0.65 + 0.25 + 1 / 16) / 3)
+    assert mine.stderr == pytest.approx(np.sqrt(0.01**2 + 0.01**2 + (0.01 / 256) ** 2) / 3)
+    assert mine.without_calibration == pytest.approx((0.25 + 1 / 16) / 2)
+    kept = (0.65 / 0.8 + 0.25 / 0.26 + 0.5) / 3
+    assert mine.retention == pytest.approx(kept)
+    assert mine.gap == pytest.approx(0.95 - kept)
+    assert scores.strongest(table.reset_index(), "config") == "config:7"
+    assert scores.strongest(table.reset_index(), "baseline") is None
+
+
+def test_nothing_is_held_out_yet() -> None:
+    frame = scores.judged(run_tables(spec=RUN))
+    assert frame.empty and scores.averages(frame).empty
+
+
+def pair_of(first: list, second: list, metric: str = "acc", higher: bool = True) -> pd.DataFrame:
+    frame = pd.DataFrame(
+        {
+            "subject": ["a", "b"],
+            "plan_hash": ["A", "B"],
+            "benchmark": "x",
+            "metric": metric,
+            "split": "test",
+            "n": len(first),
+            "higher": higher,
+        }
+    )
+    items = {("A", "x", metric, "test"): first, ("B", "x", metric, "test"): second}
+    return statistics.paired(frame, items, "a", "b")
+
+
+def test_right_or_wrong_is_tested_by_mcnemar() -> None:
+    first, second = [1] * 30 + [0] * 10 + [1] * 60, [0] * 30 + [1] * 10 + [1] * 60
+    (found,) = pair_of(first, second).itertuples()
+    assert (found.test, found.n) == ("McNemar", 100) and found.difference == pytest.approx(0.2)
+    assert found.p == pytest.approx(stats.binomtest(30, 40).pvalue)
+    assert 0 < found.low < 0.2 < found.high < 0.35
+    (same,) = pair_of(second, second).itertuples()
+    assert (same.difference, same.p) == (0, 1)
+
+
+def test_other_numbers_are_tested_by_bootstrap() -> None:
+    rng = np.random.default_rng(1)
+    second = rng.random(400)
+    (better,) = pair_of(list(second + 0.05 + 0.1 * rng.standard_normal(400)), list(second)).itertuples()
+    assert better.test == "bootstrap" and better.p < 0.01 and better.low > 0
+    assert better.difference == pytest.approx(0.05, abs=0.02)
+    (noise,) = pair_of(list(second + 0.1 * rng.standard_normal(400)), list(second)).itertuples()
+    assert noise.p > 0.05 and noise.low < 0 < noise.high
+    (worse,) = pair_of(list(second + 0.1), list(second), "ppl", higher=False).itertuples()
+    assert worse.difference == pytest.approx(-0.1) and worse.p < 0.01
+
+
+def test_the_average_is_tested_over_benchmarks() -> None:
+    rows, items = [], {}
+    for name, gap in (("x", 6), ("y", -2)):
+        for subject, right in (("a", 50 + gap), ("b", 50)):
+            rows.append((subject, subject, name, "acc", "test", 100, True))
+            items[(subject, name, "acc", "test")] = [1] * right + [0] * (100 - right)
+    rows.append(("a", "a", "wiki", "ppl", "test", 3, False))
+    items[("a", "wiki", "ppl", "test")] = [[-3.0, 2], [-4.0, 3], [-1.0, 1]]
+    columns = ["subject", "plan_hash", "benchmark", "metric", "split", "n", "higher"]
+    found = statistics.paired(pd.DataFrame(rows, columns=columns), items, "a", "b")
+    assert list(found.benchmark) == ["x", "y", "average"]
+    assert found.difference.iloc[2] == pytest.approx(0.02) and found.n.iloc[2] == 200
+    assert found.low.iloc[2] <= 0.02 <= found.high.iloc[2]
