@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test browser-test dashboard reference bench soak kills
+.PHONY: demo test browser-test dashboard reference pictures bench soak kills
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m gptailor search data/presets/demo.yaml
@@ -28,6 +28,10 @@ browser-test: $(VENV)/.ready-tests
 # docs/reference/, from the run file's fields and the command line's parser.
 reference: $(VENV)/.ready
 	PYTHONPATH=. $(BIN)/python docs/write_reference.py
+
+# docs/pictures/, from the demo search and its real pages in Chromium.
+pictures: $(VENV)/.ready-tests
+	PYTHONPATH=.:tests $(BIN)/python docs/take_pictures.py
 
 bench: $(VENV)/.ready
 	PYTHONPATH=. $(BIN)/python tests/bench/engine.py

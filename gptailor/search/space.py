@@ -42,7 +42,7 @@ ALL_SUBSETS_UP_TO = 6
 SOURCE_WEIGHT = 0.2
 """What a single layer's source is taken to matter to a score, beside its removal: plans that differ in a few sources
 score alike to the third decimal on SmolLM2, and with equal weights a search there found fewer and worse cuts
-(docs/proof.md)."""
+(docs/lab-notes.md)."""
 
 FOLDS = (0.1, 0.3)
 """Factors of folding to start from."""
