@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from helpers.families import save_family, tiny_config
 
+pytest_plugins = ["helpers.slow_tests"]
+
 
 @pytest.fixture(scope="session")
 def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -44,7 +44,7 @@ LAYERS = (
     layer("what came of it, rivals, others' formats", "results baselines formats", "smac ConfigSpace duckdb streamlit"),
     layer("who scores, who looks", "scoring dashboard", "smac ConfigSpace duckdb"),
     layer("the engine, commands, pages", "search commands pages streamlit_app", "duckdb altair"),
-    layer("the command line", "__main__", "torch smac duckdb streamlit altair"),
+    layer("the command line, notebooks", "__main__ notebooks", "torch smac duckdb streamlit altair"),
 )
 """From the ground up: the whole order, of which docs/how-it-works.md shows the table."""
 WITHOUT = {  # beside what their layer keeps out

@@ -58,10 +58,10 @@ def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str,
         for name, value in found.items()
         if name in handed or (_ALLOWED.fullmatch(name) and not _SECRET.fullmatch(name))
     }
-    return kept | FIXED | _python_path(kept)
+    return kept | FIXED | python_path(kept)
 
 
-def _python_path(environment: Mapping[str, str]) -> dict[str, str]:
+def python_path(environment: Mapping[str, str]) -> dict[str, str]:
     """A checkout that nobody installed is found by children in every folder, as this process found it."""
     if shipped.ROOT != shipped.PACKAGE.parent:
         return {}

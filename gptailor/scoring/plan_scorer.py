@@ -50,7 +50,12 @@ class PlanScorer:
     @classmethod
     def open(cls, spec: RunSpec, benchmarks: Sequence[Benchmark], max_examples: int | None) -> PlanScorer:
         """Load the family of `spec` and up to `max_examples` examples of each benchmark. Raises UserError."""
-        family = open_family(spec)
+        return cls.of(open_family(spec), benchmarks, max_examples)
+
+    @classmethod
+    def of(cls, family: Family, benchmarks: Sequence[Benchmark], max_examples: int | None) -> PlanScorer:
+        """The same for a family that is open. Raises UserError."""
+        spec = family.spec
         opened = cls.open_benchmarks(family, spec, benchmarks, max_examples)
         evaluator = Evaluator(
             opened,

@@ -4,8 +4,8 @@ A rung's examples are the first of a benchmark's order. In a random order most o
 right, or none does. So before a search begins, a few plans (the dense base, the one-shot cuts of each model) are scored
 on all examples that the highest rung reads, and these are put in the order of the variance of what the plans got. What
 the highest rung reads, and what it says, stays the same. On SmolLM2, 27 examples of 81 that were picked so order other
-plans nearly as well as all 81 do (docs/lab-notes.md). Picking informative examples for cheap evaluations is MERGE3's idea
-(arXiv 2502.10436) and tinyBenchmarks' (arXiv 2402.14992), which fit item response models to many models' answers;
+plans nearly as well as all 81 do (docs/lab-notes.md). Picking informative examples for cheap evaluations is MERGE3's
+idea (arXiv 2502.10436) and tinyBenchmarks' (arXiv 2402.14992), which fit item response models to many models' answers;
 to rank examples, five plans are enough.
 
 Differences between plans are larger on such examples than on all: `slopes` says by how much, and costs are brought to
