@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import yaml
 
 from gptailor.store.folder import RunFolder
+from helpers.warm_engines import shared
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,14 +42,8 @@ def write_benchmark(folder: Path, name: str, n: int, offset: int) -> None:
 
 
 def gptailor(*arguments: str | Path, timeout: float = 180, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gptailor", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment,
-    )
+    """A command in a process of its own, forked from one that has imported everything: no command waits for torch."""
+    return shared().command(list(map(str, arguments)), timeout, environment)
 
 
 def only_run(runs: Path) -> RunFolder:

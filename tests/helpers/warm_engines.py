@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -64,6 +65,25 @@ class WarmEngines:
             output.seek(0)
             return output.read().decode()
 
+    def command(
+        self, arguments: list[str], timeout: float, environment: dict[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        """A command of gptailor, run to its end in such a process."""
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            ended, end = os.pipe()
+            what = {"arguments": arguments, "environment": environment}
+            pid = self._fork(what, output.fileno(), errors.fileno(), end)
+            os.close(end)
+            if not select.select([ended], [], [], timeout)[0]:
+                os.killpg(pid, signal.SIGKILL)
+            status = os.read(ended, 8)  # nothing, where it was killed
+            os.close(ended)
+            texts = []
+            for stream in (output, errors):
+                stream.seek(0)
+                texts.append(stream.read().decode())
+            return subprocess.CompletedProcess(arguments, int(status or -signal.SIGKILL), *texts)
+
     def start(self, code: str, lock: Path, log: Path) -> int:
         """The process id of Python code that runs in such a process and holds the lock."""
         handle = take_lock(lock, wait=0.5)
@@ -74,8 +94,9 @@ class WarmEngines:
         os.close(handle)
         return pid
 
-    def _fork(self, what: dict[str, Any], lock: int, log: int) -> int:
-        socket.send_fds(self._socket, [json.dumps(what).encode()], [lock, log])
+    def _fork(self, what: dict[str, Any], *handles: int) -> int:
+        """handles: of a command to its end, its two outputs and where its exit code goes; else a lock and a log."""
+        socket.send_fds(self._socket, [json.dumps(what).encode()], handles)
         return int(self._socket.recv(32))
 
     def close(self) -> None:
@@ -102,13 +123,12 @@ def serve(channel: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     channel.send(b"ready")
     while True:
-        asked, (lock, log), _, _ = socket.recv_fds(channel, 65536, 2)
+        asked, handles, _, _ = socket.recv_fds(channel, 65536, 3)
         told, tell = os.pipe()
         pid = os.fork()
         if pid:
-            os.close(lock)
-            os.close(log)
-            os.close(tell)
+            for handle in (*handles, tell):
+                os.close(handle)
             os.read(told, 1)  # before it leads a group of its own, a kill of its group would be one of ours
             os.close(told)
             channel.send(str(pid).encode())
@@ -119,20 +139,38 @@ def serve(channel: socket.socket) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         channel.close()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.environ |= {LOCK_FD: str(lock), SUPERVISOR: str(os.getppid())}
         what, code = json.loads(asked), 1
+        os.dup2(handles[-2] if "environment" in what else handles[1], 2)
+        os.dup2(handles[0] if "environment" in what else handles[1], 1)
+        os.environ |= {SUPERVISOR: str(os.getppid())}
         try:
-            if "command" in what:
+            if "environment" in what:
+                os.environ |= what["environment"]
+                code = _exit_code(what["arguments"])
+            elif "command" in what:
+                os.environ |= {LOCK_FD: str(handles[0])}
                 code = main(what["command"])
             else:
+                os.environ |= {LOCK_FD: str(handles[0])}
                 exec(what["code"], {"__name__": "__main__", "arguments": what["arguments"]})
         except BaseException:
             traceback.print_exc()
         finally:
             sys.stdout.flush()
+            if "environment" in what:
+                sys.stderr.flush()
+                os.write(handles[2], str(code).encode())
             os._exit(code)
+
+
+def _exit_code(arguments: list[str]) -> int:
+    """Of a command, as Python itself would end: argparse leaves by SystemExit."""
+    from gptailor.__main__ import main
+
+    try:
+        return main(arguments)
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
 
 
 if __name__ == "__main__":
