@@ -1,5 +1,6 @@
 """What pyproject.toml cannot say: the data and the pages beside the package are one more package of a wheel,
-gptailor.files, so that they travel with it (gptailor/shipped.py finds them)."""
+gptailor.files, so that they travel with it (gptailor/shipped.py finds them).
+"""
 
 import shutil
 from pathlib import Path

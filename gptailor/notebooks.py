@@ -45,7 +45,8 @@ def make_plan(
     factor: float = 0.5,
 ) -> StitchPlan:
     """A plan by hand for a base of `n_layers`. remove: layers to leave out, from 0. sources: of other layers than the
-    base's own: a candidate, or several that are merged by task arithmetic with `factor`. Raises UserError."""
+    base's own: a candidate, or several that are merged by task arithmetic with `factor`. Raises UserError.
+    """
     gone, taken = set(remove), dict(sources or {})
     if unknown := (gone | set(taken)) - set(range(n_layers)):
         raise UserError(f"plan: layer {min(unknown)} is none of the base's {n_layers}, which count from 0")

@@ -57,7 +57,7 @@ def read_text(path: Path, what: str) -> str:
 def load_yaml(text: str, where: str) -> Any:
     """Plain data of a YAML text. Raises UserError with the place of what is wrong."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, _Loader)  # a SafeLoader
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         mark = getattr(error, "problem_mark", None)
         at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""

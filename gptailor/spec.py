@@ -47,7 +47,8 @@ def _interval(value: tuple[float, float], *, lowest: float, highest: float) -> t
 
 class SpaceOperation(StrEnum):
     """What the search may do with layers. The paper's ablations are [remove], [remove, select] and [remove, fold]: a
-    removed layer's weights go, by a searched factor, into the kept layer before it."""
+    removed layer's weights go, by a searched factor, into the kept layer before it.
+    """
 
     REMOVE = "remove"
     SELECT = "select"
@@ -77,7 +78,8 @@ class Baseline(StrEnum):
 
 class _Record(BaseModel):
     """The text below a field says what its key means: the reference page, the JSON schema and the Launch page's help
-    are made of it."""
+    are made of it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Method:
     """title: for people. function: module.function in this package. seeds: how often it is done, with another seed.
-    scores: whether it scores plans on its way."""
+    scores: whether it scores plans on its way.
+    """
 
     title: str
     function: str
@@ -62,7 +63,8 @@ class Cut:
 
 def cuts(spec: RunSpec, names: Iterable[Baseline]) -> list[Cut]:
     """What methods make of a run's family: on the base and on each candidate (those asked for), as often as they have
-    seeds."""
+    seeds.
+    """
     found = []
     for name in names:
         for source in spec.baselines_on or (BASE, *spec.candidates):

@@ -38,7 +38,17 @@ SHORT = ("first_candidates", "first_objectives", "metric")
 SHARES = {"retention": "{:.1%}", "gap": "{:+.1%}"}
 """Columns that need the dense base to be judged too."""
 JUDGED_ALIKE = tuple(
-    "base_model held_out include_path seed device dtype batch_size chat_template trust_remote_code".split()
+    [
+        "base_model",
+        "held_out",
+        "include_path",
+        "seed",
+        "device",
+        "dtype",
+        "batch_size",
+        "chat_template",
+        "trust_remote_code",
+    ]
 )
 """Keys of a run file on which a plan's held-out answers, and their order, depend."""
 
@@ -130,7 +140,8 @@ def is_finished(folder: RunFolder) -> bool:
 
 def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
     """A row a run: its best plan (the selection's choice, else the best by the search's own scores) and what that keeps
-    on the calibration and on the held-out benchmarks."""
+    on the calibration and on the held-out benchmarks.
+    """
     rows: list[tuple[str, ...]] = [
         ("run", "state", "trials", "plan", "calibration", "held-out average", "retention", "gap")
     ]
@@ -161,7 +172,8 @@ def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
 
 def over_seeds(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
     """Runs that differ in their seed alone as one row: the mean of what their best plans get on the held-out
-    benchmarks, and its standard deviation over the runs. The heading alone where no two such runs are judged."""
+    benchmarks, and its standard deviation over the runs. The heading alone where no two such runs are judged.
+    """
     alike: dict[str, dict[str, float]] = {}
     for label, folder in folders.items():
         if folder.exists():
@@ -195,7 +207,8 @@ def _judged(folder: RunFolder, tables: queries.RunTables) -> Any:
 
 def lend(folder: RunFolder, spec: RunSpec, others: Sequence[tuple[RunFolder, RunSpec]]) -> None:
     """Copy what this run's plans and the dense base answered when other runs of the family were judged: to judge takes
-    long, and runs often end with the same plan."""
+    long, and runs often end with the same plan.
+    """
     tables = queries.read_run(folder)
     plans = {StitchPlan.dense(int(tables.runs["n_layers"].iloc[0])).hash, *tables.plans["plan_hash"].astype(str)}
     judges = {(judge.benchmark, judge.metric, judge.split) for judge in spec.held_out}

@@ -203,7 +203,8 @@ _uploaders: OrderedDict[str, None] = OrderedDict()
 
 def expect_upload() -> None:
     """Take files from this browser tab from now on. Streamlit itself takes them from everybody who is connected, signed
-    in or not, and keeps them in memory."""
+    in or not, and keeps them in memory.
+    """
     context = get_script_run_ctx()
     if context is not None:
         _uploaders[context.session_id] = None

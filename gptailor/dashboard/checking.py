@@ -46,11 +46,12 @@ class Desk:
 
     def ask(self, spec: RunSpec, runs: Path, again: bool = False) -> Future[Answer]:
         """The answer on its way, or the one that is there. again: do not take one that is there. A run's name changes
-        nothing in the answer, so typing one asks for nothing."""
+        nothing in the answer, so typing one asks for nothing.
+        """
         text = spec.model_copy(update={"name": "check"}).to_yaml()
         with self._lock:
             at, found = self._asked.get(text, (0.0, None))
-            if found is None or found.done() and (again or time.monotonic() - at > FRESH_SECONDS):
+            if found is None or (found.done() and (again or time.monotonic() - at > FRESH_SECONDS)):
                 found = self._pool.submit(_check, text, runs)
                 self._asked[text] = (time.monotonic(), found)
             self._asked.move_to_end(text)

@@ -30,7 +30,8 @@ MOST_RUNS = 6
 
 def pick_run() -> readers.Run:
     """The run that the page is about, with its state and what it is; stops the page, saying why, where there is
-    none."""
+    none.
+    """
     runs = readers.runs()
     if not runs:
         empty("No run is saved here yet. Start one on the Launch page.")

@@ -42,7 +42,8 @@ KEPT_RUNS = 24
 @dataclass(frozen=True)
 class Run:
     """A run that can be chosen: where it is, its summary, the name a person gave it, and its state (lost told from
-    running)."""
+    running).
+    """
 
     folder: RunFolder
     summary: RunSummary

@@ -42,7 +42,8 @@ _KEEP_BYTES = 2**29
 
 def is_plain(model: PreTrainedModel) -> bool:
     """Whether the model has exactly the parts that `scored_states` knows, by their names in transformers, and all of
-    them in one place: what is written out here calls no layer, and nothing would follow it to another device."""
+    them in one place: what is written out here calls no layer, and nothing would follow it to another device.
+    """
     if is_spread(model):
         return False
     body: Any = model.get_decoder()
@@ -54,7 +55,7 @@ def is_plain(model: PreTrainedModel) -> bool:
     if _children(layer) != LAYER or not MLP - {"act_fn"} <= _children(layer.mlp) <= MLP:
         return False
     norms = [body.norm, layer.input_layernorm, layer.post_attention_layernorm]
-    if HEAD_NORMS <= _children(layer.self_attn):
+    if _children(layer.self_attn) >= HEAD_NORMS:
         norms += [layer.self_attn.q_norm, layer.self_attn.k_norm]
     return _children(layer.self_attn) - HEAD_NORMS == ATTENTION and all(_is_plain_norm(norm) for norm in norms)
 
@@ -82,7 +83,8 @@ def scored_states(model: PreTrainedModel, pack: Pack) -> torch.Tensor:
 
 def _filled(values: torch.Tensor) -> torch.Tensor:
     """Values [n], and zeros up to a multiple of EVEN: products of few different shapes, because a CPU's library makes,
-    and keeps, code for each."""
+    and keeps, code for each.
+    """
     return F.pad(values, (0, -len(values) % EVEN))
 
 
@@ -131,7 +133,8 @@ def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 def _norm(module: Any, states: torch.Tensor) -> torch.Tensor:
     """RMSNorm of [..., H]. On a CPU in three passes: batch norm with the tokens as channels divides each token by a
-    given root in one pass, in float32 inside."""
+    given root in one pass, in float32 inside.
+    """
     weight, epsilon = module.weight, _epsilon(module)
     if states.device.type != "cpu":
         return F.rms_norm(states, weight.shape, weight, epsilon)

@@ -206,7 +206,8 @@ class Evaluator:
     def _pack_limit(self, model: PreTrainedModel) -> int:
         """Tokens of a pack: as asked, else fixed on a CPU, and on a GPU what a quarter of the free memory holds (of
         several, where least is free): down to a power of two, so that GPUs of one kind compute the same examples
-        together."""
+        together.
+        """
         if self._max_tokens is None:
             self._max_tokens = CPU_TOKENS
             if self.device.type == "cuda":

@@ -43,7 +43,8 @@ def pick_device(wanted: str) -> torch.device:
 
 def pick_devices(wanted: str) -> list[torch.device]:
     """pick_device, and the devices that a base may be split over if it does not fit there: all other GPUs, unless a
-    certain one is wanted. Raises UserError."""
+    certain one is wanted. Raises UserError.
+    """
     main = pick_device(wanted)
     others = range(torch.cuda.device_count()) if main.type == "cuda" and wanted in ("auto", "cuda") else ()
     return [main, *(torch.device("cuda", index) for index in others if index != main.index)]
@@ -51,7 +52,8 @@ def pick_devices(wanted: str) -> list[torch.device]:
 
 def rooms_for(needed: int, devices: Sequence[torch.device]) -> dict[torch.device, Room]:
     """The room on the first device; where `needed` bytes do not fit there, on all: to look at a GPU takes some of its
-    memory. Without bound elsewhere than on GPUs."""
+    memory. Without bound elsewhere than on GPUs.
+    """
     rooms = {devices[0]: _room(devices[0])}
     if needed > rooms[devices[0]].usable:
         rooms |= {device: _room(device) for device in devices[1:]}

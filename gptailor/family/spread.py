@@ -125,7 +125,8 @@ def _bring(device: torch.device, module: nn.Module, args: tuple[Any, ...], kwarg
 
 def _moved(value: Any, device: torch.device) -> Any:
     """The same with all tensors, masks and packs in it on the device. A cache of keys and values, which has no `to`,
-    stays: each layer's part of it is made where the layer lives."""
+    stays: each layer's part of it is made where the layer lives.
+    """
     if type(value) in (tuple, list):
         return type(value)(_moved(part, device) for part in value)
     if type(value) is dict:

@@ -99,10 +99,10 @@ def _base_slice(
 def _linear_slice(
     choice: LayerChoice, models: Mapping[str, str], width: int, projections: tuple[str, str], empty: bool = False
 ) -> dict[str, Any]:
-    weights = {name: 0.0 for name in models}
+    weights = dict.fromkeys(models, 0.0)
     if choice.is_merged:
         assert choice.factor is not None
-        weights |= {name: choice.factor for name in choice.sources}
+        weights |= dict.fromkeys(choice.sources, choice.factor)
         weights[BASE] = 1.0 - len(choice.sources) * choice.factor
     else:
         weights[choice.sources[0] if choice.sources else BASE] = 1.0

@@ -50,7 +50,8 @@ class Holder:
 
 def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """What model work needs of the environment, and nothing of the dashboard's secrets (Streamlit puts them there) nor
-    anybody's tokens, unless the operator hands them over by name."""
+    anybody's tokens, unless the operator hands them over by name.
+    """
     found = os.environ if environment is None else environment
     handed = set(filter(None, (name.strip() for name in found.get(HANDED_OVER, "").split(","))))
     kept = {
@@ -63,7 +64,7 @@ def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str,
 
 def python_path(environment: Mapping[str, str]) -> dict[str, str]:
     """A checkout that nobody installed is found by children in every folder, as this process found it."""
-    if shipped.ROOT != shipped.PACKAGE.parent:
+    if shipped.PACKAGE.parent != shipped.ROOT:
         return {}
     return {"PYTHONPATH": os.pathsep.join(filter(None, [str(shipped.ROOT), environment.get("PYTHONPATH")]))}
 

@@ -102,7 +102,8 @@ def averages(frame: pd.DataFrame, calibration: Mapping[str, float] | None = None
 
 def calibration(tables: RunTables) -> dict[str, float]:
     """Subject -> mean retention over the objectives at the full budget: what the search believed. Configurations from
-    their trials, others from the reference scores."""
+    their trials, others from the reference scores.
+    """
     spec = _spec(tables)
     objectives = [(o["benchmark"], o["metric"], o["split"]) for o in spec.get("objectives") or ()]
     dense = _dense(tables)
@@ -130,7 +131,8 @@ def calibration(tables: RunTables) -> dict[str, float]:
 
 def best(tables: RunTables) -> str | None:
     """The subject that the run calls its best: the selection's choice, else the plan of the highest mean retention by
-    the search's own scores. None before a plan was scored at the full budget."""
+    the search's own scores. None before a plan was scored at the full budget.
+    """
     if chosen := choice(tables):
         return chosen.subject
     believed = {name: kept for name, kept in calibration(tables).items() if name.startswith("config:")}

@@ -51,7 +51,8 @@ def slopes(
     plans: Sequence[StitchPlan], benchmarks: Sequence[OpenBenchmark], rungs: Sequence[int], known: Items
 ) -> dict[int, dict[str, float]]:
     """By rung and objective, what a difference between plans on the rung's examples amounts to on those of the highest
-    rung: the slope of the plans' scores there over those here, between FLATTEST and 1; 1 where that is not known."""
+    rung: the slope of the plans' scores there over those here, between FLATTEST and 1; 1 where that is not known.
+    """
     found: dict[int, dict[str, float]] = {rung: {} for rung in rungs}
     for benchmark in benchmarks:
         items = _items(plans, benchmark, known)

@@ -142,7 +142,8 @@ class Suggester:
         self, suggestion: Suggestion, costs: Sequence[float] | None, at_work: tuple[float, float] = (0.0, 0.0)
     ) -> None:
         """costs: one an objective, in the run file's order; None for a trial that crashed. at_work: Outcome.at_work,
-        from which DeepCAVE draws cost over time."""
+        from which DeepCAVE draws cost over time.
+        """
         self._tell(suggestion.info, costs, at_work)
 
     def learn(
@@ -155,7 +156,8 @@ class Suggester:
         at_work: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         """Tell of a trial that was not asked for here, before the first ask. Its configuration keeps its number, and
-        later ones get higher numbers. Raises UserError for a plan that is not of this space."""
+        later ones get higher numbers. Raises UserError for a plan that is not of this space.
+        """
         config = self._space.encode(plan)
         self._learnt.setdefault(config, config_id)
         # SMAC's own number for the budget is a hair off the whole one, and another budget to it if it is not equal.

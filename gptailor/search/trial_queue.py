@@ -43,7 +43,8 @@ class TrialQueue:
         departed: Callable[[int, int], None],
     ) -> None:
         """open_suggester: a fresh one, given the plans to begin with. replayed: told of each stored trial. departed:
-        told at which trial the replay departs, and how many stored ones a fresh suggester could not be told of."""
+        told at which trial the replay departs, and how many stored ones a fresh suggester could not be told of.
+        """
         self._open_suggester, self._initial = open_suggester, initial
         self._history, self._n_trials, self._costs = history, n_trials, costs
         self._replayed, self._departed = replayed, departed
@@ -104,7 +105,8 @@ class TrialQueue:
 
     def _due(self, number: int) -> int:
         """How many must be told before this trial is asked for. Where its line is lost: as many as leaves the number of
-        trials on their way that there was at the one before it."""
+        trials on their way that there was at the one before it.
+        """
         if self._is_through:
             return 0
         known = self._history.asked_after

@@ -142,7 +142,8 @@ class RunWriter:
 
     def note_stopped(self) -> None:
         """What an engine that was killed could not write: the run is stopped, its trial given up. Nothing for a run
-        that had ended. Raises StoreError."""
+        that had ended. Raises StoreError.
+        """
         with open_reader(self.folder, WRITER_PATIENCE) as con:
             ended = con.execute("SELECT status IN ('finished', 'stopped', 'failed') FROM runs").fetchone() == (True,)
             left = con.execute("SELECT trial_id FROM trials WHERE status = 'running'").fetchall()

@@ -40,7 +40,21 @@ from gptailor.store.writer import RunWriter
 from gptailor.trial import Origin, Outcome, RunStatus, Score, Trial, TrialStatus
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = "piqa csqa arc_easy winogrande boolq openbookqa mmlu hellaswag sciq copa rte wsc cb".split()
+NAMES = [
+    "piqa",
+    "csqa",
+    "arc_easy",
+    "winogrande",
+    "boolq",
+    "openbookqa",
+    "mmlu",
+    "hellaswag",
+    "sciq",
+    "copa",
+    "rte",
+    "wsc",
+    "cb",
+]
 BENCHMARKS = (*NAMES, "wikitext/word_perplexity")
 SHAPE: dict[str, Any] = {"n_layers": 40, "n_removed": 10, "benchmarks": BENCHMARKS}
 PAGES = ("Progress", "Fidelity", "Trade-offs", "Layers", "Compare", "Models", "Launch")
@@ -140,7 +154,8 @@ def server(runs: Path) -> Iterator[tuple[psutil.Process, int]]:
 
 def open_pages(runs: Path) -> dict[str, list[tuple[float, float]]]:
     """Seconds by the clock and of processor time, of the first and of the second opening of Home and every page, in a
-    process of its own. On a busy machine the processor time is what a quiet one would take, at most."""
+    process of its own. On a busy machine the processor time is what a quiet one would take, at most.
+    """
     code = f"""
 import json, os, sys, time
 from pathlib import Path

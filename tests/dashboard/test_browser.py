@@ -58,7 +58,8 @@ def visitor(browser: Any, server: Server) -> Iterator[Visitor]:
 @pytest.fixture(scope="module")
 def demo(browser: Any, server: Server) -> RunFolder:
     """The demo search, shortened to Hyperband's first bracket: launched from the Launch page with a double click,
-    orphaned by the server's death, found again by a new server, and watched to its end."""
+    orphaned by the server's death, found again by a new server, and watched to its end.
+    """
     visitor = Visitor(browser, server.url)
     visitor.open("Launch", preset="demo")
     page = visitor.page

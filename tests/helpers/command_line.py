@@ -13,7 +13,26 @@ from helpers.warm_engines import shared
 
 ROOT = Path(__file__).resolve().parents[2]
 
-WORDS = "the cat sat on a mat and one plus two is three while a dog ran far away".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "one",
+    "plus",
+    "two",
+    "is",
+    "three",
+    "while",
+    "a",
+    "dog",
+    "ran",
+    "far",
+    "away",
+]
 
 
 def write_benchmark(folder: Path, name: str, n: int, offset: int) -> None:

@@ -7,7 +7,31 @@ from pathlib import Path
 CANDIDATES = ("math", "code", "prose")
 
 
-WORDS = "the cat sat on a mat and one plus two is three while a dog ran far away from red green blue hills".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "one",
+    "plus",
+    "two",
+    "is",
+    "three",
+    "while",
+    "a",
+    "dog",
+    "ran",
+    "far",
+    "away",
+    "from",
+    "red",
+    "green",
+    "blue",
+    "hills",
+]
 
 
 def train_tokenizer(vocab_size: int = 300):

@@ -42,7 +42,8 @@ def run_tables(
 ) -> RunTables:
     """trials: config_id, budget and, for a success, scores {"piqa/acc": 0.5, or (0.5, stderr), or (0.5, stderr, n)};
     status and error otherwise. A trial takes 60 s and starts when the one before it ends. evaluations: subject, name
-    ("piqa/acc"), score, n_samples and optionally split, stderr. plans: by config_id."""
+    ("piqa/acc"), score, n_samples and optionally split, stderr. plans: by config_id.
+    """
     rows, scores = [], []
     for trial_id, trial in enumerate(trials):
         begin = START + timedelta(seconds=60 * trial_id)
@@ -104,10 +105,25 @@ def run_tables(
 
 
 def _trial_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    columns = (
-        "run_id trial_id config_id budget seed status origin started_at ended_at suggest_seconds stitch_seconds "
-        "evaluate_seconds error configuration asked_after told_as worker"
-    ).split()
+    columns = [
+        "run_id",
+        "trial_id",
+        "config_id",
+        "budget",
+        "seed",
+        "status",
+        "origin",
+        "started_at",
+        "ended_at",
+        "suggest_seconds",
+        "stitch_seconds",
+        "evaluate_seconds",
+        "error",
+        "configuration",
+        "asked_after",
+        "told_as",
+        "worker",
+    ]
     frame = pd.DataFrame(rows, columns=columns)
     return frame.assign(
         started_at=pd.to_datetime(frame["started_at"], utc=True), ended_at=pd.to_datetime(frame["ended_at"], utc=True)
@@ -139,7 +155,17 @@ def _evaluation_frame(evaluations: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         rows.append(
             (subject, config, benchmark, metric, split, e["score"], error, e["n_samples"], metric != "ppl", *known)
         )
-    columns = (
-        "subject config_id benchmark metric split score stderr n_samples higher_is_better plan_hash chance".split()
-    )
+    columns = [
+        "subject",
+        "config_id",
+        "benchmark",
+        "metric",
+        "split",
+        "score",
+        "stderr",
+        "n_samples",
+        "higher_is_better",
+        "plan_hash",
+        "chance",
+    ]
     return pd.DataFrame(rows, columns=columns).astype({"score": float, "stderr": float, "chance": float})

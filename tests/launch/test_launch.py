@@ -129,11 +129,11 @@ def test_one_run_has_one_engine(folder: RunFolder, engines: list[RunFolder]) -> 
     with ThreadPoolExecutor(8) as pool:
         started = list(pool.map(lambda _: shell_engine(folder, "sleep 60"), range(16)))
     assert len([pid for pid in started if pid]) == 1
-    with pytest.raises(
-        UserError, match=f"process {max(filter(None, started))} on {socket.gethostname()} is running it"
+    with (
+        pytest.raises(UserError, match=f"process {max(filter(None, started))} on {socket.gethostname()} is running it"),
+        EngineLock(folder),
     ):
-        with EngineLock(folder):
-            pass
+        pass
 
 
 def test_an_engine_is_seen_from_the_moment_it_is_started(folder: RunFolder, engines: list[RunFolder]) -> None:

@@ -71,7 +71,7 @@ class Life(RuleBasedStateMachine):
         was_alive = is_alive(self.folder)
         with ThreadPoolExecutor(times) as people:
             started = [pid for pid in people.map(lambda _: engine.resume(self.folder), range(times)) if pid]
-        assert len(started) <= 1 or not was_alive and not is_alive(self.folder), "two never start one run"
+        assert len(started) <= 1 or (not was_alive and not is_alive(self.folder)), "two never start one run"
         assert started or was_alive
         self.pids.update(started)
         self.is_paused = False

@@ -1,5 +1,6 @@
 """The drawing step of the pages on encodings: what is drawn along which axis, in which unit, told by what besides
-colour."""
+colour.
+"""
 
 from __future__ import annotations
 
@@ -79,10 +80,30 @@ def drawn(view: View) -> dict[str, Any]:
     }
 
 
-NAMES = (
-    "best,best by hours,hypervolume,timeline,workers,shares,ladder,agreement,moves,front,parallel,scores,origins,strip,"
-    "lanes,frequencies,importance,undo,curves,fronts,best origins,overlap"
-).split(",")
+NAMES = [
+    "best",
+    "best by hours",
+    "hypervolume",
+    "timeline",
+    "workers",
+    "shares",
+    "ladder",
+    "agreement",
+    "moves",
+    "front",
+    "parallel",
+    "scores",
+    "origins",
+    "strip",
+    "lanes",
+    "frequencies",
+    "importance",
+    "undo",
+    "curves",
+    "fronts",
+    "best origins",
+    "overlap",
+]
 
 
 def parts(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -29,7 +29,7 @@ N_WORKERS, SECONDS = 12, 3.75
 
 
 @pytest.mark.alone
-def test_workers_stay_busy(run_file: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_workers_stay_busy(run_file: Path, tmp_path: Path) -> None:
     """`python tests/bench/workers.py simulated` is the long form: 64 workers, trials of 20 s."""
     n_trials = 3 * N_WORKERS
     with simulated_workers(tmp_path, N_WORKERS, SECONDS) as (cluster, done):
@@ -113,7 +113,7 @@ class Told:
 @pytest.mark.slow
 @pytest.mark.parametrize(("n_trials", "again"), [(1000, False), (250, True)])
 def test_a_thousand_trials_in_flight_are_recorded(
-    run_file: Path,  # noqa: F811
+    run_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     n_trials: int,

@@ -101,7 +101,7 @@ def test_what_a_difference_on_few_examples_amounts_to(benchmarks: list[Any], kno
     assert cost(score, 0.5, 0.7, 0.5) == pytest.approx(1 - 0.6 / 0.5)
 
 
-def test_a_search_reads_them_first_and_says_so_in_its_store(run_file: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_search_reads_them_first_and_says_so_in_its_store(run_file: Path, tmp_path: Path) -> None:
     done = gptailor("search", run_file, "--runs", tmp_path, "--set", "trials=9")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = only_run(tmp_path)

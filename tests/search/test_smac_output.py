@@ -12,7 +12,19 @@ from helpers.suggestions import costs_of, make_spec
 from gptailor.search.space import build_space, initial_design
 from gptailor.search.suggest import Suggester
 
-ENTRY = ("config_id instance seed budget cost time cpu_time status starttime endtime additional_info").split()
+ENTRY = [
+    "config_id",
+    "instance",
+    "seed",
+    "budget",
+    "cost",
+    "time",
+    "cpu_time",
+    "status",
+    "starttime",
+    "endtime",
+    "additional_info",
+]
 SUCCESS, CRASHED = 1, 2
 
 

@@ -30,7 +30,8 @@ picture's."""
 @dataclass(frozen=True, eq=False)
 class Drawing:
     """A chart as it goes to browsers: Vega-Lite with its data as Arrow tables. Whoever looks at the same may share
-    it."""
+    it.
+    """
 
     chart: Chart
     spec: dict[str, Any]
@@ -95,7 +96,8 @@ def source_legend(candidates: Sequence[str]) -> alt.Legend:
 
 def _quoted(text: str) -> str:
     """A string literal of Vega's expression language. Candidate names are checked when a run file is read, but runs are
-    shared."""
+    shared.
+    """
     escaped = "".join(c if c.isalnum() or c in " _.-()+,·×" else f"\\u{ord(c):04x}" for c in text if ord(c) < 0x10000)
     return f"'{escaped}'"
 

@@ -52,7 +52,8 @@ def source_colours(candidates: Sequence[str]) -> dict[str, str]:
 
 def source_codes(candidates: Sequence[str]) -> dict[str, str]:
     """Short code of every source label, unique, at most three characters: written into the cells of strips and
-    heatmaps."""
+    heatmaps.
+    """
     codes = {BASE: "·", MERGED: "+", REMOVED: "×"}
     taken: set[str] = set()
     for index, name in enumerate(candidates):

@@ -27,7 +27,8 @@ CLEAR = 1.96
 @dataclass(frozen=True)
 class Entry:
     """One run of a comparison, seen through the shared objectives: its facts, trials and plans are restricted to
-    them."""
+    them.
+    """
 
     label: str
     view: View
@@ -47,7 +48,8 @@ class Entry:
 
 def entries(named: Sequence[tuple[str, View]]) -> list[Entry]:
     """The runs under labels that differ, by the objectives they all share; all objectives of each where they share
-    none."""
+    none.
+    """
     everywhere = (
         [o for o in named[0][1].facts.objectives if all(o in view.facts.objectives for _, view in named)]
         if named
@@ -124,7 +126,8 @@ def shared_axes(runs: Sequence[Entry]) -> list[tradeoffs.Axis]:
 
 def best_scores(runs: Sequence[Entry]) -> pd.DataFrame:
     """Each run's best plan on each shared objective: measure, run, config_id, n, score, error, retention,
-    higher_is_better."""
+    higher_is_better.
+    """
     rows = []
     for entry in runs:
         if entry.best is None:
@@ -182,7 +185,8 @@ def held_out_scores(runs: Sequence[Entry]) -> pd.DataFrame:
 def marked(scores: pd.DataFrame) -> pd.DataFrame:
     """Add `lead` to each row: "clear" where it is the best of its measure and ahead of every other run by more than
     chance explains, "ahead" where it is the best but not clearly so, else "". Errors are taken as independent, which is
-    careful: runs that were scored on the same examples differ by less chance than that."""
+    careful: runs that were scored on the same examples differ by less chance than that.
+    """
     lead = pd.Series("", index=scores.index)
     for _, rows in scores.groupby("measure", sort=False):
         known = rows[np.isfinite(rows["score"].astype(float))]
@@ -202,7 +206,8 @@ def marked(scores: pd.DataFrame) -> pd.DataFrame:
 
 def score_table(scores: pd.DataFrame, runs: Sequence[str], retention: bool = False) -> pd.DataFrame:
     """A row a measure, a column a run: `★ 0.612 ± 0.015` (clear lead), `☆ ...` (ahead within chance). retention: shares
-    of each run's own dense score, in percent; they may lead elsewhere than the scores."""
+    of each run's own dense score, in percent; they may lead elsewhere than the scores.
+    """
     signs = {"clear": "★ ", "ahead": "☆ ", "": ""}
     if retention:
         error = (scores["error"] * scores["retention"] / scores["score"]).abs()
@@ -272,7 +277,8 @@ def removed_overlap(runs: Sequence[Entry]) -> pd.DataFrame:
 
 def best_origins(runs: Sequence[Entry]) -> tuple[pd.DataFrame, Facts]:
     """The best plans' layers as rows of an origin heatmap (named after their runs), and facts with everybody's
-    candidates."""
+    candidates.
+    """
     everybody = tuple(dict.fromkeys(name for entry in runs for name in entry.view.facts.candidates))
     facts = replace(runs[0].facts, candidates=everybody, n_layers=max(entry.view.facts.n_layers for entry in runs))
     pieces = []

@@ -24,7 +24,8 @@ ENOUGH = 10
 
 def rung_shares(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     """A row a rung: budget, trials, failed, examples, hours, plans, and the shares of trials, examples and time (0 to
-    1)."""
+    1).
+    """
     ended = table[table["status"] != "running"]
     grouped = ended.groupby("budget")
     frame = pd.DataFrame(
@@ -54,7 +55,8 @@ def share_rows(shares: pd.DataFrame) -> pd.DataFrame:
 
 def ladder(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     """A row a plan that succeeded anywhere: config_id, `top` (its highest rung), and its average at each rung (columns
-    = budgets)."""
+    = budgets).
+    """
     by_rung = {budget: successes(table, budget).set_index("config_id")[AVERAGE] for budget in facts.rungs}
     frame = pd.DataFrame(by_rung)
     frame.index.name = "config_id"
@@ -64,7 +66,8 @@ def ladder(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
 
 def promotions(rungs: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     """How many plans climbed: a row for each pair of neighbouring rungs: low, high, scored (at low), promoted,
-    share."""
+    share.
+    """
     rows = []
     for low, high in zip(facts.rungs, facts.rungs[1:], strict=False):
         at_low = rungs[low].notna()
@@ -162,7 +165,7 @@ def verdict(agreed: pd.DataFrame, moves: pd.DataFrame, facts: Facts) -> str:
     if told.empty:
         return "Too few plans were scored on two rungs to say whether the cheap rungs can be trusted."
     row = told[told["high"] == told["high"].max()].iloc[0]
-    if not np.isfinite(row["spearman_low"]) or row["spearman_low"] <= 0 and row["spearman_high"] > 0.5:
+    if not np.isfinite(row["spearman_low"]) or (row["spearman_low"] <= 0 and row["spearman_high"] > 0.5):
         words = "cannot be judged yet"
     elif row["spearman_low"] > 0.5 or (row["spearman"] >= 0.8 and row["spearman_low"] > 0):
         words = "can be trusted"

@@ -32,7 +32,8 @@ UNSEEN = 0.35
 class Importance:
     """rows: objective, layer, importance, error: the drop in explained variance (R2) on unseen plans when the layer is
     shuffled. explained: that R2 by objective; near 0 or below, the rows are noise. trials and plans: how many taught
-    and tested it."""
+    and tested it.
+    """
 
     rows: pd.DataFrame
     explained: dict[str, float]

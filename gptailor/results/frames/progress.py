@@ -38,7 +38,8 @@ class Numbers:
 
 def numbers(table: pd.DataFrame, facts: Facts, now: datetime) -> Numbers:
     """`budget`, `config_id` and `trial_id` are of the trial that is running, else of the last one. now: up to when
-    `elapsed` counts. A time limit is on what the trials took, so that a resumed run goes on where it stopped."""
+    `elapsed` counts. A time limit is on what the trials took, so that a resumed run goes on where it stopped.
+    """
     ended = table[table["status"] != "running"]
     running = table[table["status"] == "running"]
     current = running if len(running) else table
@@ -143,7 +144,8 @@ def worker_lanes(table: pd.DataFrame) -> pd.DataFrame:
 def workers(glance: Sequence[Mapping[str, Any]], at: float) -> pd.DataFrame:
     """Who the workers are and what they do, from what the engine wrote at that time (seconds since 1970): worker, host,
     device, doing, trial_id, for_seconds (it does so), trials (that it scored), time_share (of its time, at work),
-    gigabytes (of memory, its process)."""
+    gigabytes (of memory, its process).
+    """
     rows = [
         {
             "worker": one["name"],
@@ -166,7 +168,8 @@ def workers(glance: Sequence[Mapping[str, Any]], at: float) -> pd.DataFrame:
 
 def failures(table: pd.DataFrame) -> pd.DataFrame:
     """Crashed trials, the latest first: trial_id, config_id, budget, hours, cause (the traceback's last line),
-    error."""
+    error.
+    """
     frame = table[table["status"] == "crashed"].iloc[::-1]
     error = frame["error"].fillna("").astype(str)
     cause = error.str.strip().str.rsplit("\n", n=1).str[-1].replace("", "no cause was recorded")

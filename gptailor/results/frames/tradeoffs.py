@@ -31,7 +31,8 @@ class Axis:
 def plan_table(tables: RunTables, table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     """One row a plan judged at the top budget, best average first: the trial table's columns, latency, and one for each
     further measurement of that plan (`benchmark/metric (split)`, with ` ±`), such as held-out scores, as far as
-    taken."""
+    taken.
+    """
     plans = judged(table, facts)
     plans = plans.assign(latency=_latency(table, plans))
     mine = tables.evaluations[tables.evaluations["subject"].astype(str).str.startswith("config:")]
@@ -47,7 +48,8 @@ def plan_table(tables: RunTables, table: pd.DataFrame, facts: Facts) -> pd.DataF
 
 def _latency(table: pd.DataFrame, plans: pd.DataFrame) -> pd.Series:
     """Milliseconds that an example took when each plan was scored: the seconds of all its successes (a rung computes
-    only what the rung below has not) by the examples of the highest one."""
+    only what the rung below has not) by the examples of the highest one.
+    """
     spent = table[table["status"] == "success"].groupby("config_id")["evaluate_seconds"].sum()
     return 1000 * plans["config_id"].map(spent) / plans["examples"]
 
@@ -75,7 +77,8 @@ def axes(tables: RunTables, plans: pd.DataFrame, facts: Facts) -> list[Axis]:
 
 def front(plans: pd.DataFrame, x: Axis, y: Axis) -> pd.DataFrame:
     """The plans as points: config_id, x, y, x_low, x_high, y_low, y_high (one standard error), average, on_front,
-    knee."""
+    knee.
+    """
     frame = pd.DataFrame({"config_id": plans["config_id"], "average": plans[AVERAGE]})
     for name, axis in (("x", x), ("y", y)):
         value = plans[axis.column].astype(float)
@@ -178,7 +181,8 @@ def scores_of(table: pd.DataFrame, facts: Facts, config_id: int) -> pd.DataFrame
 @dataclass(frozen=True)
 class Place:
     """A plan's place in the search. rank: by average among the `of` plans judged, None where it was not. trials: spent
-    on it. seconds: from the run's start to its first trial. origin: where it came from."""
+    on it. seconds: from the run's start to its first trial. origin: where it came from.
+    """
 
     rank: int | None
     of: int

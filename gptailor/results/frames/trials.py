@@ -54,7 +54,8 @@ def _objective_columns(tables: RunTables, facts: Facts) -> pd.DataFrame:
 
 def _retention(scores: pd.DataFrame, tables: RunTables, facts: Facts) -> NDArray[np.float64]:
     """Share of the dense score over as many examples, or, where the dense model was not scored on so many, over the
-    most."""
+    most.
+    """
     dense = dense_scores(tables, facts.objectives)
     exact = dense.drop_duplicates(["name", "n_samples"], keep="last").rename(columns={"score": "dense"})
     whole = scores[["name", "n_samples"]].merge(exact, on=["name", "n_samples"], how="left")["dense"].to_numpy(float)
@@ -75,7 +76,8 @@ def _plan_columns(tables: RunTables) -> pd.DataFrame:
 
 def gains(table: pd.DataFrame, facts: Facts) -> NDArray[np.float64]:
     """Rows x objectives: scores turned so that higher is better and 0 is the worst (1 / score where lower is
-    better)."""
+    better).
+    """
     columns = []
     for o in facts.objectives:
         score = table[o.name].to_numpy(float)
@@ -92,7 +94,8 @@ def maximised(table: pd.DataFrame, facts: Facts) -> NDArray[np.float64]:
 
 def _with_average(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     """Add the average over all objectives (NaN unless all are there) and its standard error, errors taken as
-    independent."""
+    independent.
+    """
     if not facts.objectives:
         return table.assign(**{AVERAGE: np.nan, AVERAGE_ERROR: np.nan})
     scores = table[facts.names].to_numpy(float)

@@ -37,7 +37,8 @@ SETTINGS = {
 @dataclass(frozen=True)
 class Cluster:
     """connect: a new client of its scheduler; raises OSError. close: end what was started. threads: of a worker, where
-    that is ours to say. where: for people."""
+    that is ours to say. where: for people.
+    """
 
     where: str
     connect: Callable[[], Client]
@@ -134,7 +135,8 @@ def _only_gpus(name: str) -> dict[str, str]:
 
 def _choose_start_method(on_gpus: bool) -> None:
     """On a CPU, workers are forked from one process that has imported everything: they share its memory, and one that
-    is lost is back in no time. CUDA does not survive a fork."""
+    is lost is back in no time. CUDA does not survive a fork.
+    """
     dask.config.set({"distributed.worker.multiprocessing-method": "spawn" if on_gpus else "forkserver"})
     context = get_mp_context()  # which sets its own list first
     if not on_gpus:

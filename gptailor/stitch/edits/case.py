@@ -78,7 +78,8 @@ class EditCase:
 
     def teacher(self, name: str = "") -> str:
         """The dense model to learn from: the named one, or whom most kept layers come from (of equally many the base,
-        then the first by name). Raises UserError for a name that is not in the family."""
+        then the first by name). Raises UserError for a name that is not in the family.
+        """
         if name:
             self.family.layer(0, name)
             return name

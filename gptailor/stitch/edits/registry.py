@@ -21,7 +21,8 @@ Setting = str | int | float
 class Method:
     """title: for people. function: module.function in this package. parameters: its settings with their defaults, whose
     kind a value must be of. choices: of settings that are one of a few words. keeps_shapes: whether every tensor of the
-    result has the shape that it had."""
+    result has the shape that it had.
+    """
 
     title: str
     function: str

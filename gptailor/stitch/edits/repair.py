@@ -23,7 +23,8 @@ is multiplied by ([hidden, hidden]; None: it stays). None where all stays as it 
 @torch.no_grad()
 def repair(case: EditCase, fit: Fit, *, at_gaps: bool = True, with_attention: bool = False) -> list[nn.Module]:
     """The layers with their output projections fitted: of the last layer before each gap alone, or of every kept layer
-    from the first gap on; the MLP's, or the attention's before it too. Raises UserError."""
+    from the first gap on; the MLP's, or the attention's before it too. Raises UserError.
+    """
     streams = Streams(case, case.teacher(str(case.parameter("teacher"))))
     chosen = _chosen(streams, len(case.layers), at_gaps)
     names = streams.projections if with_attention else streams.projections[1:]

@@ -51,7 +51,8 @@ class Site:
     @property
     def weights(self) -> torch.Tensor:
         """One over the norm of the teacher's stream, [n], float64: a few tokens (attention sinks) have norms a thousand
-        times those of others, and would rule the fit alone; what the next layer reads is normalised anyway."""
+        times those of others, and would rule the fit alone; what the next layer reads is normalised anyway.
+        """
         return 1.0 / wide(self.wanted).norm(dim=-1).clamp(min=1e-6)
 
 
@@ -115,7 +116,8 @@ class Streams:
 
     def watch(self, position: int, layer: nn.Module, name: str) -> tuple[Site, States]:
         """The kept layer's projection `name` at work on the student's stream, and the stream behind the layer. The
-        student stays before the layer until `leave` is called with it."""
+        student stays before the layer until `leave` is called with it.
+        """
         index = self.layer_of(position)
         if name == self.projections[0]:
             self.teach(index)
@@ -147,7 +149,8 @@ class Streams:
 
     def measure_factor(self, position: int, layer: nn.Module) -> None:
         """What the MLP's output is multiplied by before it is added to the stream: nearly always 1. Tried with noise
-        that is added to it. Raises UserError where it is not added as it is."""
+        that is added to it. Raises UserError where it is not added as it is.
+        """
         index, states = self.layer_of(position), self.student[0]
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(states.shape, generator=generator).to(states) * states.std()
@@ -193,7 +196,7 @@ class Streams:
         return (left if isinstance(left, torch.Tensor) else left[0]).to(states.device)
 
 
-class _reads:  # noqa: N801 (a context manager, used as a function)
+class _reads:  # a context manager, used as a function
     """While it lasts, what a layer's module reads and writes, one (input, output) a call."""
 
     def __init__(self, layer: nn.Module, name: str) -> None:
@@ -220,7 +223,8 @@ def _kinds(case: EditCase) -> list[int]:
 
 def _begin(case: EditCase, kinds: Sequence[int]) -> tuple[States, list[dict[int, Call]], list[torch.Tensor]]:
     """What enters the first layer, how each kind of layer is called, and the real tokens, by batch. A model of one
-    layer of each kind is run for it."""
+    layer of each kind is run for it.
+    """
     firsts = sorted(set(kinds))
     plan = StitchPlan(case.family.n_layers, tuple(map(LayerChoice, firsts)))
     model: Any = case.stitcher.stitch(plan)
