@@ -25,9 +25,9 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dashboard_bench import Browsers, server
 from helpers import kills
 
+from bench.dashboard import Browsers, server
 from gptailor.errors import UserError
 from gptailor.launch.engine import delete_run, is_alive, prepare, request, resume, start, stop
 from gptailor.launch.extend import extend

@@ -39,14 +39,14 @@ PROVEN: dict[str, dict[str, list[str]]] = {
         "names of jobs": ["test_launch.test_a_job_runs_once_and_is_missed_when_killed"],
         "links to pages": ["test_pages_analysis.test_a_made_up_run_in_the_url_is_told"],
         "weights named by an index": ["test_family.test_an_index_may_not_leave_its_folder"],
-        "folders of other people": ["test_export.test_folders_of_others_are_left_alone"],
+        "folders of other people": ["test_huggingface.test_folders_of_others_are_left_alone"],
     },
     "Text stays text": {
-        "on pages": ["test_text.test_safe_text_escapes_all_punctuation",
+        "on pages": ["test_wording.test_safe_text_escapes_all_punctuation",
                      "test_browser.test_other_peoples_text_is_shown_as_text"],
         "in reports": ["test_report.test_nothing_of_the_run_becomes_markup"],
-        "in model cards": ["test_export.test_what_others_wrote_stays_text"],
-        "in CSV": ["test_store_sharing.test_no_cell_is_a_formula", "test_text.test_cells_are_not_formulas",
+        "in model cards": ["test_huggingface.test_what_others_wrote_stays_text"],
+        "in CSV": ["test_store_sharing.test_no_cell_is_a_formula", "test_wording.test_cells_are_not_formulas",
                    "test_security.test_no_cell_of_the_table_of_runs_is_a_formula"],
         "in SQL": ["test_security.test_quotes_in_names_and_folders_are_letters"],
         "in the audit log": ["test_access.test_no_value_forges_a_line"],
@@ -68,9 +68,9 @@ PROVEN: dict[str, dict[str, list[str]]] = {
         "never from the browser": ["test_security.test_the_browser_cannot_ask_for_code"],
         "pickles": ["test_family.test_pickles_are_refused_even_with_permission"],
         "chat templates": ["test_security.test_a_chat_template_reaches_nothing"],
-        "task files": ["test_evaluate_benchmarks.test_task_files_that_run_code_are_refused",
-                       "test_evaluate_benchmarks.test_pickled_data_is_refused",
-                       "test_evaluate_benchmarks.test_templates_are_rendered_in_a_sandbox"],
+        "task files": ["test_benchmarks.test_task_files_that_run_code_are_refused",
+                       "test_benchmarks.test_pickled_data_is_refused",
+                       "test_benchmarks.test_templates_are_rendered_in_a_sandbox"],
     },
     "Who may do what is decided in the action": {
         "roles": ["test_access.test_every_action_asks_by_itself",
@@ -95,7 +95,8 @@ PROVEN: dict[str, dict[str, list[str]]] = {
 def test_each_claim_has_its_tests(claim: str) -> None:
     for named in (name for names in PROVEN[claim].values() for name in names):
         module, _, test = named.partition(".")
-        tree = ast.parse((ROOT / "tests" / f"{module}.py").read_text(encoding="utf-8"))
+        (path,) = (ROOT / "tests").rglob(f"{module}.py")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
         assert test in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, named
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 from helpers.warm_engines import shared
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "tests" / "bench"))
 
 
 @pytest.mark.slow
 def test_everything_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from soak import soak
+    from bench.soak import soak
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("gptailor.launch.engine.spawn", shared().spawn)
