@@ -41,7 +41,7 @@ def open_checkpoint(location: str, where: str, *, trust_remote_code: bool, downl
     """
     path = shipped.find(location)
     if path.is_dir():
-        return read_checkpoint(path, where, path.resolve().name, trust_remote_code=trust_remote_code)
+        return read_checkpoint(path, where, _name_of(path), trust_remote_code=trust_remote_code)
     if path.exists():
         raise Unreadable(f"{location} is a file; expected a model's folder or a hub id such as owner/name")
     if not _ID.fullmatch(location):
@@ -52,6 +52,12 @@ def open_checkpoint(location: str, where: str, *, trust_remote_code: bool, downl
     if folder is None:
         folder = Path(_ask(location, lambda: hub.snapshot_download(location, allow_patterns=PATTERNS)))
     return read_checkpoint(folder, where, location, trust_remote_code=trust_remote_code)
+
+
+def _name_of(folder: Path) -> str:
+    """A folder's name; of a snapshot in a hub cache (models--OWNER--NAME/snapshots/COMMIT) the model's id."""
+    *_, model, kind, name = ("", "", *folder.resolve().parts)
+    return model.removeprefix("models--").replace("--", "/", 1) if kind == "snapshots" else name
 
 
 def _cached(repo: str) -> Path | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,6 +98,11 @@ class Family:
     @property
     def n_layers(self) -> int:
         return len(self._layers[BASE])
+
+    @property
+    def folder(self) -> Path:
+        """The base's own folder on this machine, a downloaded one's included."""
+        return Path(self.tokenizer.name_or_path)
 
     @property
     def reader(self) -> Reader:

@@ -1,13 +1,14 @@
 """Stitched models for everybody else: a plain Hugging Face folder that needs nothing of this project.
 
 A stitched model is a live transformers model whose configuration was kept in step, so transformers itself saves it;
-merges and output scales are already in its tensors. What is written is proven before it is handed over: the folder is
-loaded as a stranger would load it, and must give the engine's logits.
+merges and output scales are already in its tensors. What stands beside the weights is the base's own, and configuration
+keys are written for both generations of transformers. What is written is proven before it is handed over: the folder
+is loaded as a stranger would load it, and must tokenise as the base does and give the engine's logits; read a second
+time with the keys of transformers 4 alone, it must give them again.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -18,14 +19,19 @@ from typing import Any
 
 import torch
 import yaml
+from transformers import GenerationConfig, PreTrainedModel
 
 from gptailor.errors import UserError
+from gptailor.family.checkpoint import read_json
 from gptailor.family.models import Family, without_progress_bars
+from gptailor.formats.companions import copy_companions, tokenizer_difference, write_json
+from gptailor.formats.generations import for_both, older
 from gptailor.plan import BASE, StitchPlan
 from gptailor.stitch.stitcher import Stitcher
 from gptailor.trial import Score
 
-PLAN_FILE = "gptailor_plan.json"
+CONFIG, PLAN_FILE = "config.json", "gptailor_plan.json"
+OLDER_NOTE = "transformers 4, and tools built on it, may read its configuration as another model's: it has no keys for"
 MAX_SHARD = "5GB"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """Largest difference of logits that a reloaded model may show, relative to the largest logit."""
@@ -35,13 +41,17 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Export:
-    """What was written: the folder, its model's size, and how far its logits are from the engine's (0 is equal)."""
+    """What was written: the folder, its model's size, and how far its logits are from the engine's (0 is equal).
+
+    notes: what other tools cannot read of it, a sentence each.
+    """
 
     folder: Path
     n_layers: int
     n_parameters: int
     n_bytes: int
     max_difference: float
+    notes: tuple[str, ...] = ()
 
 
 def export_hf(
@@ -65,7 +75,7 @@ def export_hf(
     out = Path(out_dir).expanduser()
     stitcher = stitcher or Stitcher(family)
     refuse_folder(out)
-    if family.spec.trust_remote_code and type(family.model).__module__.startswith("transformers_modules"):
+    if any(type(part).__module__.startswith("transformers_modules") for part in (family.model, family.tokenizer)):
         raise UserError("export: the base runs code of its own (trust_remote_code), which is not written anywhere")
     partial = None
     progress("stitching", 0.0)
@@ -76,14 +86,14 @@ def export_hf(
         _refuse_small_disk(out.parent, stitcher.n_bytes(plan))
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
         progress("writing weights", 0.1)
-        with without_progress_bars():
-            model.save_pretrained(partial, max_shard_size=MAX_SHARD)
-        family.tokenizer.save_pretrained(partial)
-        (partial / PLAN_FILE).write_text(json.dumps(plan.to_json(), indent=2) + "\n", encoding="utf-8")
-        card = model_card(family, plan, stitcher.n_parameters(plan), title=title, scores=scores, facts=facts or {})
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        _save(model, partial, family)
+        write_json(partial / PLAN_FILE, plan.to_json())
         progress("loading it again", 0.6)
-        difference = _prove(partial, family, expected)
+        difference, notes = _prove(partial, family, expected)
+        notes += _pattern_notes(family)
+        size = stitcher.n_parameters(plan)
+        card = model_card(family, plan, size, title=title, scores=scores, facts=facts or {}, notes=notes)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         partial.chmod(0o755)  # mkdtemp keeps others out; a finished folder is an ordinary one
         partial.rename(out)  # an empty folder gives way
     except OSError as error:
@@ -92,7 +102,7 @@ def export_hf(
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
     progress("done", 1.0)
-    return Export(out, len(plan.kept), stitcher.n_parameters(plan), stitcher.n_bytes(plan), difference)
+    return Export(out, len(plan.kept), size, stitcher.n_bytes(plan), difference, notes)
 
 
 def refuse_folder(out: Path) -> None:
@@ -110,6 +120,27 @@ def _refuse_small_disk(folder: Path, n_bytes: int) -> None:
         raise UserError(f"export: {folder} has {free >> 20} MB free, the model needs {n_bytes >> 20} MB")
 
 
+def _save(model: PreTrainedModel, folder: Path, family: Family) -> None:
+    """Weights and configuration as transformers saves them, in both spellings, and the base's own files beside them."""
+    settings, model.generation_config = model.generation_config, GenerationConfig()  # one that is odd is not written
+    try:
+        with without_progress_bars():
+            model.save_pretrained(folder, max_shard_size=MAX_SHARD)
+    finally:
+        model.generation_config = settings
+    written = read_json(folder / CONFIG)
+    original = _same_part(read_json(family.folder / CONFIG), written["model_type"])
+    write_json(folder / CONFIG, for_both(written, model.config, original))
+    copy_companions(family.folder, folder, family.tokenizer)
+
+
+def _same_part(original: Mapping[str, Any], model_type: str) -> Mapping[str, Any]:
+    """The part of the base's configuration that is of this type: all of it, or the text's of several media."""
+    text = original.get("text_config")
+    parts = [original, *([text] if isinstance(text, Mapping) else [])]
+    return next((part for part in parts if part.get("model_type") == model_type), {})
+
+
 @torch.inference_mode()
 def _logits(model: Any, family: Family) -> torch.Tensor:
     """Logits of a fixed batch, float32 on the host: 2 sequences of 32 tokens spread over the vocabulary."""
@@ -118,21 +149,50 @@ def _logits(model: Any, family: Family) -> torch.Tensor:
     return model(ids, use_cache=False).logits.float().cpu()
 
 
-def _prove(folder: Path, family: Family, expected: torch.Tensor) -> float:
-    """Load the folder as anybody would and compare its logits. Raises RuntimeError: a fault of ours, no user's."""
+def _prove(folder: Path, family: Family, expected: torch.Tensor) -> tuple[float, tuple[str, ...]]:
+    """Load the folder as anybody would and compare its tokens and logits: how far these are off, and what transformers
+    4 cannot read. Raises RuntimeError: a fault of ours, no user's."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    AutoTokenizer.from_pretrained(folder)
+    if (differs := tokenizer_difference(family.tokenizer, AutoTokenizer.from_pretrained(folder))) is not None:
+        raise RuntimeError(f"the exported tokenizer is not the base's: they differ on {differs}")
     with without_progress_bars():
         opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=family.dtype, output_loading_info=True)
     model, info = opened
     if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
         raise RuntimeError(f"the exported model does not load completely: {info}")
-    found = _logits(model.eval().to(family.device), family)
-    difference = float((found - expected).abs().max())
-    if not difference <= TOLERANCE.get(family.dtype, 1e-4) * float(expected.abs().max().clamp(min=1.0)):
+    bound = TOLERANCE.get(family.dtype, 1e-4) * float(expected.abs().max().clamp(min=1.0))
+    difference = float((_logits(model.eval().to(family.device), family) - expected).abs().max())
+    if not difference <= bound:
         raise RuntimeError(f"the exported model's logits differ from the engine's by up to {difference:.3g}")
-    return difference
+    again = _older_reading(model, folder, family)
+    if again is None or not float((again - expected).abs().max()) <= bound:
+        return difference, (f"{OLDER_NOTE} {model.config.model_type}.",)
+    return difference, ()
+
+
+def _older_reading(model: Any, folder: Path, family: Family) -> torch.Tensor | None:
+    """Logits of the same weights under the configuration's older keys alone; None where they make no such model."""
+    try:
+        config = type(model.config).from_dict(older(read_json(folder / CONFIG)))
+        with without_progress_bars():
+            again = type(model).from_pretrained(None, config=config, state_dict=model.state_dict(), dtype=family.dtype)
+        return _logits(again.eval().to(family.device), family)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+        return None  # whatever a class makes of keys that it was not written for: it is told, not raised
+
+
+def _pattern_notes(family: Family) -> tuple[str, ...]:
+    """A sentence for each list of one entry a layer that no longer begins as the base's does."""
+    config = family.model.config.get_text_config()
+    kept = {name: (values, list(getattr(config, name))) for name, values in family.per_layer_lists.items()}
+    return tuple(
+        f"Its layers no longer follow the base's pattern; `{name}` in {CONFIG} says which is which "
+        f"({', '.join(map(str, mine))}). A tool that takes the pattern from the architecture's name, as llama.cpp does "
+        "for Gemma 2 and 3, computes another model."
+        for name, (values, mine) in kept.items()
+        if mine != list(values[: len(mine)])
+    )
 
 
 def model_card(
@@ -143,6 +203,7 @@ def model_card(
     title: str,
     scores: Sequence[Score],
     facts: Mapping[str, str],
+    notes: Sequence[str] = (),
 ) -> str:
     """The folder's README.md: what it is, where each layer comes from, what it scored, whose licences apply."""
     used = [BASE, *(name for name in family.names if name in plan.candidates)]
@@ -188,6 +249,8 @@ def model_card(
             "| benchmark | metric | score | standard error | examples | used in the search |",
         ]
         lines += ["|---|---|---|---|---|---|", *map(_score_row, scores)]
+    if notes:
+        lines += ["", "## With other tools", "", *(f"- {as_text(note)}" for note in notes)]
     if facts:
         lines += ["", "## How it was found", ""]
         lines += [f"- {as_text(name)}: {as_text(value)}" for name, value in facts.items()]

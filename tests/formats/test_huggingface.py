@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptailor.errors import UserError
 from gptailor.family.models import open_family
-from gptailor.formats.huggingface import PLAN_FILE, as_text, export_hf
+from gptailor.formats.companions import copy_companions
+from gptailor.formats.generations import for_both
+from gptailor.formats.huggingface import OLDER_NOTE, PLAN_FILE, as_text, export_hf
 from gptailor.plan import LayerChoice, StitchPlan
 from gptailor.stitch.stitcher import Stitcher
 from gptailor.trial import Score
@@ -29,6 +31,7 @@ PLAN = StitchPlan(
         LayerChoice(5, ("code", "math"), "ties", 0.7, (("density", 0.5),)),
     ),
 )
+REMOVED = StitchPlan.without({1, 3, 4}, 6)
 UNSCALED = StitchPlan(6, (LayerChoice(1), LayerChoice(2, ("math",)), LayerChoice(4)))
 
 
@@ -151,6 +154,83 @@ def test_licences_of_the_sources_are_carried(tiny_family, make_spec, tmp_path):
     card = (tmp_path / "mixed" / "README.md").read_text()
     assert "license" not in front_matter(card)
     assert r"| code | code | llama2 |" in card and r"| base | base | apache\-2.0 |" in card
+
+
+def test_a_snapshot_of_the_hub_has_the_models_name(tiny_family, make_spec, tmp_path):
+    """Its folder is called by a commit, and its files are links into the cache."""
+    snapshot = tmp_path / "models--ada--tiny" / "snapshots" / ("1" * 40)
+    snapshot.mkdir(parents=True)
+    for file in (tiny_family / "base").iterdir():
+        (snapshot / file.name).symlink_to(file)
+    export_hf(
+        open_family(make_spec(tiny_family, base_model=str(snapshot), candidates={}, operations=["remove"])),
+        REMOVED,
+        tmp_path / "out",
+    )
+    assert front_matter((tmp_path / "out" / "README.md").read_text())["base_model"] == ["ada/tiny"]
+    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
+def test_what_is_beside_the_weights_is_the_bases_own(tiny_family, make_spec, tmp_path):
+    """Older spellings of the base stay, templates and odd settings are copied, the machine's traces are not."""
+    import shutil
+
+    copied = shutil.copytree(tiny_family, tmp_path / "family")
+    base, out = copied / "base", tmp_path / "out"
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    settings |= {"extra_special_tokens": ["<pad>"], "name_or_path": "/home/ada/base", "local_files_only": True}
+    (base / "tokenizer_config.json").write_text(json.dumps(settings | {"vocab_file": "/home/ada/base/tokenizer.model"}))
+    (base / "tokenizer.model").write_bytes(b"pieces")
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+    (base / "trainer_state.json").write_text('{"best_model_checkpoint": "/home/ada/runs/1"}')
+    config = json.loads((base / "config.json").read_text())
+    theta = config.pop("rope_parameters")["rope_theta"]
+    config |= {"rope_theta": theta, "rope_scaling": None, "_name_or_path": "/home/ada/base", "torch_dtype": "float32"}
+    (base / "config.json").write_text(json.dumps(config))
+    odd = {"temperature": 0.9, "do_sample": False, "eos_token_id": 1}  # as some are on the hub; not valid when saved
+    (base / "generation_config.json").write_text(json.dumps(odd))
+    export_hf(open_family(make_spec(copied, candidates={}, operations=["remove"])), REMOVED, out)
+    for name in ("tokenizer.json", "tokenizer.model", "additional_chat_templates/tools.jinja", "chat_template.jinja"):
+        assert (out / name).read_bytes() == (base / name).read_bytes()
+    assert json.loads((out / "generation_config.json").read_text()) == odd
+    made = json.loads((out / "config.json").read_text())
+    assert (made["rope_theta"], made["rope_scaling"], made["rope_parameters"]["rope_theta"]) == (theta, None, theta)
+    assert made["torch_dtype"] == made["dtype"] == "float32" and made["num_hidden_layers"] == 3
+    tokenizer = json.loads((out / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["additional_special_tokens"] == ["<pad>"] and "extra_special_tokens" not in tokenizer
+    text = "".join(path.read_text() for path in out.iterdir() if path.suffix in (".json", ".md"))
+    assert "ada" not in text and "local_files_only" not in text and not (out / "trainer_state.json").exists()
+
+
+def test_a_tokenizer_that_is_not_the_bases_never_appears(family, tmp_path, monkeypatch):
+    """A fault between copying and loading: two pieces of the written vocabulary change places."""
+
+    def swapped(base, out, tokenizer):
+        copy_companions(base, out, tokenizer)
+        data = json.loads((out / "tokenizer.json").read_text())
+        vocabulary = data["model"]["vocab"]
+        vocabulary["a"], vocabulary["t"] = vocabulary["t"], vocabulary["a"]
+        (out / "tokenizer.json").write_text(json.dumps(data))
+
+    monkeypatch.setattr("gptailor.formats.huggingface.copy_companions", swapped)
+    with pytest.raises(RuntimeError, match="the exported tokenizer is not the base's: they differ on 'The cat"):
+        export_hf(family, UNSCALED, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keys_of_transformers_4_that_say_another_thing_are_told(make_family, make_spec, tmp_path, monkeypatch):
+    """Without the older key, version 4 computes with its default: the card says so."""
+
+    def forgetful(written, config, original):
+        return {k: v for k, v in for_both(written, config, original).items() if k != "rope_theta"}
+
+    monkeypatch.setattr("gptailor.formats.huggingface.for_both", forgetful)
+    folder = make_family("llama", candidates=(), rope_parameters={"rope_theta": 77.0, "rope_type": "default"})
+    made = export_hf(open_family(make_spec(folder, operations=["remove"])), REMOVED, tmp_path / "out")
+    assert made.notes == (f"{OLDER_NOTE} llama.",)
+    assert "has no keys for llama" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
