@@ -124,10 +124,18 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Write a configuration's model as a plain Hugging Face folder."""
-    from gptailor.commands.export import export_model
+    """Write a configuration's model as a plain Hugging Face folder, or its plan as a file for mergekit."""
+    from gptailor.commands.export import export_mergekit, export_model
 
-    export_model(_folder(arguments), arguments.config_id, Path(arguments.out), lambda text: print(text, flush=True))
+    folder, config_id, out = _folder(arguments), arguments.config_id, Path(arguments.out)
+    if arguments.dry_run and not arguments.push:
+        raise UserError("export: --dry-run lists what --push would send; add --push OWNER/NAME")
+    if arguments.form == "mergekit":
+        if arguments.push:
+            raise UserError("export: --push sends a model's folder; leave --as mergekit out")
+        export_mergekit(folder, config_id, out, _print)
+    else:
+        export_model(folder, config_id, out, _print, push=arguments.push, dry_run=arguments.dry_run)
     return OK
 
 
@@ -258,6 +266,10 @@ def dashboard(arguments: argparse.Namespace) -> int:
     os.execve(sys.executable, command, os.environ | {"GPTAILOR_RUNS": arguments.runs})
 
 
+def _print(text: str) -> None:
+    print(text, flush=True)
+
+
 def _run_here(folder: Any, arguments: argparse.Namespace) -> int:
     from gptailor.store.folder import runs_root
 
@@ -346,7 +358,16 @@ def command_parser() -> argparse.ArgumentParser:
     add(show, run_id=True).add_argument("--json", action="store_true", help="machine-readable")
     take = add(export, run_id=True)
     take.add_argument("config_id", type=int, metavar="CONFIG_ID", help=a_plan)
-    take.add_argument("out", metavar="OUT", help="the folder to write; it must not be there yet")
+    take.add_argument("out", metavar="OUT", help="the folder or file to write; it must not be there yet")
+    take.add_argument(
+        "--as",
+        dest="form",
+        choices=("huggingface", "mergekit"),
+        default="huggingface",
+        help="a model's folder, or a YAML file that mergekit builds it from (default: huggingface)",
+    )
+    take.add_argument("--push", metavar="OWNER/NAME", help="send the folder to the Hugging Face hub, privately")
+    take.add_argument("--dry-run", action="store_true", help="with --push: list what would be sent, send nothing")
     send = add(report)
     send.add_argument("run_ids", nargs="+", metavar="RUN_ID", help="one saved run or several")
     send.add_argument("--out", metavar="FILE", help="default: RUN_ID.html here, or comparison.html of several")

@@ -17,7 +17,7 @@ import pandas as pd
 
 from gptailor.errors import UserError
 from gptailor.formats.published import BaseAt, read_family, read_plan, strip_text
-from gptailor.plan import StitchPlan
+from gptailor.plan import BASE, StitchPlan
 from gptailor.spec import RunSpec, load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
@@ -30,16 +30,77 @@ MAX_PROMPT = 8000
 WARM_UP_TOKENS = 2
 
 
-def export_model(folder: RunFolder, config_id: int, out: Path, say: Say) -> None:
+def export_model(
+    folder: RunFolder, config_id: int, out: Path, say: Say, *, push: str | None = None, dry_run: bool = False
+) -> None:
     """Write a configuration's model as a plain Hugging Face folder `out`; it appears when complete and proven.
 
-    say: called with lines such as ` 60% loading it again`. Raises UserError.
+    say: called with lines such as ` 60% loading it again`. push: OWNER/NAME on the hub to send it to; an export of the
+    same plan that is at `out` already is sent as it is. dry_run: only list what would be sent. Raises UserError.
     """
+    from gptailor.formats import hub
+
+    if push is not None:
+        hub.refuse_name(push)
     tables = queries.read_run(folder)
     plan = plan_of(tables, config_id)
-    spec = load_spec(folder.spec)
-    scores, facts = scores_of(tables, config_id), facts_of(tables, spec, config_id)
-    _write(spec, plan, out, say, title=f"{spec.name}: ", scores=scores, facts=facts)
+    if push is None or not _is_export_of(out, plan):
+        spec = load_spec(folder.spec)
+        scores, facts = scores_of(tables, config_id), facts_of(tables, spec, config_id)
+        _write(spec, plan, out, say, title=f"{spec.name}: ", scores=scores, facts=facts)
+    if push is None:
+        return
+    for name, size in hub.uploads(out):
+        say(f"{'would send' if dry_run else 'sends'} {name} ({size:,} bytes)")
+    say(f"nothing was sent to {push}" if dry_run else hub.push(out, push))
+
+
+def _is_export_of(out: Path, plan: StitchPlan) -> bool:
+    """Is this plan's export there already?"""
+    from gptailor.formats.huggingface import PLAN_FILE
+
+    try:
+        return StitchPlan.from_json(json.loads((out / PLAN_FILE).read_text(encoding="utf-8"))) == plan
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return False
+
+
+def export_mergekit(folder: RunFolder, config_id: int, out: Path, say: Say) -> None:
+    """Write a configuration's plan as a YAML file for mergekit, naming the models as the run file does. Raises
+    UserError where mergekit cannot express the plan."""
+    plan = plan_of(queries.read_run(folder), config_id)
+    if out.exists():
+        raise UserError(f"export: {out} is there already; name a file that is not")
+    text = _mergekit_text(load_spec(folder.spec), plan)
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"export: {out} could not be written: {error}") from error
+    say(f"{out}: build it with  mergekit-yaml {out} FOLDER")
+
+
+def _mergekit_text(spec: RunSpec, plan: StitchPlan) -> str:
+    from gptailor.family.models import open_family
+    from gptailor.family.preflight import inspect_family
+    from gptailor.formats.mergekit import LINEAR_FILTERS, mergekit_yaml
+
+    preflight, checkpoints = inspect_family(spec, download=True)
+    base = _location(spec.base_model)
+    models = {BASE: base}
+    for name in (name for name in spec.candidates if name in plan.candidates):
+        where = _location(spec.candidates[name])
+        models[name] = f"{base}+{where}" if checkpoints[name].is_adapter else where  # mergekit's way to say adapter
+    projections = LINEAR_FILTERS
+    if any(choice.output_scale != 1.0 for choice in plan.kept):
+        attention, mlp = open_family(spec.model_copy(update={"device": "cpu"})).output_projections
+        projections = (attention.rpartition(".")[2], mlp.rpartition(".")[2])
+    return mergekit_yaml(plan, models, dtype=preflight.dtype, projections=projections)
+
+
+def _location(named: str) -> str:
+    """A folder's full path, as mergekit may run elsewhere; a hub id as it is."""
+    path = Path(named).expanduser()
+    return str(path.resolve()) if path.is_dir() else named
 
 
 def stitch_plan(plan_file: str, family_file: str, out: Path, say: Say, *, base_at: BaseAt = "source") -> None:
@@ -70,6 +131,8 @@ def _write(spec: RunSpec, plan: StitchPlan, out: Path, say: Say, *, title: str =
         f"{done.folder}: {done.n_layers} layers, {done.n_parameters:,} parameters, {done.n_bytes / 1e6:.1f} MB; "
         f"reloaded, its logits differ from the engine's by at most {done.max_difference:.2g}"
     )
+    for note in done.notes:
+        say(f"note: {note}")
 
 
 # --- what the store knows of a configuration --------------------------------------------------------------------------

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from helpers.hub import hub_for_uploads
 from helpers.tiny_run import CONFIG, PLAN, make_tiny_run
+from safetensors.torch import load_file
 
+from gptailor.__main__ import main
 from gptailor.commands.export import MAX_PROMPT, export_model, generate
 from gptailor.errors import UserError
 from gptailor.store.folder import RunFolder
@@ -45,6 +53,71 @@ def test_the_card_tells_scores_and_how_it_was_found(exported: tuple[Path, list[s
 def test_a_configuration_that_is_not_there(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="configuration 8: run tiny-run has none of this number; it has 7"):
         export_model(run, 8, tmp_path / "out", print)
+    assert not (tmp_path / "out").exists()
+
+
+def test_mergekit_builds_the_same_model_from_its_file(
+    run: RunFolder, exported: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    import yaml
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    file = tmp_path / "plan.yaml"
+    command = ["export", run.run_id, str(CONFIG), str(file), "--runs", str(run.root)]
+    assert main([*command, "--as", "mergekit"]) == 0
+    config = MergeConfiguration.model_validate(yaml.safe_load(file.read_text()))
+    run_merge(config, str(tmp_path / "built"), options=MergeOptions(copy_tokenizer=False))
+    parts = map(load_file, (tmp_path / "built").glob("*.safetensors"))
+    built = {key: value for part in parts for key, value in part.items()}
+    wanted = load_file(exported[0] / "model.safetensors")
+    assert built.keys() == wanted.keys()
+    for key, value in wanted.items():
+        torch.testing.assert_close(built[key], value, rtol=1e-5, atol=1e-6, msg=key)
+    assert main([*command, "--as", "mergekit"]) == 2, "a file that is there is left alone"
+
+
+def test_an_export_goes_to_the_hub(run: RunFolder, tmp_path: Path) -> None:
+    """Listed, refused for another's token, and sent; in a process of its own, as the hub's library reads the address
+    when it is imported."""
+    out = tmp_path / "model"
+    command = ["export", run.run_id, str(CONFIG), str(out), "--runs", str(run.root), "--push", "ada/short"]
+    code = (
+        "import os, sys\n"
+        "from gptailor.__main__ import main\n"
+        "for token, options in (('', ['--dry-run']), ('stolen', []), ('secret', [])):\n"
+        "    os.environ['HF_TOKEN'] = token\n"
+        "    print(f'status {main([*sys.argv[1:], *options])}', flush=True)\n"
+    )
+    with hub_for_uploads("secret") as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=300, env=environment
+        )
+    assert done.returncode == 0, done.stderr
+    listed, refused, sent, _ = re.split(r"(?<=status \d)\n", done.stdout)
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+    for name, content in files.items():
+        assert f"would send {name} ({len(content):,} bytes)" in listed
+    assert listed.endswith("nothing was sent to ada/short\nstatus 0") and "100% done" in listed
+    assert refused.endswith("status 2") and "ada/short could not be sent to the hub" in done.stderr
+    assert sent.endswith("/ada/short/commit/1\nstatus 0") and "opening the family" not in sent, "it is there already"
+    assert hub.files == files
+    assert [(new["organization"], new["name"], new["visibility"]) for new in hub.created] == [
+        ("ada", "short", "private")
+    ]
+
+
+def test_what_does_not_go_together_is_refused(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ["export", run.run_id, str(CONFIG), str(tmp_path / "out"), "--runs", str(run.root)]
+    for options, sentence in {
+        ("--dry-run",): "--dry-run lists what --push would send; add --push OWNER/NAME",
+        ("--push", "a/b", "--as", "mergekit"): "--push sends a model's folder; leave --as mergekit out",
+        ("--push", "../b/c"): "'../b/c' is no name on the hub; expected OWNER/NAME",
+    }.items():
+        assert main([*command, *options]) == 2
+        assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
