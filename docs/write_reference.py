@@ -55,7 +55,7 @@ def files() -> dict[str, str]:
 class _Plain(GenerateJsonSchema):
     """Without titles that only repeat the names of keys, and with each description on one line."""
 
-    def field_title_should_be_set(self, schema: Any) -> bool:
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 (pydantic's signature)
         return False
 
     def generate_inner(self, schema: Any) -> Any:

@@ -196,7 +196,7 @@ class Budget(_Record):
     @property
     def rungs(self) -> tuple[int, ...]:
         """Budgets that Hyperband visits, ascending: max / eta^k down to min (100 to 1000 by 3: 111, 333, 1000)."""
-        count = int(math.floor(math.log(self.max / self.min) / math.log(self.eta) + 1e-9)) + 1
+        count = math.floor(math.log(self.max / self.min) / math.log(self.eta) + 1e-9) + 1
         return tuple(round(self.max / self.eta**k) for k in reversed(range(count)))
 
 

@@ -33,7 +33,7 @@ widgets.show_chart(
 pickers.need_plans(view)
 st.divider()
 agreed = frames.agreement(trials, facts)
-moves = frames.rank_moves(trials, facts, low, high)
+moves = frames.rank_moves(trials, low, high)
 st.markdown("#### Can the cheap rungs be trusted?")
 st.info(frames.verdict(agreed, moves, facts), icon=":material/verified:")
 if len(facts.rungs) < 2:

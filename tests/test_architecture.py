@@ -137,7 +137,7 @@ def test_packages_bring_nothing() -> None:
             assert isinstance(docstring, ast.Expr), path
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES], ids=module_name)
+@pytest.mark.parametrize("path", list(SOURCES), ids=module_name)
 def test_sql_is_in_the_store_alone(path: Path) -> None:
     if module_name(path).startswith("gptailor.store"):
         return

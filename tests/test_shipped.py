@@ -90,7 +90,7 @@ def test_a_search_on_the_demo_from_an_empty_folder(elsewhere: Path) -> None:
     assert "base_model: data/demo/models/base" in asked.read_text(), "a run names no place of a machine"
 
 
-def test_the_dashboard_offers_the_demo_from_an_empty_folder(elsewhere: Path, wheel: Path) -> None:
+def test_the_dashboard_offers_the_demo_from_an_empty_folder(elsewhere: Path) -> None:
     own = elsewhere / "data" / "presets"
     own.mkdir(parents=True)
     (own / "mine.yaml").write_text("# Mine\n" + load_spec("data/presets/demo.yaml").to_yaml())
@@ -111,7 +111,8 @@ assert "search data/presets/demo.yaml" in form.command_line(demo.spec, demo, for
     assert done.returncode == 0, done.stderr
 
 
-def test_the_dashboard_command_serves(elsewhere: Path) -> None:
+@pytest.mark.usefixtures("elsewhere")
+def test_the_dashboard_command_serves() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -16,7 +16,7 @@ from gptailor import wording
         ("a\n\tb\x00c", "a b c"),
         ("x" * 300, "x" * 79 + "…"),
         ("abc\u202egnp.exe", "abcgnp.exe"),  # the override that turns text round is gone
-        ("שלום", "\u2068שלום\u2069"),  # right-to-left text keeps to itself
+        ("שלום", "\u2068שלום\u2069"),  # noqa: RUF001 (right-to-left text keeps to itself)
         ("", ""),
     ],
 )

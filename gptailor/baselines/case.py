@@ -118,7 +118,7 @@ class LossSum:
 def _entering(model: PreTrainedModel, batch: Batch) -> list[torch.Tensor]:
     """The residual stream that enters each layer, each [texts, tokens, hidden]."""
     states: list[torch.Tensor] = []
-    watch_layers(model, [batch], lambda _, h, *others: states.append(h))
+    watch_layers(model, [batch], lambda _, h, *_others: states.append(h))
     return states
 
 
@@ -169,7 +169,7 @@ def watch_layers(
             layer.register_forward_pre_hook(
                 lambda _, args, kw, i=index: before(i, args[0] if args else kw["hidden_states"]), with_kwargs=True
             ),
-            layer.register_forward_hook(lambda _, args, output, i=index: after(i, output)),
+            layer.register_forward_hook(lambda _, _args, output, i=index: after(i, output)),
         ]
     try:
         with torch.inference_mode():

@@ -40,7 +40,7 @@ def paper_cut(case: Case) -> StitchPlan:
 
 def notebook_cut(case: Case) -> StitchPlan:
     """Merged as the published notebooks do."""
-    return _collapse(case, lambda home, others: dict(others[-1]))
+    return _collapse(case, lambda _home, others: dict(others[-1]))
 
 
 def _sum_of_differences(home: Weights, others: list[Weights]) -> Weights:
@@ -86,7 +86,7 @@ def _last_states(case: Case, plan: StitchPlan) -> torch.Tensor:
     case.passes += 1 / len(case.batches)
     found: list[torch.Tensor] = []
 
-    def see(index: int, h: torch.Tensor, h_next: torch.Tensor, mask: torch.Tensor) -> None:
+    def see(index: int, _h: torch.Tensor, h_next: torch.Tensor, mask: torch.Tensor) -> None:
         if index == len(plan.kept) - 1:
             found.append(h_next[mask].float())
 

@@ -141,7 +141,7 @@ def _with_baselines(
     def plan_of(subject: str) -> StitchPlan:
         cut = made[subject]
 
-        def no_scores(plan: StitchPlan, n: int) -> float:
+        def no_scores(_plan: StitchPlan, _n: int) -> float:
             raise UserError(
                 f"{subject}: scores plans on its way; run `python -m gptailor baseline {cut.baseline}` first"
             )

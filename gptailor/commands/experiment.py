@@ -37,18 +37,16 @@ SHORT = ("first_candidates", "first_objectives", "metric")
 """The run file's first so many candidates or objectives; one metric for all objectives."""
 SHARES = {"retention": "{:.1%}", "gap": "{:+.1%}"}
 """Columns that need the dense base to be judged too."""
-JUDGED_ALIKE = tuple(
-    [
-        "base_model",
-        "held_out",
-        "include_path",
-        "seed",
-        "device",
-        "dtype",
-        "batch_size",
-        "chat_template",
-        "trust_remote_code",
-    ]
+JUDGED_ALIKE = (
+    "base_model",
+    "held_out",
+    "include_path",
+    "seed",
+    "device",
+    "dtype",
+    "batch_size",
+    "chat_template",
+    "trust_remote_code",
 )
 """Keys of a run file on which a plan's held-out answers, and their order, depend."""
 
@@ -194,7 +192,8 @@ def over_seeds(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
 def _common(labels: Iterable[str]) -> str:
     """`search` of `search, seed 0` and `search, seed 1`."""
     labels = list(labels)
-    return commonprefix(labels).rstrip(" ,-_:").removesuffix("seed").rstrip(" ,-_:") or ", ".join(labels)
+    common = commonprefix(labels)  # noqa: RUF071 (labels are no paths)
+    return common.rstrip(" ,-_:").removesuffix("seed").rstrip(" ,-_:") or ", ".join(labels)
 
 
 def _judged(folder: RunFolder, tables: queries.RunTables) -> Any:

@@ -175,7 +175,7 @@ def columns(frame: pd.DataFrame, percent: bool = False) -> dict[str, Any]:
     averages = _AVERAGES if "average" in frame or "worth" in frame else set()
     for name in map(str, frame.columns):
         heading = _HEADINGS.get(name) or plain(name)
-        kind = frame[name] if name in frame else None
+        kind = frame.get(name, None)
         if kind is None or not pd.api.types.is_float_dtype(kind):
             config[name] = st.column_config.Column(heading)
         elif name in _SCORES:

@@ -97,5 +97,5 @@ def _report(view: View, run: Run) -> bytes:
 
 
 @st.cache_data(max_entries=16, show_spinner="Reading what each example gave …")
-def _items(path: str, version: tuple[int, ...], hashes: tuple[str, ...]) -> Mapping[Any, Any]:
+def _items(path: str, version: tuple[int, ...], hashes: tuple[str, ...]) -> Mapping[Any, Any]:  # noqa: ARG001 (a part of the cache's key)
     return queries.items_of(RunFolder(Path(path)), hashes)

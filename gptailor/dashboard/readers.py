@@ -191,7 +191,7 @@ def importance(run: Run, view: View) -> Importance | None:
 
 
 @st.cache_data(max_entries=32, show_spinner="Working out which layers matter …")
-def _importance(path: str, grown: str, _view: View) -> Importance | None:
+def _importance(path: str, grown: str, _view: View) -> Importance | None:  # noqa: ARG001 (parts of the cache's key)
     from gptailor.results.frames.importance import importance
 
     return importance(_view.layers, _view.trials, _view.facts)

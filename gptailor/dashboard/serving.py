@@ -123,7 +123,7 @@ def _other_origins() -> Sequence[str]:
     return st.get_option("server.corsAllowedOrigins") or ()
 
 
-async def ready(request: Request) -> Response:
+async def ready(_request: Request) -> Response:
     """200 where runs can be shown and started, else 503 and what is missing. For probes: it tells nothing else."""
     from gptailor.dashboard import readers  # its caches want Streamlit's runtime, which is not there at first
 
@@ -139,13 +139,13 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"ready": not missing, "missing": missing}, status_code=503 if missing else 200)
 
 
-async def _broken(request: Request, error: Exception) -> Response:
+async def _broken(_request: Request, _error: Exception) -> Response:
     return PlainTextResponse(
         "Internal server error", status_code=500, headers={k.decode(): v.decode() for k, v in headers()}
     )
 
 
-def tell_calmly(error: Exception) -> bool:
+def tell_calmly(error: Exception) -> bool:  # noqa: ARG001 (Streamlit may name it)
     """Show a stranger no traceback, which names folders and versions; the server's own output has it."""
     if access.visitor().name == access.LOCAL:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -131,7 +132,7 @@ class Evaluator:
     def _chunks(self, benchmark: OpenBenchmark, first: int, last: int) -> list[tuple[int, int]]:
         """The fixed chunks of the nested order that hold [first, last)."""
         cuts = sorted({0, benchmark.n_examples, *(rung for rung in self.rungs if rung < benchmark.n_examples)})
-        pairs = zip(cuts, cuts[1:], strict=False)
+        pairs = itertools.pairwise(cuts)
         return [(start, stop) for start, stop in pairs if start < last and stop > first]
 
     def _windows(

@@ -153,8 +153,8 @@ def build_examples(groups: Sequence[tuple[int, Sequence[Instance]]], encoder: En
     windows = iter(encoder.pairs(scored))
     rolls = iter(encoder.rolling(rolled))
     read: dict[str, Callable[[Instance], tuple[Window, ...] | Prompt]] = {
-        "loglikelihood": lambda instance: (next(windows),),
-        "loglikelihood_rolling": lambda instance: next(rolls),
+        "loglikelihood": lambda _instance: (next(windows),),
+        "loglikelihood_rolling": lambda _instance: next(rolls),
         "generate_until": lambda instance: encoder.prompt(*instance.args[:2]),
     }
     return [

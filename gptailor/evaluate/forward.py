@@ -68,7 +68,7 @@ def score_tree(model: PreTrainedModel, pack: Pack) -> list[Scored]:
 @torch.inference_mode()
 def score_rows(model: PreTrainedModel, windows: Sequence[Window], max_tokens: int) -> list[Scored]:
     """The same for windows as padded rows, as lm-eval's HFLM feeds them. Raises NonFinite."""
-    rows = sorted(set(window.inputs for window in windows), key=lambda inputs: (-len(inputs), inputs))
+    rows = sorted({window.inputs for window in windows}, key=lambda inputs: (-len(inputs), inputs))
     answers: dict[int, Scored] = {}
     while rows:
         n_rows = max(1, max_tokens // len(rows[0]))

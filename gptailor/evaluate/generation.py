@@ -65,7 +65,7 @@ def continue_prompts(model: PreTrainedModel, prompts: Sequence[Prompt], encoder:
 class _OnlyFinite(LogitsProcessor):
     """Passes scores on. Raises NonFinite: greedy decoding would make a text of NaN, too."""
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:  # noqa: ARG002 (transformers' signature)
         if not bool((scores < torch.inf).all()):  # minus infinity is how settings forbid a token
             raise NonFinite("the model's logits are not finite")
         return scores

@@ -98,7 +98,7 @@ class _Plain(yaml.SafeLoader):
     """Reads any tag as nothing, so that a file can be looked at before it is trusted."""
 
 
-_Plain.add_multi_constructor("", lambda loader, suffix, node: None)
+_Plain.add_multi_constructor("", lambda _loader, _suffix, _node: None)
 
 
 def _plain(path: Path) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def _follow(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return _bring(home_of(layer), layer, args, kwargs)
 
 
-def _bring(device: torch.device, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+def _bring(device: torch.device, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     return _moved(args, device), _moved(kwargs, device)
 
 

@@ -63,7 +63,7 @@ def export_hf(
     title: str = "Stitched model",
     scores: Sequence[Score] = (),
     facts: Mapping[str, str] | None = None,
-    progress: Progress = lambda step, share: None,
+    progress: Progress = lambda _step, _share: None,
 ) -> Export:
     """Write the plan's model as a plain Hugging Face folder, reload it and compare logits; the family's model is the
     plan's afterwards.

@@ -119,7 +119,7 @@ def _linear_slice(
 
 
 def _slerp_slice(
-    choice: LayerChoice, models: Mapping[str, str], width: int, _: tuple[str, str], empty: bool = False
+    choice: LayerChoice, models: Mapping[str, str], _width: int, _: tuple[str, str], empty: bool = False
 ) -> dict[str, Any]:
     """Always two models; a kept layer is a slerp of nothing (t = 0) from its source towards another."""
     first = choice.sources[0] if choice.sources else BASE

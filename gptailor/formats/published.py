@@ -169,8 +169,8 @@ def _stacked(found: Found, candidates: Sequence[str]) -> StitchPlan:
             for block, value in zip(orders[index], blocks, strict=True)
             if _bit(value, f"layer_{layer}_block_{block}_selection")
         ]
-        for source in chosen or [BASE]:
-            kept.append(LayerChoice(layer, () if source == BASE else (source,), output_scale=1.0 / grown))
+        sources = [() if source == BASE else (source,) for source in chosen or [BASE]]
+        kept += [LayerChoice(layer, source, output_scale=1.0 / grown) for source in sources]
         scale = _number(found["scale"].get((layer,), 1.0), f"scale_{layer}")
         if scale <= 0:
             raise UserError(f"scale_{layer}: {scale} cannot be undone in later layers; it must be above 0")

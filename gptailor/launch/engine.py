@@ -218,9 +218,9 @@ def stop(folder: RunFolder, patience: float = 8.0) -> StopResult:
 
 
 def _note_stopped(folder: RunFolder) -> None:
-    with suppress(UserError):  # nothing stored yet, or somebody started it again: then it is not for us to say
-        with EngineLock(folder):
-            RunWriter.open(folder).note_stopped()
+    # Nothing stored yet, or somebody started it again: then it is not for us to say.
+    with suppress(UserError), EngineLock(folder):
+        RunWriter.open(folder).note_stopped()
 
 
 def delete_run(folder: RunFolder) -> None:

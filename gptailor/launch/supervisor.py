@@ -91,7 +91,7 @@ def _passing_on() -> Iterator[tuple[list[subprocess.Popen[bytes]], list[int]]]:
     children: list[subprocess.Popen[bytes]] = []
     told: list[int] = []
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         told.append(number)
         if children:
             children[-1].send_signal(number)

@@ -89,12 +89,11 @@ def _held_out_text(story: dict[str, Any]) -> list[str]:
     header = ("", "average", "average*", "retention", "above chance", "gap")
     lines = ["", "Held out (average*: without the calibration's benchmarks; gap: what calibration promises too much):"]
     lines.append(as_table([header, *rows]))
-    for test in story["tests"]:
-        lines.append(
-            f"{story['best']} less {story['control']} on {test['benchmark']}: {test['difference']:+.4f} "
-            f"[{test['low']:+.4f}, {test['high']:+.4f}], p {test['p']:.3g} ({test['test']}, {test['n']} examples)"
-        )
-    return lines
+    return lines + [
+        f"{story['best']} less {story['control']} on {test['benchmark']}: {test['difference']:+.4f} "
+        f"[{test['low']:+.4f}, {test['high']:+.4f}], p {test['p']:.3g} ({test['test']}, {test['n']} examples)"
+        for test in story["tests"]
+    ]
 
 
 def _cell(score: dict[str, Any] | None) -> str:

@@ -34,7 +34,7 @@ class LocalScorer:
     def room(self) -> int:
         return int(self._taken is None)
 
-    def begin(self, trial_id: int, plan: StitchPlan, budget: int, others: int) -> None:
+    def begin(self, trial_id: int, plan: StitchPlan, budget: int, others: int) -> None:  # noqa: ARG002 (the protocol's signature)
         self._taken = (trial_id, plan, budget)
 
     def wait(self) -> list[Ended]:

@@ -17,7 +17,6 @@ from gptailor.results import scores
 from gptailor.results.story import run_json, stored_plans
 from gptailor.scoring.plan_scorer import SELECTION, SELECTION_EXAMPLES
 from gptailor.scoring.scorer import Scorer
-from gptailor.spec import RunSpec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
@@ -28,7 +27,7 @@ FINALISTS = 10
 """Plans that are scored again. More would let luck back in, fewer would leave the choice to the search's scores."""
 
 
-def select(folder: RunFolder, spec: RunSpec, scorer: Scorer, writer: RunWriter, say: Callable[[str], None]) -> None:
+def select(folder: RunFolder, scorer: Scorer, writer: RunWriter, say: Callable[[str], None]) -> None:
     """Score the finalists on the selection splits and say which is chosen. Raises Stopped; what is scored is kept."""
     plans = finalists(folder)
     opened = scorer.opened(SELECTION)

@@ -23,7 +23,7 @@ def stop_on_signal() -> Iterator[threading.Event]:
     asked = threading.Event()
     first = 0.0
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(_number: int, _frame: FrameType | None) -> None:
         nonlocal first
         if not asked.is_set():
             asked.set()

@@ -59,7 +59,9 @@ class PlanForest(RandomForest):
         return self
 
     def _predict(
-        self, X: NDArray[np.float64], covariance_type: str | None = "diagonal"
+        self,
+        X: NDArray[np.float64],
+        covariance_type: str | None = "diagonal",  # noqa: ARG002 (SMAC's signature)
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         assert self._rf is not None
         features = self._space.features(X)
@@ -82,9 +84,9 @@ class PlanSelector(ConfigSelector):
         self._previous_entries = -1
         best: dict[int, Any] = {}
         for key, value in self._runhistory.items():
-            if value.status in (StatusType.SUCCESS, StatusType.CRASHED):
-                if key.config_id not in best or key.budget > best[key.config_id].budget:
-                    best[key.config_id] = key
+            counts = value.status in (StatusType.SUCCESS, StatusType.CRASHED)
+            if counts and (key.config_id not in best or key.budget > best[key.config_id].budget):
+                best[key.config_id] = key
         self._considered_budgets = sorted({key.budget for key in best.values()})
         if len(best) < self._min_trials:
             return np.empty((0, 0)), np.empty(0), np.empty((0, 0))

@@ -51,7 +51,7 @@ def merge_method_problem(method: str, parameters: Mapping[str, Any], n_candidate
         return None
     if method not in merge_methods():
         return f"merge.method: {method!r} is not known; mergekit has {', '.join(merge_methods())}"
-    least, most = merge_source_counts(method)
+    least, _most = merge_source_counts(method)
     if n_candidates < least:
         return f"merge.method: {method} merges at least {least} candidates, this run has {n_candidates}"
     known = {p.name: p for p in _method(method).spec.parameters if p.name not in SET_BY_FACTOR}

@@ -83,7 +83,7 @@ class Stitcher:
         self._parent = family.model.get_submodule(family.layers_path.rpartition(".")[0])
         self._config = family.model.config.get_text_config()
 
-    def stitch(self, plan: StitchPlan, between: Between = lambda what, share: None) -> PreTrainedModel:
+    def stitch(self, plan: StitchPlan, between: Between = lambda _what, _share: None) -> PreTrainedModel:
         """The plan's model: the family's own, re-pointed, and therefore valid until the next call.
 
         between: called while edits are computed. Raises UserError, and what `between` raises.
@@ -101,7 +101,7 @@ class Stitcher:
             setattr(self._config, name, [values[choice.layer] for choice in plan.kept])
         return self.family.model
 
-    def layers(self, plan: StitchPlan, between: Between = lambda what, share: None) -> list[nn.Module]:
+    def layers(self, plan: StitchPlan, between: Between = lambda _what, _share: None) -> list[nn.Module]:
         """The plan's layers with their edits; to compute those, other models are stitched on the way."""
         if not plan.edits:
             return self._all(plan.kept)

@@ -56,7 +56,7 @@ class RunWriter:
     def __init__(self, folder: RunFolder, last: int, pending: list[Event], clock: Clock) -> None:
         """Use `create` or `open`. last: number of the journal's last event; pending: not yet in the database."""
         self.folder = folder
-        self.retry: Callable[[StoreUnwritable], bool] = lambda error: False
+        self.retry: Callable[[StoreUnwritable], bool] = lambda _error: False
         """Called where the journal cannot be written (a full disk): wait a little and return True to try again."""
         self._clock = clock
         self._last = last

@@ -44,7 +44,7 @@ SECONDS_BETWEEN_KILLS = 20.0
 Scores = dict[tuple[str, int], tuple[float, ...]]
 
 
-def run(root: Path, spec: RunSpec, meanwhile: Callable[[RunFolder], None] = lambda folder: None) -> RunFolder:
+def run(root: Path, spec: RunSpec, meanwhile: Callable[[RunFolder], None] = lambda _folder: None) -> RunFolder:
     folder = prepare(root, spec)
     start(folder)
     while is_alive(folder):

@@ -60,7 +60,8 @@ def test_a_family_that_fits(home: Path) -> None:
     assert found.estimate.seconds > 0 and "guess" in found.estimate.how
 
 
-def test_text_and_json_say_the_same(home: Path) -> None:
+@pytest.mark.usefixtures("home")
+def test_text_and_json_say_the_same() -> None:
     text = check_text(spec_of())
     assert "tiny: the models fit together" in text and "2 are removed" in text
     assert "    9 trials of 10 examples a benchmark" in text and "2,280 examples to score" in text
@@ -69,9 +70,10 @@ def test_text_and_json_say_the_same(home: Path) -> None:
     assert data["memory"]["needed"] == sum(data["memory"]["parts"].values()) and data["n_examples"] == 2280
 
 
-def test_a_type_that_the_processor_is_slow_at_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("home")
+def test_a_type_that_the_processor_is_slow_at_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = {"float32": 100e9, "bfloat16": 20e9}
-    monkeypatch.setattr(device_speed, "matmul_speed", lambda device, width, dtype: speeds[dtype])
+    monkeypatch.setattr(device_speed, "matmul_speed", lambda _device, _width, dtype: speeds[dtype])
     (note,) = check(spec_of(dtype="bfloat16")).notes
     assert "float32 5.0 times as fast as bfloat16" in note and "`dtype: float32`" in note
     speeds["bfloat16"] = 90e9
@@ -103,27 +105,31 @@ def test_speeds_are_measured() -> None:
         ({"device": "cuda:7"}, "device: cuda:7 is not here"),
     ],
 )
-def test_what_would_stop_the_run_is_said(home: Path, changes: dict[str, Any], message: str) -> None:
+@pytest.mark.usefixtures("home")
+def test_what_would_stop_the_run_is_said(changes: dict[str, Any], message: str) -> None:
     found = check(spec_of(**changes))
     assert any(message in problem for problem in found.problems), found.problems
     with pytest.raises(UserError, match="tiny cannot run: 1 problem"):
         check_text(spec_of(**changes))
 
 
-def test_a_search_without_a_front_is_noted(home: Path) -> None:
+@pytest.mark.usefixtures("home")
+def test_a_search_without_a_front_is_noted() -> None:
     note = "trials: 12 end before one reaches 90 examples, so that there will be no front; the first does with 13"
     assert note in check(spec_of(trials=12)).notes and note in check_text(spec_of(trials=12))
     assert not check(spec_of(trials=13)).notes
 
 
-def test_all_problems_at_once(home: Path) -> None:
+@pytest.mark.usefixtures("home")
+def test_all_problems_at_once() -> None:
     wrong = spec_of(
         candidates={"math": "a", "code": "b"}, objectives=[{"benchmark": "zzz_none"}], merge={"method": "blend"}
     )
     assert len(check(wrong).problems) == 4
 
 
-def test_lm_evals_own_tasks_groups_and_tags_are_known(home: Path) -> None:
+@pytest.mark.usefixtures("home")
+def test_lm_evals_own_tasks_groups_and_tags_are_known() -> None:
     names = ("piqa", "mmlu", "wikitext", "super-glue-lm-eval-v1")
     assert check(spec_of(objectives=[{"benchmark": name} for name in names], include_path=[])).problems == ()
 

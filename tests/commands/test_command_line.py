@@ -139,7 +139,7 @@ def test_a_reader_that_leaves_is_no_fault(run: RunFolder) -> None:
 def test_interrupted_is_130(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def pressed(*arguments: object) -> None:
+    def pressed(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("gptailor.results.story_text.runs_text", pressed)

@@ -67,7 +67,7 @@ def test_short_keys_depend_on_the_run_file(tmp_path: Path, monkeypatch: pytest.M
     for wrong in ("4", "0", "yes", "two"):
         (tmp_path / "x.yaml").write_text(f"run: data/presets/demo.yaml\nruns: {{a: {{first_candidates: {wrong}}}}}")
         with pytest.raises(
-            UserError, match="runs.a.first_candidates: expected a number from 1 to 3, the candidates there"
+            UserError, match=r"runs.a.first_candidates: expected a number from 1 to 3, the candidates there"
         ):
             load_experiment(tmp_path / "x.yaml")
 

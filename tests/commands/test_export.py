@@ -125,7 +125,7 @@ def answers(run: RunFolder, prompt: str = "the cat sat", **options: object) -> d
     said: list[str] = []
     generate(run, CONFIG, prompt, said.append, max_tokens=6, **options)  # type: ignore[arg-type]
     events = [json.loads(line) for line in said]
-    assert [event["step"] for event in events if "step" in event][0] == "opening the family"
+    assert next(event["step"] for event in events if "step" in event) == "opening the family"
     return {event["subject"]: event for event in events if "subject" in event}
 
 
@@ -165,4 +165,4 @@ def test_the_chat_template_is_used_where_there_is_one(run: RunFolder) -> None:
 )
 def test_what_cannot_be_asked(run: RunFolder, prompt: str, tokens: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        generate(run, CONFIG, prompt, lambda line: None, max_tokens=tokens)
+        generate(run, CONFIG, prompt, lambda _line: None, max_tokens=tokens)

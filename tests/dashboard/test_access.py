@@ -104,14 +104,16 @@ def test_roles_by_address_domain_and_group() -> None:
     [None, [], {"operator": []}, {"operators": "ada@lab.example"}, {"viewers": ["lab.example"]}, {"viewers": ["a@"]},
      {"operators": ["group:"]}, {"operators": [1]}],
 )  # fmt: skip
-def test_rules_that_are_not_understood_let_nobody_in(store: Path, section: Any) -> None:
+@pytest.mark.usefixtures("store")
+def test_rules_that_are_not_understood_let_nobody_in(section: Any) -> None:
     with pytest.raises(Misconfigured, match="access"):
         read_rules(section)
     app = opened(person("ada@lab.example"), secrets=SECRETS | {"access": section})
     assert "settings are wrong" in app.error[0].value and not app.button
 
 
-def test_a_guessable_cookie_secret_lets_nobody_in(store: Path) -> None:
+@pytest.mark.usefixtures("store")
+def test_a_guessable_cookie_secret_lets_nobody_in() -> None:
     app = opened(person("ada@lab.example"), secrets=SECRETS | {"auth": {"client_id": "x", "cookie_secret": "short"}})
     assert "settings are wrong" in app.error[0].value
 
@@ -146,8 +148,9 @@ def test_without_sign_in_nobody_else_is(host: str | None, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "", None, "192.168.0.7", "::"])
+@pytest.mark.usefixtures("store")
 def test_an_open_address_without_sign_in_shows_one_message(
-    store: Path, monkeypatch: pytest.MonkeyPatch, address: str | None
+    monkeypatch: pytest.MonkeyPatch, address: str | None
 ) -> None:
     option = access.st.get_option
     monkeypatch.setattr(access.st, "get_option", lambda name: address if name == "server.address" else option(name))
@@ -320,7 +323,7 @@ def test_the_shipped_example_stays_whoever_asks(store: Path, monkeypatch: pytest
     app = AppTest.from_function(every_action, default_timeout=90)
     app.secrets, app.user = dict(SECRETS), person("bob@lab.example")
     monkeypatch.setitem(SECRETS["access"], "operators", ["@lab.example"])  # type: ignore[arg-type]
-    monkeypatch.setattr("gptailor.dashboard.actions._launched_once", lambda spec: demo)
+    monkeypatch.setattr("gptailor.dashboard.actions._launched_once", lambda _spec: demo)
     app.run()
     assert not app.exception and sorted(path.name for path in demo.path.iterdir()) == before
     stays = [line["action"] for line in log(store) if line["outcome"] == "refused: The shipped example stays as it is."]
@@ -400,7 +403,8 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def test_it_moves_on_by_size_and_loses_no_line_between(tmp_path: Path, small_files: None) -> None:
+@pytest.mark.usefixtures("small_files")
+def test_it_moves_on_by_size_and_loses_no_line_between(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     writers = [context.Process(target=_write_many, args=(str(tmp_path), who)) for who in ("a", "b")]
     for writer in writers:

@@ -25,7 +25,7 @@ from gptailor.trial import RunStatus
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 
 SCRIPT = "<script>alert(1)</script>"
-HOSTILE = f"{SCRIPT} **b** :red[x] $y$ \u202eمرحبا [l](http://e.vil) ![i](http://e.vil/x.png) " + "long " * 40
+HOSTILE = f"{SCRIPT} **b** :red[x] $y$ \u202eمرحبا [l](http://e.vil) ![i](http://e.vil/x.png) " + "long " * 40  # noqa: RUF001 (Arabic)
 
 pytestmark = [
     pytest.mark.browser,

@@ -378,7 +378,8 @@ def test_compare_forgets_runs_that_are_gone() -> None:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def test_readers_share_one_answer_for_each_version(root: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("root")
+def test_readers_share_one_answer_for_each_version(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "shared", n_trials=5, run_id="shared")
     run = readers._run(folder)
     first = readers.read(run)

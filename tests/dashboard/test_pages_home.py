@@ -20,7 +20,7 @@ from gptailor.store.notes import MAX_NAME, Notes, read_notes, write_notes
 from gptailor.trial import RunStatus
 
 ROOT = Path(__file__).resolve().parents[2]
-HOSTILE = "<script>alert(1)</script> **b** :red[x] $x$ ![i](http://e.vil/x.png) \u202eمرحبا"
+HOSTILE = "<script>alert(1)</script> **b** :red[x] $x$ ![i](http://e.vil/x.png) \u202eمرحبا"  # noqa: RUF001 (Arabic)
 
 
 def open_home() -> AppTest:
@@ -45,13 +45,15 @@ def words(app: AppTest) -> str:
     return "\n".join(element.value for element in (*app.markdown, *app.caption, *app.info))
 
 
-def test_an_empty_store_says_what_this_is(store: Path) -> None:
+@pytest.mark.usefixtures("store")
+def test_an_empty_store_says_what_this_is() -> None:
     app = open_home()
     assert "makes a language model **shorter**" in words(app) and "No run is saved here yet." in words(app)
     assert not app.dataframe
 
 
-def test_a_fresh_clone_has_the_example(store: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("store")
+def test_a_fresh_clone_has_the_example(tmp_path: Path) -> None:
     make_run(tmp_path / "demo", "demo", n_trials=22, run_id="run")
     app = open_home()
     assert list(app.dataframe[0].value["name"]) == ["demo (example)"]
@@ -189,7 +191,8 @@ def test_a_download_can_be_imported_again(store: Path, tmp_path: Path) -> None:
     assert list(app.dataframe[0].value["name"]) == ["travels"]
 
 
-def test_a_zip_that_is_no_run_is_refused_in_words(store: Path) -> None:
+@pytest.mark.usefixtures("store")
+def test_a_zip_that_is_no_run_is_refused_in_words() -> None:
     app = open_home()
     app.file_uploader[0].set_value(("bad.zip", b"PK nonsense", "application/zip")).run()
     assert not app.exception

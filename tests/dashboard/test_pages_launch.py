@@ -60,7 +60,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
         "memory": {"parts": {"base": 10**9}, "needed": 10**9, "free": 2 * 10**9, "device": "cpu", "verdict": "fits"},
         "estimate": {"seconds": 90.0, "how": "as in run x"},
     }
-    monkeypatch.setattr(checking, "_check", lambda text, runs: checking.Answer(facts))
+    monkeypatch.setattr(checking, "_check", lambda _text, _runs: checking.Answer(facts))
 
 
 def open_launch() -> AppTest:
@@ -110,7 +110,8 @@ def test_it_checks_and_starts_one_run(root: Path, spec: RunSpec) -> None:
     assert len(run_folders(root)) == 1
 
 
-def test_a_second_click_on_a_sent_form_does_nothing(root: Path, spec: RunSpec, unchecked: None) -> None:
+@pytest.mark.usefixtures("unchecked")
+def test_a_second_click_on_a_sent_form_does_nothing(root: Path) -> None:
     app = open_launch()
     clicked = start(app)
     clicked.click().run()
@@ -132,7 +133,8 @@ def test_many_people_at_once_start_one_engine(root: Path, spec: RunSpec) -> None
     stop(found[0], patience=0.5)
 
 
-def test_an_ended_run_makes_room_for_another(root: Path, spec: RunSpec) -> None:
+@pytest.mark.usefixtures("root")
+def test_an_ended_run_makes_room_for_another(spec: RunSpec) -> None:
     first = actions.start(spec)
     assert actions.start(spec).run_id == first.run_id
     stop(first, patience=0.5)
@@ -141,7 +143,8 @@ def test_an_ended_run_makes_room_for_another(root: Path, spec: RunSpec) -> None:
     assert actions.start(spec).run_id != first.run_id
 
 
-def test_what_is_wrong_is_shown_as_text_at_its_field(root: Path, unchecked: None) -> None:
+@pytest.mark.usefixtures("root", "unchecked")
+def test_what_is_wrong_is_shown_as_text_at_its_field() -> None:
     app = open_launch()
     change(app, "text_input", "remove", "<script>alert(1)</script>")
     change(app, "text_area", "candidates", "[x](http) **b**")
@@ -154,7 +157,8 @@ def test_what_is_wrong_is_shown_as_text_at_its_field(root: Path, unchecked: None
     assert not start(app).disabled
 
 
-def test_problems_of_the_models_are_shown_as_text(root: Path) -> None:
+@pytest.mark.usefixtures("root")
+def test_problems_of_the_models_are_shown_as_text() -> None:
     app = open_launch()
     change(app, "text_input", "base_model", "nowhere/<img src=x>")
     shown = words(app)
@@ -162,7 +166,8 @@ def test_problems_of_the_models_are_shown_as_text(root: Path) -> None:
     assert start(app).disabled
 
 
-def test_settings_reach_the_run_file(root: Path, unchecked: None) -> None:
+@pytest.mark.usefixtures("root", "unchecked")
+def test_settings_reach_the_run_file() -> None:
     app = open_launch()
     change(app, "number_input", "trials", 22)
     change(app, "number_input", "budget_max", 90)
@@ -173,7 +178,8 @@ def test_settings_reach_the_run_file(root: Path, unchecked: None) -> None:
     assert not any("remote" in widget.label.lower() for kind in ("toggle", "checkbox") for widget in app.get(kind))
 
 
-def test_what_a_key_means_is_said_beside_its_field(root: Path, spec: RunSpec, unchecked: None) -> None:
+@pytest.mark.usefixtures("root", "unchecked")
+def test_what_a_key_means_is_said_beside_its_field(spec: RunSpec) -> None:
     app = open_launch()
     widgets = {
         w.key.rpartition(".")[2]: w for kind in WIDGETS for w in app.get(kind) if str(w.key).startswith("launch.tiny.")
@@ -183,7 +189,8 @@ def test_what_a_key_means_is_said_beside_its_field(root: Path, spec: RunSpec, un
         assert describe(form.KEYS.get(name, name)) in widget.help
 
 
-def test_a_taken_device_is_said(root: Path, unchecked: None) -> None:
+@pytest.mark.usefixtures("unchecked")
+def test_a_taken_device_is_said(root: Path) -> None:
     folder = make_run(root, "the other *one*", status=RunStatus.RUNNING, n_trials=12)
     with EngineLock(folder):
         shown = words(open_launch())
@@ -191,8 +198,11 @@ def test_a_taken_device_is_said(root: Path, unchecked: None) -> None:
 
 
 @pytest.mark.parametrize("preset", form.presets(), ids=lambda preset: preset.path.stem)
+@pytest.mark.usefixtures("unchecked")
 def test_every_preset_opens(
-    preset: form.Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unchecked: None
+    preset: form.Preset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("GPTAILOR_RUNS", str(tmp_path / "runs"))
     app = AppTest.from_file(str(ROOT / "streamlit_app.py"), default_timeout=60).run()

@@ -135,7 +135,7 @@ def test_export_and_try_it(root: Path, tiny_family: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_export_that_fails_says_why(root: Path, tiny_family: Path, tmp_path: Path) -> None:
+def test_an_export_that_fails_says_why(root: Path, tiny_family: Path) -> None:
     folder = make_tiny_run(root, tiny_family)
     folder.spec.write_text(folder.spec.read_text().replace(str(tiny_family / "base"), "nowhere/at/all"))
     app = open_models(folder)

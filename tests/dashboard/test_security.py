@@ -192,7 +192,7 @@ def test_a_chat_template_reaches_nothing(tiny_family: Path, tmp_path: Path, temp
     touched = tmp_path / "touched"
     (tmp_path / "base" / "chat_template.jinja").write_text(template.replace("TOUCHED", str(touched)))
     render = chat_renderer(AutoTokenizer.from_pretrained(tmp_path / "base"))
-    with pytest.raises((UserError, OverflowError), match="cannot be rendered|[Rr]ange too big"):
+    with pytest.raises((UserError, OverflowError), match=r"cannot be rendered|[Rr]ange too big"):
         render([{"role": "user", "content": "hello"}])
     assert not touched.exists()
 

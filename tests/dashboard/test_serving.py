@@ -110,10 +110,10 @@ def test_an_upload_that_nobody_waits_for_is_not_read(server: Server) -> None:
 
 
 def guarded() -> TestClient:
-    async def fine(request: Request) -> Response:
+    async def fine(_request: Request) -> Response:
         return PlainTextResponse("fine", headers={"X-Frame-Options": "ALLOWALL", "Content-Security-Policy": "none"})
 
-    async def break_down(request: Request) -> Response:
+    async def break_down(_request: Request) -> Response:
         raise RuntimeError("a secret")
 
     async def talk(socket: WebSocket) -> None:

@@ -58,7 +58,8 @@ def all_windows(benchmark: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_trees_say_what_rows_say(model_type: str, benchmark: Any, tokenizer: Any) -> None:
+@pytest.mark.usefixtures("tokenizer")
+def test_trees_say_what_rows_say(model_type: str, benchmark: Any) -> None:
     from helpers.families import tiny_config
 
     from gptailor.evaluate.direct import is_plain
@@ -78,9 +79,8 @@ def test_trees_say_what_rows_say(model_type: str, benchmark: Any, tokenizer: Any
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma2", "qwen3"])
-def test_buckets_say_what_blocks_say(
-    model_type: str, benchmark: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("tokenizer")
+def test_buckets_say_what_blocks_say(model_type: str, benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Accelerators attend by bucket; the same code runs on a CPU."""
     from helpers.families import tiny_config
 
@@ -130,7 +130,7 @@ def test_models_that_only_look_plain_are_not_scored_directly(benchmark: Any, tok
     from helpers.families import tiny_config
 
     model = build("llama", tiny_config)
-    model.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: output * 3.0)
+    model.model.layers[0].mlp.register_forward_hook(lambda _module, _inputs, output: output * 3.0)
     engine = evaluator([benchmark], tokenizer)
     engine.items(model, benchmark, 0, 5)
     assert engine.path == "tree"
@@ -161,7 +161,7 @@ def test_a_wrong_tree_is_found_out(
 
     from gptailor.evaluate import attention
 
-    monkeypatch.setattr(attention.PackMasks, "of_block", lambda self, number, keys, window: None)
+    monkeypatch.setattr(attention.PackMasks, "of_block", lambda _self, _number, _keys, _window: None)
     engine = evaluator([benchmark], tokenizer)
     with caplog.at_level(logging.WARNING):
         engine.items(build("llama", tiny_config), benchmark, 0, 5)
@@ -223,7 +223,8 @@ def test_an_examples_score_does_not_depend_on_what_else_is_asked(benchmark: Any,
     assert evaluator([likelihood], tokenizer).items(model, likelihood, 3, 7) == whole[3:7]
 
 
-def test_greedy_ties_go_to_the_first_token(benchmark: Any) -> None:
+@pytest.mark.usefixtures("benchmark")
+def test_greedy_ties_go_to_the_first_token() -> None:
     from gptailor.evaluate.forward import _summarise
 
     logits = torch.zeros(2, 5)

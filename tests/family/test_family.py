@@ -558,7 +558,7 @@ def test_a_candidate_equal_to_the_base_costs_nothing(copied, make_spec):
     assert open_family(make_spec(copied)).distinct_bytes == without.distinct_bytes
 
 
-def test_weights_are_mapped_not_read(tmp_path, make_family, make_spec):
+def test_weights_are_mapped_not_read(make_family, make_spec):
     """Opening a family of 150 MB must not cost 150 MB: pages are read when they are first used."""
     import psutil
 
@@ -598,7 +598,7 @@ def test_layers_without_room_on_the_device_visit_it(tiny_family, make_spec):
 
 @pytest.mark.family
 @pytest.mark.slow
-def test_real_adapters_equal_their_merged_folders(tmp_path, make_spec):
+def test_real_adapters_equal_their_merged_folders(make_spec):
     merged = os.environ.get("GPTAILOR_SMOLLM2", "")
     if not FAMILY.is_dir() or not merged:
         pytest.skip(

@@ -140,7 +140,7 @@ def test_what_layers_are_given_is_moved_to_them(family: Family, tmp_path: Path) 
     given: list[tuple[set[str], int]] = []
     packs = set()
 
-    def look(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def look(_layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = [*args, *kwargs.values(), *(kwargs["position_embeddings"])]
         there = [value.device.type for value in tensors if isinstance(value, torch.Tensor)]
         masks = kwargs["gptailor_pack"]
@@ -163,7 +163,7 @@ class Left(Exception):
     pass
 
 
-def leave(*given: object) -> None:
+def leave(*_given: object) -> None:
     raise Left
 
 
@@ -232,7 +232,7 @@ def test_candidates_live_beside_the_base_or_visit_it(family: Family) -> None:
 
 def test_further_devices_are_looked_at_only_where_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_devices("cpu") == [CPU] and rooms_for(10**15, [CPU])[CPU].free > 10**15, "a host is never asked"
-    monkeypatch.setattr("gptailor.family.residence._room", lambda device: Room(100, 25))
+    monkeypatch.setattr("gptailor.family.residence._room", lambda _device: Room(100, 25))
     devices = [torch.device("cuda", index) for index in range(3)]
     assert list(rooms_for(75, devices)) == devices[:1]
     assert list(rooms_for(76, devices)) == devices
@@ -240,7 +240,7 @@ def test_further_devices_are_looked_at_only_where_they_are_needed(monkeypatch: p
 
 
 def test_a_certain_gpu_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptailor.family.residence.pick_device", lambda wanted: torch.device("cuda", 0))
+    monkeypatch.setattr("gptailor.family.residence.pick_device", lambda _wanted: torch.device("cuda", 0))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     assert [device.index for device in pick_devices("auto")] == [0, 1, 2]
     assert [device.index for device in pick_devices("cuda:0")] == [0]

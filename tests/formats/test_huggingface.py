@@ -268,7 +268,7 @@ def test_folders_of_others_are_left_alone(family, tmp_path):
     assert (mine / "thesis.txt").read_text() == "years of work"
     with pytest.raises(UserError, match="is a file; name a folder that does not exist yet"):
         export_hf(family, UNSCALED, mine / "thesis.txt")
-    with pytest.raises(UserError, match="thesis.txt/deeper could not be written"):
+    with pytest.raises(UserError, match=r"thesis.txt/deeper could not be written"):
         export_hf(family, UNSCALED, mine / "thesis.txt" / "deeper")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
@@ -300,7 +300,7 @@ def test_a_folder_that_does_not_give_the_logits_never_appears(family, tmp_path, 
 
 
 def test_a_disk_without_room_is_noticed_first(family, tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1 << 20})())
+    monkeypatch.setattr("shutil.disk_usage", lambda _folder: type("Usage", (), {"free": 1 << 20})())
     with pytest.raises(UserError, match="has 1 MB free, the model needs"):
         export_hf(family, UNSCALED, tmp_path / "deep" / "out")
     assert not (tmp_path / "deep" / "out").exists()

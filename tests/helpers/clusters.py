@@ -82,7 +82,7 @@ async def serve(address: str, n: int) -> None:
     from distributed import Worker
 
     class Plain(Worker):  # type: ignore[misc]
-        def start_http_server(self, *arguments: object, **options: object) -> None:
+        def start_http_server(self, *arguments: object, **options: object) -> None:  # noqa: ARG002 (Dask's signature)
             self.http_server = None
 
     workers = [Plain(address, nthreads=1, memory_limit=0, name=f"w{i}", host="127.0.0.1") for i in range(n)]

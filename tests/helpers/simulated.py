@@ -31,7 +31,7 @@ SECONDS, DONE = "SIMULATED_SECONDS", "SIMULATED_DONE"
 _gate = threading.Lock()
 
 
-def answer(run: Run, trial_id: int, pieces: list[Piece]) -> Answer:
+def answer(run: Run, trial_id: int, pieces: list[Piece]) -> Answer:  # noqa: ARG001 (the worker's signature)
     """Takes the time that a trial of so many examples took, as the shipped demo run's did relative to their mean."""
     began = time.time()
     draw = random.Random(f"{pieces[0].plan}/{pieces[0].end}")
@@ -45,7 +45,7 @@ def answer(run: Run, trial_id: int, pieces: list[Piece]) -> Answer:
     return Answer(name, "simulated", items, stitch_seconds=0.001, evaluate_seconds=seconds)
 
 
-def influence_orders(run: Run) -> Answer:
+def influence_orders(run: Run) -> Answer:  # noqa: ARG001 (the worker's signature)
     return Answer(str(get_worker().name), orders=[("base", list(range(6)))])
 
 

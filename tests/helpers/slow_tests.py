@@ -114,7 +114,7 @@ class _Recorder:
         taken = [(fixture.scope, self.fixtures.get(id(fixture), 0.0)) for fixture in used]
         return sum(took for scope, took in taken if scope != "session" or took > SHARED)
 
-    def pytest_sessionstart(self, session: pytest.Session) -> None:
+    def pytest_sessionstart(self, session: pytest.Session) -> None:  # noqa: ARG002 (pytest's signature)
         if not _is_controller(self.config) or not self.config.getoption("numprocesses", None):
             for library in IMPORTED:
                 import_module(library)

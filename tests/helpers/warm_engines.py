@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,5 @@ def _exit_code(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with suppress(ValueError):  # nothing was received: who asked for engines is gone
         serve(socket.socket(fileno=int(sys.argv[1])))
-    except ValueError:  # nothing was received: who asked for engines is gone
-        pass

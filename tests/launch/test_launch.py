@@ -427,9 +427,12 @@ def test_who_waits_for_a_device_says_for_whom(tmp_path: Path) -> None:
     first, second = (prepare(tmp_path / "runs", SPEC) for _ in range(2))
     said: list[str] = []
     request(second, "stop")
-    with DeviceQueue(first, "cuda:0", said.append), pytest.raises(StopAsked):
-        with DeviceQueue(second, "cuda:0", said.append):
-            pytest.fail("the device is taken")
+    with (
+        DeviceQueue(first, "cuda:0", said.append),
+        pytest.raises(StopAsked),
+        DeviceQueue(second, "cuda:0", said.append),
+    ):
+        pytest.fail("the device is taken")
     assert said == [f"waiting for cuda:0: run {first.run_id} has it"]
 
 

@@ -63,7 +63,7 @@ def drawn(view: View) -> dict[str, Any]:
             fidelity.ladder_rows(fidelity.ladder(trials, facts), facts), facts.rungs, "Mean retention", True
         ),
         "agreement": fidelity_charts.agreement(fidelity.agreement(trials, facts), facts.names, "Mean retention"),
-        "moves": fidelity_charts.rank_moves(fidelity.rank_moves(trials, facts, 111, 1000), 111, 1000),
+        "moves": fidelity_charts.rank_moves(fidelity.rank_moves(trials, 111, 1000), 111, 1000),
         "front": front_charts.front(tradeoffs.front(plans, x, y), x, y, best),
         "parallel": front_charts.parallel(tradeoffs.parallel(plans, facts, best), ends, "Mean retention", True),
         "scores": front_charts.scores_at_rungs(tradeoffs.scores_of(trials, facts, best), facts.rungs, True),

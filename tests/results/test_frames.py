@@ -279,7 +279,7 @@ def test_rank_correlations_are_scipys(pairs: list[tuple[int, int]]) -> None:
 
 def test_rank_moves() -> None:
     view = ladder_run()
-    moves = fidelity.rank_moves(view.trials, view.facts, 100, 300)
+    moves = fidelity.rank_moves(view.trials, 100, 300)
     high = moves[moves["budget"] == 300].set_index("config_id")
     assert high["rank"].to_dict() == {1: 1, 0: 2, 2: 3}
     assert high["moved"].to_dict() == {1: 1, 0: -1, 2: 0}

@@ -86,9 +86,23 @@ def page() -> Tags:
 
 
 def test_nothing_of_the_run_becomes_markup(page: Tags) -> None:
-    assert page.tags <= set(
-        ["html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "table", "tr", "th", "td", "img", "pre"]
-    )
+    assert page.tags <= {
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "h1",
+        "h2",
+        "p",
+        "table",
+        "tr",
+        "th",
+        "td",
+        "img",
+        "pre",
+    }
     assert page.links and all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
     for link in page.links:
         picture = base64.b64decode(link.partition(",")[2]).decode()

@@ -58,7 +58,7 @@ class Holding:
     def room(self) -> int:
         return self.most - len(self.taken)
 
-    def begin(self, trial_id: int, plan: StitchPlan, budget: int, others: int) -> None:
+    def begin(self, trial_id: int, plan: StitchPlan, budget: int, others: int) -> None:  # noqa: ARG002 (the protocol's signature)
         self.taken.append((trial_id, budget))
 
     def wait(self) -> list[Ended]:
@@ -72,18 +72,18 @@ class Holding:
         ]
         return PlanScores(tuple(scores), 0.1, 1.0, ())
 
-    def score(self, plan: StitchPlan, budget: int, on: str = "") -> PlanScores:
+    def score(self, plan: StitchPlan, budget: int, on: str = "") -> PlanScores:  # noqa: ARG002 (the protocol's signature)
         return self.made(budget)
 
-    def opened(self, on: str) -> Sequence[Any]:
+    def opened(self, on: str) -> Sequence[Any]:  # noqa: ARG002 (the protocol's signature)
         """As much of benchmarks as the search looks at: nothing was scored on them, so they keep their order."""
         specs = [Benchmark(benchmark=name, metric=metric) for name, metric in OBJECTIVES]
         return [SimpleNamespace(spec=spec, name=spec.name, chance=None, n_examples=9) for spec in specs]
 
-    def reorder(self, orders: Any) -> None:
+    def reorder(self, orders: Any) -> None:  # noqa: ARG002 (the protocol's signature)
         raise AssertionError("there is no order to be put in")
 
-    def n_parameters(self, plan: StitchPlan) -> int:
+    def n_parameters(self, plan: StitchPlan) -> int:  # noqa: ARG002 (the protocol's signature)
         return 1
 
     def influence_orders(self) -> list[tuple[str, list[int]]]:
@@ -103,11 +103,11 @@ class Told:
     def __init__(self) -> None:
         self.replayed = 0
 
-    def trial(self, trial: Any, outcome: Any, retention: Any, replayed: bool) -> None:
+    def trial(self, trial: Any, outcome: Any, retention: Any, replayed: bool) -> None:  # noqa: ARG002 (the protocol's signature)
         self.replayed += replayed
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *arguments: None
+        return lambda *_arguments: None
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_a_thousand_trials_in_flight_are_recorded(
     """And gone through again, in the order in which they were asked for and told: SMAC asks for the very same."""
 
     @contextmanager
-    def holding(self: Search) -> Iterator[Holding]:
+    def holding(self: Search) -> Iterator[Holding]:  # noqa: ARG001 (the protocol's signature)
         yield Holding(n_trials)
 
     monkeypatch.setattr(Search, "_scorer", holding)

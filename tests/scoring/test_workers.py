@@ -204,7 +204,7 @@ def test_a_trial_that_costs_three_workers_is_a_crash(
 ) -> None:
     monkeypatch.setattr("gptailor.scoring.cluster.dask_scorer.answer", dies)
     spec = load_spec(run_file, [f"workers.scheduler={cluster.address}"])
-    team = DaskScorer(spec, prepare(tmp_path, spec), {}, lambda: False, lambda text: None, lambda cause: None)
+    team = DaskScorer(spec, prepare(tmp_path, spec), {}, lambda: False, lambda _text: None, lambda _cause: None)
     try:
         team.begin(0, StitchPlan.dense(6), 6, 0)
         (ended,) = team.wait()
@@ -214,7 +214,7 @@ def test_a_trial_that_costs_three_workers_is_a_crash(
     assert (ended.error or "").startswith("WorkerLost: 3 workers that ran it were lost, ")
 
 
-def dies(run: Any, trial_id: int, pieces: Any) -> None:
+def dies(_run: Any, _trial_id: int, _pieces: Any) -> None:
     os._exit(1)
 
 
@@ -262,8 +262,8 @@ def test_mistakes_are_named(run_file: Path, change: str, message: str) -> None:
 def test_a_scheduler_that_is_not_there(run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptailor.scoring.cluster.start.CONNECT_SECONDS", 1.0)
     spec = load_spec(run_file, ["workers.scheduler=tcp://127.0.0.1:9"])
-    with pytest.raises(UserError, match="workers: the scheduler tcp://127.0.0.1:9 cannot be reached"):
-        DaskScorer(spec, prepare(tmp_path, spec), {}, lambda: False, lambda text: None, lambda cause: None)
+    with pytest.raises(UserError, match=r"workers: the scheduler tcp://127.0.0.1:9 cannot be reached"):
+        DaskScorer(spec, prepare(tmp_path, spec), {}, lambda: False, lambda _text: None, lambda _cause: None)
 
 
 def test_slurm_jobs_stand_where_the_engine_stands(run_file: Path, tmp_path: Path) -> None:

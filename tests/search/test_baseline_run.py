@@ -136,7 +136,8 @@ def test_some_of_the_models_may_be_named(run_file: Path) -> None:
         load_spec(run_file, ["baselines=[last]", "baselines_on=[prose]"])
 
 
-def test_it_goes_on_where_it_stopped(finished: RunFolder, run_file: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("finished")
+def test_it_goes_on_where_it_stopped(run_file: Path, tmp_path: Path) -> None:
     done = gptailor("baseline", "last,sleb", run_file, "--runs", tmp_path)
     assert done.returncode == 0, done.stderr
     folder = only_run(tmp_path)

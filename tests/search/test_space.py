@@ -102,7 +102,7 @@ def test_plans_outside_the_space_are_refused() -> None:
     with pytest.raises(UserError, match="layer 0: c9 is not among this run's sources"):
         space.encode(StitchPlan.without({1, 2, 3}, 10, "c9"))
     merged = (LayerChoice(0, ("c0", "c1"), "ties", 0.5), *StitchPlan.without({0, 1, 2, 3}, 10).kept)
-    with pytest.raises(UserError, match="layer 0: .* is not at this run's method or resolution"):
+    with pytest.raises(UserError, match=r"layer 0: .* is not at this run's method or resolution"):
         SPACES["all operations"].encode(StitchPlan(10, merged))
 
 

@@ -38,7 +38,7 @@ def texts(n: int = 60, seed: int = 0) -> list[list[int]]:
 
 
 def stitcher_of(family, some: list[list[int]] | None = None, **settings) -> Stitcher:
-    return Stitcher(family, texts=lambda asked, dense: texts() if some is None else some, **settings)
+    return Stitcher(family, texts=lambda _asked, _dense: texts() if some is None else some, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_edits_that_cannot_be_done_are_refused(family, edit, message) -> None:
 
 
 def test_an_edit_needs_its_texts(family) -> None:
-    with pytest.raises(UserError, match="calibration texts .objectives. cannot be read here"):
+    with pytest.raises(UserError, match=r"calibration texts .objectives. cannot be read here"):
         Stitcher(family).stitch(CUT.edited(Edit("refit", texts=TEXTS)))
     with pytest.raises(UserError, match="refit needs calibration texts, and they hold no tokens"):
         stitcher_of(family, [[]]).stitch(CUT.edited(Edit("refit", texts=TEXTS)))
@@ -107,7 +107,7 @@ def test_an_edit_needs_its_texts(family) -> None:
 
 def test_edited_layers_are_computed_once_and_are_the_plans_own(family) -> None:
     asked = []
-    stitcher = Stitcher(family, cache_bytes=0, texts=lambda of, dense: asked.append(of) or texts())
+    stitcher = Stitcher(family, cache_bytes=0, texts=lambda of, _dense: asked.append(of) or texts())
     plan = CUT.edited(Edit("refit", texts=TEXTS))
     first = logits(stitcher.stitch(plan))
     before = logits(stitcher.stitch(CUT))
@@ -160,7 +160,7 @@ def narrower(case: EditCase) -> list[torch.nn.Module]:
 
 def test_layers_may_each_have_their_own_widths(family, monkeypatch) -> None:
     monkeypatch.setitem(EDITS, "narrower", registry.Method("", "none.none", keeps_shapes=False, needs_texts=False))
-    monkeypatch.setattr(registry.Method, "load", lambda self: narrower)
+    monkeypatch.setattr(registry.Method, "load", lambda _self: narrower)
     stitcher, plan = stitcher_of(family), StitchPlan.dense(6).edited(Edit("narrower"))
     model = stitcher.stitch(plan)
     assert (
@@ -227,7 +227,7 @@ def test_a_layer_that_was_a_linear_map_is_restored(tmp_path, make_spec, layers) 
     assert (after - dense).abs().max() < 1e-5 * dense.abs().max()
 
 
-def test_with_few_texts_and_no_structure_the_weights_stay(family) -> None:
+def test_with_few_texts_and_no_structure_the_weights_stay() -> None:
     """What is missing has nothing to do with what is read: any fit is noise."""
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(80, 64, generator=generator)
@@ -286,7 +286,7 @@ def test_the_teacher_is_whom_most_layers_come_from(family) -> None:
 
 @pytest.mark.parametrize("model_type", ["qwen2", "gpt_neox", "gpt2"])
 def test_the_projection_is_found_by_structure(make_family, make_spec, model_type) -> None:
-    sizes = dict(n_embd=32, n_layer=6, n_head=4, n_positions=256) if model_type == "gpt2" else {}
+    sizes = {"n_embd": 32, "n_layer": 6, "n_head": 4, "n_positions": 256} if model_type == "gpt2" else {}
     family = open_family(make_spec(make_family(model_type, **sizes)))
     dense, before = (logits(Stitcher(family).stitch(one)) for one in (StitchPlan.dense(6), CUT))
     after = logits(stitcher_of(family).stitch(CUT.edited(Edit("refit", texts=TEXTS))))
@@ -295,5 +295,5 @@ def test_the_projection_is_found_by_structure(make_family, make_spec, model_type
 
 def test_an_architecture_whose_projection_is_not_found_is_refused(make_family, make_spec) -> None:
     family = open_family(make_spec(make_family("gemma2")))
-    with pytest.raises(UserError, match="refit: Gemma2ForCausalLM normalises the outputs .* leave refit out"):
+    with pytest.raises(UserError, match=r"refit: Gemma2ForCausalLM normalises the outputs .* leave refit out"):
         stitcher_of(family).stitch(CUT.edited(Edit("refit", texts=TEXTS)))

@@ -108,7 +108,7 @@ def test_plans_of_another_family_are_refused(stitcher):
     plan = StitchPlan(6, (LayerChoice(0), merged(1, "code", "math", "prose", method="slerp")))
     with pytest.raises(UserError, match=r"layer 1: slerp merges 2 candidates, not \['code', 'math', 'prose'\]"):
         stitcher.stitch(plan)
-    with pytest.raises(UserError, match="layer 1: merge.method: 'magic' is not known; mergekit has arcee_fusion"):
+    with pytest.raises(UserError, match=r"layer 1: merge.method: 'magic' is not known; mergekit has arcee_fusion"):
         stitcher.stitch(StitchPlan(6, (merged(1, "code", "math", method="magic"),)))
 
 
@@ -196,7 +196,7 @@ def test_random_methods_repeat_themselves(family, method):
     assert not torch.equal(first[name] == state(family, 4)[name], other[name] == state(family, 4)[name])
 
 
-def test_random_methods_leave_the_callers_dice_alone(family, stitcher):
+def test_random_methods_leave_the_callers_dice_alone(stitcher):
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
@@ -215,8 +215,8 @@ def test_dare_ties_equals_mergekit_with_the_same_dice(family, stitcher):
 
 
 @pytest.mark.parametrize("method", merge_methods())
-def test_every_method_of_mergekit_can_be_named(family, stitcher, method):
-    least, most = merge_source_counts(method)
+def test_every_method_of_mergekit_can_be_named(stitcher, method):
+    _least, most = merge_source_counts(method)
     sources = ("code", "math", "prose")[: most or 3]
     assert merge_method_problem(method, {}, len(sources)) is None
     at = {factor: stitcher.layer(merged(2, *sources, factor=factor, method=method)) for factor in (0.3, 0.9)}
@@ -252,7 +252,7 @@ def test_merge_methods_are_checked_by_name_and_parameter():
     assert merge_source_counts("task_arithmetic") == merge_source_counts("ties") == (2, None)
 
 
-def test_a_plan_equals_mergekits_own_yaml_merge(family, stitcher, tiny_family, tmp_path):
+def test_a_plan_equals_mergekits_own_yaml_merge(stitcher, tiny_family, tmp_path):
     """Base, selected, merged and removed layers in one mergekit run; weight-0 sources pad slices to equal length."""
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge

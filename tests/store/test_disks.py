@@ -191,12 +191,12 @@ def test_an_export_whose_disk_fills_up_leaves_nothing(
     from gptailor.plan import StitchPlan
 
     family, plan, out = open_family(spec), StitchPlan.without({2, 3}, 6), small_disk / "model"
-    with pytest.raises(UserError, match="free|MB|GB"):  # refused beforehand where there is too little
+    with pytest.raises(UserError, match=r"free|MB|GB"):  # refused beforehand where there is too little
         huggingface.export_hf(family, plan, out)
-    monkeypatch.setattr(huggingface, "_refuse_small_disk", lambda folder, n_bytes: None)  # others take it meanwhile
-    with pytest.raises(UserError, match="could not be written|No space"):
+    monkeypatch.setattr(huggingface, "_refuse_small_disk", lambda _folder, _n_bytes: None)  # others take it meanwhile
+    with pytest.raises(UserError, match=r"could not be written|No space"):
         huggingface.export_hf(
-            family, plan, out, progress=lambda step, share: fill(small_disk) if step == "writing weights" else None
+            family, plan, out, progress=lambda step, _share: fill(small_disk) if step == "writing weights" else None
         )
     assert [path.name for path in small_disk.iterdir()] == ["filler"], "nothing half done is left"
     (small_disk / "filler").unlink()

@@ -255,7 +255,7 @@ def test_a_full_disk_pauses_and_loses_nothing(small_disk: Path) -> None:
         writer_.flush()
     assert len(told) == 3
     assert len(queries.read_run(writer_.folder).trials) >= 3, "readers still read"
-    writer_.retry = lambda error: filler.unlink() or True  # waits until somebody makes room
+    writer_.retry = lambda _error: filler.unlink() or True  # waits until somebody makes room
     writer_.flush()
     assert writer_.behind == 0
     assert queries.read_run(writer_.folder).trials.trial_id.tolist() == list(range(done))

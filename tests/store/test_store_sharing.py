@@ -203,7 +203,7 @@ def test_a_zip_that_lies_about_its_sizes(tmp_path: Path) -> None:
     real = (20_000_000).to_bytes(4, "little")
     assert data.count(real) == 2
     target.write_bytes(data.replace(real, (9).to_bytes(4, "little")))
-    with pytest.raises(UserError, match="Bad CRC|too large"):
+    with pytest.raises(UserError, match=r"Bad CRC|too large"):
         import_run(target, tmp_path / "runs")
 
 

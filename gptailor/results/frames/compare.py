@@ -133,19 +133,11 @@ def best_scores(runs: Sequence[Entry]) -> pd.DataFrame:
         if entry.best is None:
             continue
         plan = entry.plans.iloc[0]
-        for o in entry.facts.objectives:
-            rows.append(
-                (
-                    o.name,
-                    entry.label,
-                    entry.best,
-                    entry.top_budget,
-                    plan[o.name],
-                    plan[o.error],
-                    plan[o.kept],
-                    o.higher_is_better,
-                )
-            )
+        place = (entry.label, entry.best, entry.top_budget)
+        rows += [
+            (o.name, *place, plan[o.name], plan[o.error], plan[o.kept], o.higher_is_better)
+            for o in entry.facts.objectives
+        ]
     return pd.DataFrame(rows, columns=_SCORE_COLUMNS)
 
 
@@ -212,9 +204,10 @@ def score_table(scores: pd.DataFrame, runs: Sequence[str], retention: bool = Fal
     if retention:
         error = (scores["error"] * scores["retention"] / scores["score"]).abs()
         scores = scores.assign(score=scores["retention"], error=error, higher_is_better=True)
-    cells = []
-    for r in marked(scores).itertuples():
-        cells.append((r.measure, r.run, signs[r.lead] + value(r.score, r.error, percent=retention)))
+    cells = [
+        (r.measure, r.run, signs[r.lead] + value(r.score, r.error, percent=retention))
+        for r in marked(scores).itertuples()
+    ]
     frame = pd.DataFrame(cells, columns=["measure", "run", "cell"])
     wide = frame.drop_duplicates(["measure", "run"]).pivot(index="measure", columns="run", values="cell")
     wide = wide.reindex(index=list(dict.fromkeys(frame["measure"])), columns=list(runs)).fillna("–")

@@ -134,7 +134,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]
     return rho, tau, float((da * db < 0).mean())
 
 
-def rank_moves(table: pd.DataFrame, facts: Facts, low: int, high: int, limit: int = 40) -> pd.DataFrame:
+def rank_moves(table: pd.DataFrame, low: int, high: int, limit: int = 40) -> pd.DataFrame:
     """Ranks (1 = best) by average of the plans scored at both rungs, long: config_id, budget, rank, average, moved,
     kind.
 

@@ -173,8 +173,8 @@ def scores_of(table: pd.DataFrame, facts: Facts, config_id: int) -> pd.DataFrame
     mine = mine.sort_values("ended_at").drop_duplicates("budget", keep="last").sort_values("budget")
     rows = []
     for _, trial in mine.iterrows():
-        for o in facts.objectives:
-            rows.append((int(trial["budget"]), o.name, trial[o.name], trial[o.error], trial[o.kept]))
+        budget = int(trial["budget"])
+        rows += [(budget, o.name, trial[o.name], trial[o.error], trial[o.kept]) for o in facts.objectives]
     return pd.DataFrame(rows, columns=["budget", "objective", "score", "error", "retention"])
 
 

@@ -6,6 +6,7 @@ not depend on who computed what.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ def cut(gaps: Sequence[Gap], n_parts: int, rungs: Iterable[int]) -> list[list[Ga
     pieces: list[Gap] = []
     for gap in gaps:
         cuts = [gap.first, *(rung for rung in sorted(rungs) if gap.first < rung < gap.end), gap.end]
-        pieces += [replace(gap, first=first, end=end) for first, end in zip(cuts, cuts[1:], strict=False)]
+        pieces += [replace(gap, first=first, end=end) for first, end in itertools.pairwise(cuts)]
     readings: dict[Hashable, list[Gap]] = {}  # a benchmark's metrics stay together: one worker reads it once
     for piece in pieces:
         key = (piece.plan.hash, id(piece.benchmark.examples), piece.first, piece.end)

@@ -74,14 +74,14 @@ def _client(address: Any, security: Security | None = None) -> Client:
 class _Scheduler(Scheduler):  # type: ignore[misc]
     """Without Dask's web pages."""
 
-    def start_http_server(self, *arguments: Any, **options: Any) -> None:
+    def start_http_server(self, *arguments: Any, **options: Any) -> None:  # noqa: ARG002 (Dask's signature)
         self.http_server = None
 
 
 class _Worker(Worker):  # type: ignore[misc]
     """Without Dask's web pages."""
 
-    def start_http_server(self, *arguments: Any, **options: Any) -> None:
+    def start_http_server(self, *arguments: Any, **options: Any) -> None:  # noqa: ARG002 (Dask's signature)
         self.http_server = None
 
 

@@ -36,7 +36,7 @@ BATCH_TOKENS = 8192
 """Tokens in a batch at most, padding among them, unless one text has more."""
 
 
-def no_texts(asked: Texts, dense: Callable[[], PreTrainedModel]) -> list[list[int]]:
+def no_texts(asked: Texts, _dense: Callable[[], PreTrainedModel]) -> list[list[int]]:
     """Where nobody said how texts are read."""
     raise UserError(f"edits: the plan's calibration texts ({asked.source}) cannot be read here")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,7 @@ class Normal:
         for some in rows.nonzero()[:, 0].split(SLICE):
             w = weights[some.to(device)][:, None]
             a, r = wide(inputs[some]) * w, wide(targets[some]) * w
-            for first, end in zip(cuts, cuts[1:], strict=False):
+            for first, end in itertools.pairwise(cuts):
                 gram[first:end, first:].addmm_(a[:, first:end].T, a[:, first:])
             cross.addmm_(r.T, a)
             square += float(r.square().sum())

@@ -156,7 +156,7 @@ class Streams:
         noise = torch.randn(states.shape, generator=generator).to(states) * states.std()
         projection = layer.get_submodule(self.projections[1])
         whole = self._run(layer, index, 0, states)
-        hook = projection.register_forward_hook(lambda _, args, output: output + noise.to(output.device))
+        hook = projection.register_forward_hook(lambda _, _args, output: output + noise.to(output.device))
         try:
             apart = wide(self._run(layer, index, 0, states)) - wide(whole)
         finally:
@@ -215,10 +215,9 @@ def _kinds(case: EditCase) -> list[int]:
     """For every layer of the base, the first layer of its kind: what the configuration's per-layer lists say of it."""
     lists = case.family.per_layer_lists.values()
     firsts: dict[tuple[str, ...], int] = {}
-    kinds = []
-    for index in range(case.family.n_layers):
-        kinds.append(firsts.setdefault(tuple(str(values[index]) for values in lists), index))
-    return kinds
+    return [
+        firsts.setdefault(tuple(str(values[index]) for values in lists), index) for index in range(case.family.n_layers)
+    ]
 
 
 def _begin(case: EditCase, kinds: Sequence[int]) -> tuple[States, list[dict[int, Call]], list[torch.Tensor]]:
