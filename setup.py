@@ -1,5 +1,6 @@
-"""What pyproject.toml cannot say: the data and the pages beside the package are one more package of a wheel,
-gptailor.files, so that they travel with it (gptailor/shipped.py finds them).
+"""What pyproject.toml cannot say: a wheel carries the data and the pages beside the package.
+
+They are one more package of it, gptailor.files (gptailor/shipped.py finds them).
 """
 
 import shutil

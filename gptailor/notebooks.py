@@ -1,5 +1,6 @@
-"""What scripts and notebooks ask for, each in one call. `import gptailor` gives these names and imports them when they
-are first used (docs/notebooks.md).
+"""What scripts and notebooks ask for, each in one call.
+
+`import gptailor` gives these names and imports them when they are first used (docs/notebooks.md).
 
 A family's model is one live object that every call stitches anew: use what `stitch_model` gave before the next call.
 """
@@ -44,8 +45,10 @@ def make_plan(
     sources: Mapping[int, str | Sequence[str]] | None = None,
     factor: float = 0.5,
 ) -> StitchPlan:
-    """A plan by hand for a base of `n_layers`. remove: layers to leave out, from 0. sources: of other layers than the
-    base's own: a candidate, or several that are merged by task arithmetic with `factor`. Raises UserError.
+    """A plan by hand for a base of `n_layers`.
+
+    remove: layers to leave out, from 0. sources: of other layers than the base's own: a candidate, or several that are
+    merged by task arithmetic with `factor`. Raises UserError.
     """
     gone, taken = set(remove), dict(sources or {})
     if unknown := (gone | set(taken)) - set(range(n_layers)):

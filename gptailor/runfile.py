@@ -1,5 +1,6 @@
-"""The text of run files and their like: YAML read strictly, `key=value` changes, and what is wrong said in a person's
-words.
+"""The text of run files and their like.
+
+YAML read strictly, `key=value` changes, and what is wrong said in a person's words.
 
 YAML lets a key stand twice and keeps the last one, so that a candidate or a budget would vanish without a word; here it
 is refused. pydantic speaks of tuples and dictionaries, which a run file has not.

@@ -46,8 +46,10 @@ def _interval(value: tuple[float, float], *, lowest: float, highest: float) -> t
 
 
 class SpaceOperation(StrEnum):
-    """What the search may do with layers. The paper's ablations are [remove], [remove, select] and [remove, fold]: a
-    removed layer's weights go, by a searched factor, into the kept layer before it.
+    """What the search may do with layers.
+
+    The paper's ablations are [remove], [remove, select] and [remove, fold]: a removed layer's weights go, by a searched
+    factor, into the kept layer before it.
     """
 
     REMOVE = "remove"
@@ -77,8 +79,9 @@ class Baseline(StrEnum):
 
 
 class _Record(BaseModel):
-    """The text below a field says what its key means: the reference page, the JSON schema and the Launch page's help
-    are made of it.
+    """The text below a field says what its key means.
+
+    The reference page, the JSON schema and the Launch page's help are made of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)

@@ -23,8 +23,9 @@ _RECOGNISED_LATER = re.compile(r"(:|www|@|[-<>=.]{1}(?=[-<>=.])|\()", re.I)
 
 
 def plain(text: Any, limit: int = LIMIT) -> str:
-    """`text` on one line, without control and direction-changing characters, cut at `limit`; shown by itself whatever
-    its script.
+    """`text` on one line, without control and direction-changing characters, cut at `limit`.
+
+    Shown by itself whatever its script.
     """
     kept = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in str(text))
     kept = "".join(c for c in kept if unicodedata.category(c) not in ("Cf", "Cs", "Co", "Cn"))

@@ -1,5 +1,7 @@
-"""Angular distance of blocks (UIDL: Gromov et al., "The Unreasonable Ineffectiveness of the Deeper Layers", arXiv
-2403.17887, section 3.2): drop the n layers in a row whose input and output at the last token are closest,
+"""Angular distance of blocks: drop the n layers in a row whose input and output are closest.
+
+UIDL: Gromov et al., "The Unreasonable Ineffectiveness of the Deeper Layers", arXiv 2403.17887, section 3.2. At the last
+token,
 
     d(l, n) = 1/pi * arccos(cos(h_l, h_{l+n})), averaged over texts.
 

@@ -60,8 +60,9 @@ class Case:
         return self.stitcher.stitch(self.plan(removed))
 
     def losses(self, tried: Collection[int], removed: Collection[int] = ()) -> dict[int, float]:
-        """Mean negative log-likelihood of the calibration texts' tokens, in nats, without `removed` and each tried
-        layer in turn; infinite where the model gives no numbers.
+        """Mean negative log-likelihood of the texts' tokens without `removed` and each tried layer in turn.
+
+        In nats; infinite where the model gives no numbers.
 
         The layers before a tried one do the same work whatever is tried: they run once a batch, and what enters each
         tried layer, a batch's residual stream a layer, enters the one behind it instead.

@@ -1,5 +1,6 @@
-"""Evolution over the removed layers (after EvoPress, Sieberling et al., arXiv 2410.14649, algorithm 1, with
---drop_entire_block): the best optimiser among the published baselines.
+"""Evolution over the removed layers: the best optimiser among the published baselines.
+
+After EvoPress (Sieberling et al., arXiv 2410.14649, algorithm 1, with --drop_entire_block).
 
 (1 + lambda): every generation, copies of the best cut swap a few removed layers with kept ones (how many: the lesser of
 two draws from 1 to 3), and go through a selection in steps, few examples for many, many examples for few; the parent

@@ -1,5 +1,6 @@
-"""Greedy removal by the benchmarks themselves (after TALE, github.com/omyokun/tale): one layer at a time, the one whose
-removal leaves the best score.
+"""Greedy removal by the benchmarks themselves (after TALE, github.com/omyokun/tale).
+
+One layer at a time, the one whose removal leaves the best score.
 
 TALE goes on until its task's accuracy falls by more than a margin; here it goes on until as many layers are gone as
 were asked for, judged by the mean retention over the objectives. Cost: about n_removed * n_layers plans, each on as

@@ -1,5 +1,7 @@
-"""The last layers: "reverse order" in ShortGPT (arXiv 2403.03853, table 5), and the cut that "Reassessing layer pruning
-in LLMs" (arXiv 2411.15558) recommends before fine-tuning. Cost: nothing.
+"""The last layers.
+
+"reverse order" in ShortGPT (arXiv 2403.03853, table 5), and the cut that "Reassessing layer pruning in LLMs" (arXiv
+2411.15558) recommends before fine-tuning. Cost: nothing.
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method:
-    """title: for people. function: module.function in this package. seeds: how often it is done, with another seed.
+    """A published method, and where its function is.
+
+    title: for people. function: module.function in this package. seeds: how often it is done, with another seed.
     scores: whether it scores plans on its way.
     """
 
@@ -62,8 +64,9 @@ class Cut:
 
 
 def cuts(spec: RunSpec, names: Iterable[Baseline]) -> list[Cut]:
-    """What methods make of a run's family: on the base and on each candidate (those asked for), as often as they have
-    seeds.
+    """What methods make of a run's family.
+
+    On the base and on each candidate (those asked for), as often as they have seeds.
     """
     found = []
     for name in names:

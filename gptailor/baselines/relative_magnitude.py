@@ -1,5 +1,6 @@
-"""Relative magnitude (a baseline in ShortGPT, arXiv 2403.03853, after Samragh et al., arXiv 2309.14717): drop the
-layers whose contribution is small beside what they pass on, |f(x)| / |x + f(x)|, averaged over tokens.
+"""Relative magnitude (a baseline in ShortGPT, arXiv 2403.03853, after Samragh et al., arXiv 2309.14717).
+
+Drop the layers whose contribution is small beside what they pass on, |f(x)| / |x + f(x)|, averaged over tokens.
 
 x + f(x) is what leaves the layer, f(x) what it added; the ratio is that of the two vectors' norms. Cost: one forward
 pass over the calibration texts.

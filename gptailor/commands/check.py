@@ -71,8 +71,9 @@ class Check:
 
 
 def check(spec: RunSpec, runs: str | Path | None = None) -> Check:
-    """Look at a run that is asked for. runs: the folder of saved runs, whose pace is taken where one has the same base
-    model; by default runs_root().
+    """Look at a run that is asked for.
+
+    runs: the folder of saved runs, whose pace is taken where one has the same base model; by default runs_root().
     """
     from gptailor.family.preflight import preflight
 
@@ -219,6 +220,7 @@ def _merge_problems(spec: RunSpec) -> Iterator[str]:
 
 def _estimate(spec: RunSpec, planned: Check, family: Any, device: str, kept: float, runs: Path) -> Estimate | None:
     """From a saved run's pace where one has the same base model on the same kind of device, else from a speed test.
+
     None where it is computed elsewhere, by nobody knows how many.
     """
     if device == ELSEWHERE:

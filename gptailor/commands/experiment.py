@@ -137,8 +137,10 @@ def is_finished(folder: RunFolder) -> bool:
 
 
 def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
-    """A row a run: its best plan (the selection's choice, else the best by the search's own scores) and what that keeps
-    on the calibration and on the held-out benchmarks.
+    """A row a run.
+
+    Its best plan (the selection's choice, else the best by the search's own scores) and what that keeps on the
+    calibration and on the held-out benchmarks.
     """
     rows: list[tuple[str, ...]] = [
         ("run", "state", "trials", "plan", "calibration", "held-out average", "retention", "gap")
@@ -169,8 +171,10 @@ def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
 
 
 def over_seeds(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
-    """Runs that differ in their seed alone as one row: the mean of what their best plans get on the held-out
-    benchmarks, and its standard deviation over the runs. The heading alone where no two such runs are judged.
+    """Runs that differ in their seed alone as one row.
+
+    The mean of what their best plans get on the held-out benchmarks, and its standard deviation over the runs. The
+    heading alone where no two such runs are judged.
     """
     alike: dict[str, dict[str, float]] = {}
     for label, folder in folders.items():
@@ -205,8 +209,9 @@ def _judged(folder: RunFolder, tables: queries.RunTables) -> Any:
 
 
 def lend(folder: RunFolder, spec: RunSpec, others: Sequence[tuple[RunFolder, RunSpec]]) -> None:
-    """Copy what this run's plans and the dense base answered when other runs of the family were judged: to judge takes
-    long, and runs often end with the same plan.
+    """Copy what this run's plans and the dense base answered when other runs of the family were judged.
+
+    To judge takes long, and runs often end with the same plan.
     """
     tables = queries.read_run(folder)
     plans = {StitchPlan.dense(int(tables.runs["n_layers"].iloc[0])).hash, *tables.plans["plan_hash"].astype(str)}

@@ -66,8 +66,10 @@ def _is_export_of(out: Path, plan: StitchPlan) -> bool:
 
 
 def export_mergekit(folder: RunFolder, config_id: int, out: Path, say: Say) -> None:
-    """Write a configuration's plan as a YAML file for mergekit, naming the models as the run file does. Raises
-    UserError where mergekit cannot express the plan."""
+    """Write a configuration's plan as a YAML file for mergekit, naming the models as the run file does.
+
+    Raises UserError where mergekit cannot express the plan.
+    """
     plan = plan_of(queries.read_run(folder), config_id)
     if out.exists():
         raise UserError(f"export: {out} is there already; name a file that is not")
@@ -223,8 +225,9 @@ def generate(
     device: str | None = None,
     chat: bool = True,
 ) -> None:
-    """Let the dense base and a configuration's model continue a prompt, greedily; each line given to `say` is JSON:
-    {"step": ...} while it works, then one Answer for `dense` and one for `config:ID`.
+    """Let the dense base and a configuration's model continue a prompt, greedily.
+
+    Each line given to `say` is JSON: {"step": ...} while it works, then one Answer for `dense` and one for `config:ID`.
 
     chat: put the prompt into the tokenizer's chat template where it has one. device: another than the run's. Raises
     UserError.

@@ -202,8 +202,9 @@ _uploaders: OrderedDict[str, None] = OrderedDict()
 
 
 def expect_upload() -> None:
-    """Take files from this browser tab from now on. Streamlit itself takes them from everybody who is connected, signed
-    in or not, and keeps them in memory.
+    """Take files from this browser tab from now on.
+
+    Streamlit itself takes them from everybody who is connected, signed in or not, and keeps them in memory.
     """
     context = get_script_run_ctx()
     if context is not None:

@@ -68,8 +68,9 @@ def notice_link(run_id: str) -> None:
 
 
 def check(spec: RunSpec, again: bool = False) -> Future[Answer]:
-    """Ask whether a search can run: it opens folders that the visitor names, so a viewer may not. Leaves no line, as
-    every keystroke asks. Raises Refused.
+    """Ask whether a search can run: it opens folders that the visitor names, so a viewer may not.
+
+    Leaves no line, as every keystroke asks. Raises Refused.
     """
     if problem := access.why_not():
         raise Refused(problem)

@@ -20,8 +20,10 @@ LONGEST = 300
 
 
 def record(root: Path, who: str, action: str, run_id: str, outcome: str) -> None:
-    """Add a line to `root`/audit.jsonl. Where it cannot be written, the line goes to the server's own output: a full
-    disk must not keep anybody from stopping a run.
+    """Add a line to `root`/audit.jsonl.
+
+    Where it cannot be written, the line goes to the server's own output: a full disk must not keep anybody from
+    stopping a run.
     """
     entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "who": who, "action": action}
     entry |= {"run": run_id, "outcome": outcome}

@@ -45,8 +45,10 @@ class Desk:
         self._lock = threading.Lock()
 
     def ask(self, spec: RunSpec, runs: Path, again: bool = False) -> Future[Answer]:
-        """The answer on its way, or the one that is there. again: do not take one that is there. A run's name changes
-        nothing in the answer, so typing one asks for nothing.
+        """The answer on its way, or the one that is there.
+
+        again: do not take one that is there. A run's name changes nothing in the answer, so typing one asks for
+        nothing.
         """
         text = spec.model_copy(update={"name": "check"}).to_yaml()
         with self._lock:

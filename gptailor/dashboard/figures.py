@@ -73,8 +73,9 @@ def _data_below(chart: Chart, frame: pd.DataFrame, title: str, note: str, key: s
 
 
 def show_table(frame: pd.DataFrame, alt: str, percent: bool = False, height: int = 320, **options: Any) -> Any:
-    """A table with headings, units and formats; grows with its rows up to `height`. People can download it, so it is
-    inert.
+    """A table with headings, units and formats; grows with its rows up to `height`.
+
+    People can download it, so it is inert.
     """
     frame = files.inert(frame).round(dict.fromkeys(_SHARES, 3))  # a percent's digits: Streamlit's format has no number
     tall = min(38 + 35 * max(len(frame), 1), height)

@@ -46,8 +46,9 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Preset:
-    """A run file to begin with. title: its first comment line, or that line up to a colon where it is
-    long; about: what follows it.
+    """A run file to begin with.
+
+    title: its first comment line, or that line up to a colon where it is long; about: what follows it.
     """
 
     path: Path
@@ -239,8 +240,9 @@ def _workers_text(spec: RunSpec) -> str:
 
 
 def _workers(text: str, preset: RunSpec) -> dict[str, Any] | None:
-    """Workers of this machine alone, unless the run file to begin with names others: who can reach a scheduler, or is
-    one, may run code in the engine, and that is not for a browser to say.
+    """Workers of this machine alone, unless the run file to begin with names others.
+
+    Who can reach a scheduler, or is one, may run code in the engine, and that is not for a browser to say.
     """
     cleaned = text.strip()
     if preset.workers is not None and cleaned == _workers_text(preset):

@@ -30,8 +30,9 @@ def export_folder(run: Run, config_id: int) -> Path:
 
 
 def job(run: Run, name: str) -> Job:
-    """The run's job of that name, whether it was ever started or not. Jobs are not kept in the run's own folder, which
-    may be somebody else's or read-only.
+    """The run's job of that name, whether it was ever started or not.
+
+    Jobs are not kept in the run's own folder, which may be somebody else's or read-only.
     """
     return Job(_place(run) / "jobs" / name)
 

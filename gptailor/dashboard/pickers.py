@@ -29,8 +29,9 @@ MOST_RUNS = 6
 
 
 def pick_run() -> readers.Run:
-    """The run that the page is about, with its state and what it is; stops the page, saying why, where there is
-    none.
+    """The run that the page is about, with its state and what it is.
+
+    Stops the page, saying why, where there is none.
     """
     runs = readers.runs()
     if not runs:

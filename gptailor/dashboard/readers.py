@@ -1,5 +1,6 @@
-"""Reading runs, once for everybody: one shared answer for each run and version, and the last one while the file is
-busy.
+"""Reading runs, once for everybody.
+
+One shared answer for each run and version, and the last one while the file is busy.
 
 A run's version is its database's modification time, so an unchanged file is never opened; and however many browsers
 watch a live run, its file is opened at most once in `LEAST_SECONDS`, or in `REST` times what the last reading took, so
@@ -41,8 +42,9 @@ KEPT_RUNS = 24
 
 @dataclass(frozen=True)
 class Run:
-    """A run that can be chosen: where it is, its summary, the name a person gave it, and its state (lost told from
-    running).
+    """A run that can be chosen.
+
+    Where it is, its summary, the name a person gave it, and its state (lost told from running).
     """
 
     folder: RunFolder

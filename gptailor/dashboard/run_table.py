@@ -24,8 +24,10 @@ STATE_COLOURS = {
 
 
 def listing(runs: Sequence[Run], notes: Mapping[str, Notes]) -> pd.DataFrame:
-    """A row a run, in the given order, inert: people can download the table. state is a list of one; progress and
-    retention are percent; best_scores, retention and hypervolume are of the full budget.
+    """A row a run, in the given order, inert: people can download the table.
+
+    state is a list of one; progress and retention are percent; best_scores, retention and hypervolume are of the full
+    budget.
     """
     rows = []
     for run in runs:

@@ -117,8 +117,10 @@ def _refusal(scope: Scope) -> Response | None:
 
 
 def _other_origins() -> Sequence[str]:
-    """Origins that the operator allows. Without any, Streamlit lets in pages of every port of this machine, and asks a
-    host elsewhere for this one's address to know them by.
+    """Origins that the operator allows.
+
+    Without any, Streamlit lets in pages of every port of this machine, and asks a host elsewhere for this one's address
+    to know them by.
     """
     return st.get_option("server.corsAllowedOrigins") or ()
 

@@ -53,8 +53,9 @@ def select(
 
 
 def told_apart(options: Sequence[Any], shown: Callable[[Any], str]) -> Callable[[Any], str]:
-    """`shown`, with the option itself added where two show the same: Streamlit tells options apart by what they
-    show.
+    """`shown`, with the option itself added where two show the same.
+
+    Streamlit tells options apart by what they show.
     """
     labels = {option: shown(option) for option in options}
     times = Counter(labels.values())

@@ -97,8 +97,10 @@ def open_benchmarks(
 
 
 def reordered(benchmarks: Sequence[OpenBenchmark], orders: Mapping[Reading, Sequence[int]]) -> list[OpenBenchmark]:
-    """The benchmarks with their first examples in other orders: places in the present one. Metrics of the same examples
-    go on sharing them. Raises UserError for an order that is not one of the examples there are.
+    """The benchmarks with their first examples in other orders: places in the present one.
+
+    Metrics of the same examples go on sharing them. Raises UserError for an order that is not one of the examples there
+    are.
     """
     read: dict[Reading, tuple[Order, tuple[Example, ...]]] = {}
     found = []

@@ -41,8 +41,10 @@ _KEEP_BYTES = 2**29
 
 
 def is_plain(model: PreTrainedModel) -> bool:
-    """Whether the model has exactly the parts that `scored_states` knows, by their names in transformers, and all of
-    them in one place: what is written out here calls no layer, and nothing would follow it to another device.
+    """Whether the model has exactly the parts that `scored_states` knows, all of them in one place.
+
+    Parts go by their names in transformers. What is written out here calls no layer, and nothing would follow it to
+    another device.
     """
     if is_spread(model):
         return False
@@ -82,8 +84,9 @@ def scored_states(model: PreTrainedModel, pack: Pack) -> torch.Tensor:
 
 
 def _filled(values: torch.Tensor) -> torch.Tensor:
-    """Values [n], and zeros up to a multiple of EVEN: products of few different shapes, because a CPU's library makes,
-    and keeps, code for each.
+    """Values [n], and zeros up to a multiple of EVEN.
+
+    Products of few different shapes, because a CPU's library makes, and keeps, code for each.
     """
     return F.pad(values, (0, -len(values) % EVEN))
 
@@ -132,8 +135,10 @@ def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 
 def _norm(module: Any, states: torch.Tensor) -> torch.Tensor:
-    """RMSNorm of [..., H]. On a CPU in three passes: batch norm with the tokens as channels divides each token by a
-    given root in one pass, in float32 inside.
+    """RMSNorm of [..., H].
+
+    On a CPU in three passes: batch norm with the tokens as channels divides each token by a given root in one pass, in
+    float32 inside.
     """
     weight, epsilon = module.weight, _epsilon(module)
     if states.device.type != "cpu":

@@ -205,9 +205,10 @@ class Evaluator:
         return self._packs[key]
 
     def _pack_limit(self, model: PreTrainedModel) -> int:
-        """Tokens of a pack: as asked, else fixed on a CPU, and on a GPU what a quarter of the free memory holds (of
-        several, where least is free): down to a power of two, so that GPUs of one kind compute the same examples
-        together.
+        """Tokens of a pack: as asked, else fixed on a CPU, and on a GPU by its free memory.
+
+        What a quarter of it holds (of several, where least is free), down to a power of two, so that GPUs of one kind
+        compute the same examples together.
         """
         if self._max_tokens is None:
             self._max_tokens = CPU_TOKENS

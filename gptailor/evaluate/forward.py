@@ -120,8 +120,10 @@ def _read(
     targets: torch.Tensor,
     needs_greedy: bool,
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Of each predicted token, by its row and its id: its log-probability [P], float32, and whether it is the first of
-    the most likely ones [P], bool. slices: logits [S, tokens] by ranges of the vocabulary, ascending.
+    """Log-probabilities of predicted tokens, and whether each is the most likely one.
+
+    By a token's row and its id: [P], float32, and whether it is the first of the most likely ones, [P], bool. slices:
+    logits [S, tokens] by ranges of the vocabulary, ascending.
 
     Exponentials are summed without a shift, which spares a pass; None where that is not safe.
     """

@@ -71,8 +71,10 @@ class Checkpoint:
 
     @cached_property
     def layer_prefix(self) -> str | None:
-        """What stands before the layer number in tensor names ('model.layers.'): the numbering 0 to L-1 that holds
-        most tensors, with L from the configuration; None where no such numbering is found.
+        """What stands before the layer number in tensor names ('model.layers.').
+
+        The numbering 0 to L-1 that holds most tensors, with L from the configuration; None where no such numbering is
+        found.
         """
         numbers: dict[str, set[int]] = defaultdict(set)
         tensors: Counter[str] = Counter()

@@ -109,8 +109,9 @@ class Family:
         return Reader(self.tokenizer, self.model.config, self.preflight)
 
     def layer(self, index: int, source: str = BASE) -> nn.Module:
-        """One layer of the base or of a candidate, on the device of the base's. Its tensors are the family's own: do
-        not write. Raises UserError for a source that is not in the family.
+        """One layer of the base or of a candidate, on the device of the base's.
+
+        Its tensors are the family's own: do not write. Raises UserError for a source that is not in the family.
         """
         try:
             home = self._layers[source][index]
@@ -131,8 +132,9 @@ class Family:
         return self.projections_for("output_scale")
 
     def projections_for(self, asked: str) -> tuple[str, str]:
-        """Names, inside a layer, of the last linear maps of its attention and of its MLP, which write into the residual
-        stream. Raises UserError, which tells to leave out what was asked.
+        """Names, inside a layer, of the last linear maps of its attention and of its MLP.
+
+        They write into the residual stream. Raises UserError, which tells to leave out what was asked.
         """
         if self._projections is None:
             self._projections = find_output_projections(self.model, asked)
@@ -295,8 +297,10 @@ def _mapped_layers(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]
 
 
 def _equal_bytes(mine: Checkpoint, other: Checkpoint, name: str) -> bool:
-    """Is a tensor the same, bit for bit, in two checkpoints? Read from the files, so that nothing is mapped for it;
-    different tensors differ in their first bytes, so it is cheap to find out.
+    """Is a tensor the same, bit for bit, in two checkpoints?
+
+    Read from the files, so that nothing is mapped for it; different tensors differ in their first bytes, so it is cheap
+    to find out.
     """
     a, b = mine.tensors[name], other.tensors.get(name)
     if b is None or (a.dtype, a.shape) != (b.dtype, b.shape):

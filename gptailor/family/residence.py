@@ -42,8 +42,9 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def pick_devices(wanted: str) -> list[torch.device]:
-    """pick_device, and the devices that a base may be split over if it does not fit there: all other GPUs, unless a
-    certain one is wanted. Raises UserError.
+    """pick_device, and the devices that a base may be split over if it does not fit there.
+
+    These are all other GPUs, unless a certain one is wanted. Raises UserError.
     """
     main = pick_device(wanted)
     others = range(torch.cuda.device_count()) if main.type == "cuda" and wanted in ("auto", "cuda") else ()
@@ -51,8 +52,10 @@ def pick_devices(wanted: str) -> list[torch.device]:
 
 
 def rooms_for(needed: int, devices: Sequence[torch.device]) -> dict[torch.device, Room]:
-    """The room on the first device; where `needed` bytes do not fit there, on all: to look at a GPU takes some of its
-    memory. Without bound elsewhere than on GPUs.
+    """The room on the first device.
+
+    Where `needed` bytes do not fit there, on all: to look at a GPU takes some of its memory. Without bound elsewhere
+    than on GPUs.
     """
     rooms = {devices[0]: _room(devices[0])}
     if needed > rooms[devices[0]].usable:
@@ -80,8 +83,10 @@ def tensors_of(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
 def settle(
     model: PreTrainedModel, candidates: dict[str, list[nn.Module]], rooms: Mapping[torch.device, Room]
 ) -> dict[torch.device, Visitors]:
-    """Move the base to the first device (or over all, where it does not fit there), then what fits beside it of each
-    candidate, device by device: its layers live where the base's do, or wait on the host and will visit.
+    """Move the base to the first device, then what fits beside it of each candidate, device by device.
+
+    Where the base does not fit there, over all. A candidate's layers live where the base's do, or wait on the host and
+    will visit.
 
     `candidates` is changed in place: its layers become twins of the moved base's, so what they share is moved once.
     Raises UserError where the base does not fit even on all devices. Returns the visitors of each device that has any.

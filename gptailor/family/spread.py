@@ -124,8 +124,9 @@ def _bring(device: torch.device, _module: nn.Module, args: tuple[Any, ...], kwar
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """The same with all tensors, masks and packs in it on the device. A cache of keys and values, which has no `to`,
-    stays: each layer's part of it is made where the layer lives.
+    """The same with all tensors, masks and packs in it on the device.
+
+    A cache of keys and values, which has no `to`, stays: each layer's part of it is made where the layer lives.
     """
     if type(value) in (tuple, list):
         return type(value)(_moved(part, device) for part in value)

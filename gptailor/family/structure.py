@@ -1,5 +1,6 @@
-"""How a transformers model is built, found by looking instead of by a table of names: its layers, the configuration's
-per-layer lists, the two output projections of a layer.
+"""How a transformers model is built, found by looking instead of by a table of names.
+
+Its layers, the configuration's per-layer lists, the two output projections of a layer.
 
 What cannot be renumbered safely is refused here by name, because a stitched model that silently computes something
 else than its exported folder would be worse than none.
@@ -99,8 +100,9 @@ def set_layer_index(layer: nn.Module, index: int) -> None:
 
 
 def find_output_projections(model: PreTrainedModel, asked: str = "output_scale") -> tuple[str, str]:
-    """Names, inside a layer, of the last linear map of its attention and of its MLP. Raises UserError, which tells to
-    leave out what was `asked`.
+    """Names, inside a layer, of the last linear map of its attention and of its MLP.
+
+    Raises UserError, which tells to leave out what was `asked`.
 
     Both must write into the residual stream directly: where the layer normalises their output again (Gemma 2 and 3),
     a scale on them would be normalised away.

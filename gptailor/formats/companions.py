@@ -19,8 +19,20 @@ from gptailor.formats.generations import tokenizer_for_both, without_machine
 
 TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
 NAMES = frozenset(
-    "tokenizer.json tokenizer.model spiece.model sentencepiece.bpe.model vocab.json merges.txt vocab.txt tekken.json "
-    "special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json".split()
+    [
+        "tokenizer.json",
+        "tokenizer.model",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "vocab.json",
+        "merges.txt",
+        "vocab.txt",
+        "tekken.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+    ]
 )
 PATTERNS = ("additional_chat_templates/*.jinja", "*.tiktoken", "tokenizer.model.v*")
 SAMPLES = (

@@ -19,8 +19,23 @@ from transformers import PreTrainedConfig
 NEWER_KEYS = frozenset({"rope_parameters", "dtype"})
 """Keys of a configuration that transformers 4 does not know."""
 OF_THE_MACHINE = frozenset(
-    "_name_or_path name_or_path _commit_hash local_files_only is_local cache_dir use_auth_token token proxies "
-    "special_tokens_map_file tokenizer_file resume_download force_download _from_auto files_loaded".split()
+    [
+        "_name_or_path",
+        "name_or_path",
+        "_commit_hash",
+        "local_files_only",
+        "is_local",
+        "cache_dir",
+        "use_auth_token",
+        "token",
+        "proxies",
+        "special_tokens_map_file",
+        "tokenizer_file",
+        "resume_download",
+        "force_download",
+        "_from_auto",
+        "files_loaded",
+    ]
 )
 """What transformers has written into configurations over the years that tells of the reader, not of the model."""
 _PATH = re.compile(r"(?:file://|~[/\\]|[A-Za-z]:[/\\]|\\\\|/)[^\n]*[/\\][^\n]*")

@@ -65,8 +65,9 @@ def export_hf(
     facts: Mapping[str, str] | None = None,
     progress: Progress = lambda _step, _share: None,
 ) -> Export:
-    """Write the plan's model as a plain Hugging Face folder, reload it and compare logits; the family's model is the
-    plan's afterwards.
+    """Write the plan's model as a plain Hugging Face folder, reload it and compare logits.
+
+    The family's model is the plan's afterwards.
 
     scores and facts go into the model card. The folder appears when it is complete and proven, never before; one with
     something in it is left alone. progress: called with what is done now and the share of the work that is done.
@@ -150,8 +151,10 @@ def _logits(model: Any, family: Family) -> torch.Tensor:
 
 
 def _prove(folder: Path, family: Family, expected: torch.Tensor) -> tuple[float, tuple[str, ...]]:
-    """Load the folder as anybody would and compare its tokens and logits: how far these are off, and what transformers
-    4 cannot read. Raises RuntimeError: a fault of ours, no user's."""
+    """Load the folder as anybody would and compare its tokens and logits.
+
+    How far these are off, and what transformers 4 cannot read. Raises RuntimeError: a fault of ours, no user's.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if (differs := tokenizer_difference(family.tokenizer, AutoTokenizer.from_pretrained(folder))) is not None:

@@ -54,8 +54,9 @@ def places(workers: int | Literal["auto"], device: str) -> list[str]:
 
 
 def devices_of(place: str) -> list[str]:
-    """The devices of a worker, by its place: `cuda:2` and `cuda:3` of `cuda:2..3`, `cuda:0` of `cuda:0-2`, `cpu` of
-    `cpu-1`.
+    """The devices of a worker, by its place.
+
+    `cuda:2` and `cuda:3` of `cuda:2..3`, `cuda:0` of `cuda:0-2`, `cpu` of `cpu-1`.
     """
     name = place.partition("-")[0]
     kind, _, numbers = name.partition(":")

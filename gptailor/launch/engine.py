@@ -55,8 +55,10 @@ class StopResult(StrEnum):
 
 
 def prepare(root: str | Path, spec: RunSpec, token: str | None = None) -> RunFolder:
-    """The folder of a new run, with its run file. The same token gives the same run, however often and by whomever it
-    is used. Raises UserError where `root` cannot be written.
+    """The folder of a new run, with its run file.
+
+    The same token gives the same run, however often and by whomever it is used. Raises UserError where `root` cannot be
+    written.
     """
     root = Path(root)
     suffix = hashlib.sha256(token.encode()).hexdigest()[:12] if token else None
@@ -155,8 +157,9 @@ def state(folder: RunFolder, status: RunStatus) -> RunStatus | Literal["lost"]:
 
 
 def request(folder: RunFolder, what: Request) -> None:
-    """Ask the engine to stop, pause, or go on; it looks between batches. Raises UserError where the folder is not
-    writable.
+    """Ask the engine to stop, pause, or go on; it looks between batches.
+
+    Raises UserError where the folder is not writable.
     """
     try:
         if what == "resume":

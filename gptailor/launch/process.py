@@ -49,8 +49,9 @@ class Holder:
 
 
 def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What model work needs of the environment, and nothing of the dashboard's secrets (Streamlit puts them there) nor
-    anybody's tokens, unless the operator hands them over by name.
+    """What model work needs of the environment, and nothing of the dashboard's secrets.
+
+    Streamlit puts them there. Nor anybody's tokens, unless the operator hands them over by name.
     """
     found = os.environ if environment is None else environment
     handed = set(filter(None, (name.strip() for name in found.get(HANDED_OVER, "").split(","))))

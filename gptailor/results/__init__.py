@@ -1,3 +1,4 @@
-"""What came of a run: scores, the best plan, statistics,
-and the tables, charts and reports made of them. No torch, no Streamlit.
+"""What came of a run: scores, the best plan, statistics, tables, charts and reports.
+
+No torch, no Streamlit.
 """

@@ -27,8 +27,9 @@ IN_ONE_CHART = len(theme.RUN_COLOURS)
 
 
 def write_comparison(title: str, folders: Sequence[RunFolder], out: Path, labels: Sequence[str] = ()) -> Path:
-    """Write the page to `out`; runs are called by `labels`, or by their names. Raises StoreError, and UserError as
-    document.write.
+    """Write the page to `out`; runs are called by `labels`, or by their names.
+
+    Raises StoreError, and UserError as document.write.
     """
     views = [View(queries.read_run(folder)) for folder in folders]
     names = labels or [view.facts.name for view in views]

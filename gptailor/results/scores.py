@@ -101,8 +101,9 @@ def averages(frame: pd.DataFrame, calibration: Mapping[str, float] | None = None
 
 
 def calibration(tables: RunTables) -> dict[str, float]:
-    """Subject -> mean retention over the objectives at the full budget: what the search believed. Configurations from
-    their trials, others from the reference scores.
+    """Subject -> mean retention over the objectives at the full budget: what the search believed.
+
+    Configurations from their trials, others from the reference scores.
     """
     spec = _spec(tables)
     objectives = [(o["benchmark"], o["metric"], o["split"]) for o in spec.get("objectives") or ()]
@@ -130,8 +131,10 @@ def calibration(tables: RunTables) -> dict[str, float]:
 
 
 def best(tables: RunTables) -> str | None:
-    """The subject that the run calls its best: the selection's choice, else the plan of the highest mean retention by
-    the search's own scores. None before a plan was scored at the full budget.
+    """The subject that the run calls its best: the selection's choice, else the search's own.
+
+    That is the plan of the highest mean retention by the search's scores. None before a plan was scored at the full
+    budget.
     """
     if chosen := choice(tables):
         return chosen.subject

@@ -96,8 +96,9 @@ def stored_plans(tables: queries.RunTables) -> dict[int, StitchPlan]:
 
 
 def _held_out(folder: RunFolder, tables: queries.RunTables) -> dict[str, Any]:
-    """Averages of every subject that was judged on all that is held out, and how the best plan does against the best
-    one-shot cut, the best candidate's included, on the same examples.
+    """Averages of every subject that was judged on all that is held out, and two of them compared.
+
+    How the best plan does against the best one-shot cut, the best candidate's included, on the same examples.
     """
     frame = scores.judged(tables)
     table = scores.averages(frame, scores.calibration(tables))

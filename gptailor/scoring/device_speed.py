@@ -12,8 +12,9 @@ WORTH_SAYING = 1.5
 
 @cache  # the check asks twice
 def matmul_speed(device: str, width: int, dtype: str, seconds: float = MEASURE_SECONDS) -> float | None:
-    """Floating-point operations a second of a product such as a model of this width has; None where the device is
-    full.
+    """Floating-point operations a second of a product such as a model of this width has.
+
+    None where the device is full.
     """
     import torch
 

@@ -50,8 +50,9 @@ def informative_orders(
 def slopes(
     plans: Sequence[StitchPlan], benchmarks: Sequence[OpenBenchmark], rungs: Sequence[int], known: Items
 ) -> dict[int, dict[str, float]]:
-    """By rung and objective, what a difference between plans on the rung's examples amounts to on those of the highest
-    rung: the slope of the plans' scores there over those here, between FLATTEST and 1; 1 where that is not known.
+    """By rung and objective, what a difference between plans amounts to on the highest rung's examples.
+
+    The slope of the plans' scores there over those here, between FLATTEST and 1; 1 where that is not known.
     """
     found: dict[int, dict[str, float]] = {rung: {} for rung in rungs}
     for benchmark in benchmarks:

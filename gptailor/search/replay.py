@@ -39,8 +39,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class History:
-    """What a run has tried. finished: successes and crashes by their number; running and cancelled trials are to be run
-    again. asked_after: for every trial that was begun, how many had been told then.
+    """What a run has tried.
+
+    finished: successes and crashes by their number; running and cancelled trials are to be run again. asked_after: for
+    every trial that was begun, how many had been told then.
     """
 
     finished: dict[int, Stored]
@@ -97,8 +99,9 @@ def changed_versions(then: dict[str, str], now: dict[str, str]) -> str:
 
 
 def teach(suggester: Suggester, known: Sequence[tuple[Stored, list[float] | None]]) -> int:
-    """Tell a fresh suggester of stored trials with their costs, as a warm start. How many it could not be told: plans
-    that are not of its space any more.
+    """Tell a fresh suggester of stored trials with their costs, as a warm start.
+
+    How many it could not be told: plans that are not of its space any more.
     """
     refused = 0
     for trial, costs in known:

@@ -51,8 +51,9 @@ def select(folder: RunFolder, scorer: Scorer, writer: RunWriter, say: Callable[[
 
 
 def finalists(folder: RunFolder) -> dict[int, StitchPlan]:
-    """Up to FINALISTS plans: the front's by mean retention, then the next best off it; of plans that remove the same
-    layers the best alone, as long as there are others.
+    """Up to FINALISTS plans: the front's by mean retention, then the next best off it.
+
+    Of plans that remove the same layers the best alone, as long as there are others.
 
     Plans of one cut that differ in a few layers' sources score alike, on SmolLM2 to the third decimal: ten of them are
     one finalist, and the choice among them is chance.

@@ -51,8 +51,9 @@ SourceSet = tuple[str, ...]
 
 
 class PlanConfiguration(Configuration):
-    """ConfigSpace's, known by its text, which is written once: SMAC looks for configurations in lists of them, and
-    ConfigSpace would make two dictionaries to compare two.
+    """ConfigSpace's, known by its text, which is written once.
+
+    SMAC looks for configurations in lists of them, and ConfigSpace would make two dictionaries to compare two.
     """
 
     @cached_property

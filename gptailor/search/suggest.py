@@ -141,8 +141,10 @@ class Suggester:
     def tell(
         self, suggestion: Suggestion, costs: Sequence[float] | None, at_work: tuple[float, float] = (0.0, 0.0)
     ) -> None:
-        """costs: one an objective, in the run file's order; None for a trial that crashed. at_work: Outcome.at_work,
-        from which DeepCAVE draws cost over time.
+        """Tell SMAC what a trial cost.
+
+        costs: one an objective, in the run file's order; None for a trial that crashed. at_work: Outcome.at_work, from
+        which DeepCAVE draws cost over time.
         """
         self._tell(suggestion.info, costs, at_work)
 
@@ -155,8 +157,10 @@ class Suggester:
         costs: Sequence[float] | None,
         at_work: tuple[float, float] = (0.0, 0.0),
     ) -> None:
-        """Tell of a trial that was not asked for here, before the first ask. Its configuration keeps its number, and
-        later ones get higher numbers. Raises UserError for a plan that is not of this space.
+        """Tell of a trial that was not asked for here, before the first ask.
+
+        Its configuration keeps its number, and later ones get higher numbers. Raises UserError for a plan that is not
+        of this space.
         """
         config = self._space.encode(plan)
         self._learnt.setdefault(config, config_id)

@@ -143,8 +143,9 @@ class PlanSearch(AbstractAcquisitionMaximizer):
     def _top(
         self, vectors: NDArray[np.float64], values: NDArray[np.float64], known: NDArray[np.float64], n_points: int
     ) -> list[tuple[float, Configuration]]:
-        """The best points, each plan once and none that was tried; first the best of each set of removed layers, as
-        a batch that differs in sources alone would tell little.
+        """The best points, each plan once and none that was tried.
+
+        First the best of each set of removed layers, as a batch that differs in sources alone would tell little.
         """
         seen = {row.tobytes() for row in self._space.features(known)} if len(known) else set()
         cuts: set[bytes] = set()
@@ -179,8 +180,10 @@ class PlanSearch(AbstractAcquisitionMaximizer):
         return vectors
 
     def _moves(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Each row moved 1-3 times. Half of the moves are swaps, where layers are removed: what is gone matters more
-        than where a kept layer comes from.
+        """Each row moved 1-3 times.
+
+        Half of the moves are swaps, where layers are removed: what is gone matters more than where a kept layer comes
+        from.
         """
         moved = vectors.copy()
         others = [kind for kind in self._space.columns if kind != "removal"]

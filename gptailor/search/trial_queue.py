@@ -42,8 +42,10 @@ class TrialQueue:
         replayed: Callable[[NextTrial, Outcome], None],
         departed: Callable[[int, int], None],
     ) -> None:
-        """open_suggester: a fresh one, given the plans to begin with. replayed: told of each stored trial. departed:
-        told at which trial the replay departs, and how many stored ones a fresh suggester could not be told of.
+        """Begin where the run stands.
+
+        open_suggester: a fresh one, given the plans to begin with. replayed: told of each stored trial. departed: told
+        at which trial the replay departs, and how many stored ones a fresh suggester could not be told of.
         """
         self._open_suggester, self._initial = open_suggester, initial
         self._history, self._n_trials, self._costs = history, n_trials, costs
@@ -104,8 +106,9 @@ class TrialQueue:
         return self._has_departed or self._n_asked > self._last or self._n_asked >= self._n_trials
 
     def _due(self, number: int) -> int:
-        """How many must be told before this trial is asked for. Where its line is lost: as many as leaves the number of
-        trials on their way that there was at the one before it.
+        """How many must be told before this trial is asked for.
+
+        Where its line is lost: as many as leaves the number of trials on their way that there was at the one before it.
         """
         if self._is_through:
             return 0

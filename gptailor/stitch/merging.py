@@ -139,10 +139,12 @@ def _task_arithmetic(base: torch.Tensor, candidates: list[torch.Tensor], factor:
 
 
 def _by_mergekit(choice: LayerChoice, states: Mapping[str, State], names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """Any registered method. What `factor` means: `lambda` or `t` where the method has it, the candidates' weight for
-    linear (the base has the rest), the second candidate's share for nuslerp; a method without a strength of its own is
-    scaled as task vectors are: start + factor * (merged - start). `start` is the base, or the first candidate where a
-    method takes exactly two models.
+    """Any registered method.
+
+    What `factor` means: `lambda` or `t` where the method has it, the candidates' weight for linear (the base has the
+    rest), the second candidate's share for nuslerp; a method without a strength of its own is scaled as task vectors
+    are: start + factor * (merged - start). `start` is the base, or the first candidate where a method takes exactly two
+    models.
     """
     from mergekit.merge_methods import merge_state_dicts
 

@@ -71,9 +71,11 @@ class Stitcher:
     """Stitches plans into the family's live model, one at a time."""
 
     def __init__(self, family: Family, cache_bytes: int | None = None, texts: CalibrationTexts = no_texts) -> None:
-        """cache_bytes: bound of the cache of merged layers, and of that of edited ones beyond the last plan's; by
-        default a share of the family, at most half of what is free on its device (of several, where least is free).
-        texts: where the calibration texts of edits are read.
+        """Stitch into this family's model.
+
+        cache_bytes: bound of the cache of merged layers, and of that of edited ones beyond the last plan's; by default
+        a share of the family, at most half of what is free on its device (of several, where least is free). texts:
+        where the calibration texts of edits are read.
         """
         self.family = family
         capacity = _default_cache_bytes(family) if cache_bytes is None else cache_bytes
@@ -188,8 +190,9 @@ class Stitcher:
         return layer, n_bytes(tensor for tensor in tensors_of([layer]) if tensor.data_ptr() not in shared)
 
     def n_parameters(self, plan: StitchPlan) -> int:
-        """Parameters of the plan's model; a tied head counts once. Those of layers that an edit may make narrower are
-        counted in its tensors.
+        """Parameters of the plan's model; a tied head counts once.
+
+        Those of layers that an edit may make narrower are counted in its tensors.
         """
         if all(map(keeps_shapes, plan.edits)):
             kept = sum(self.family.layer_parameters[choice.layer] for choice in plan.kept)

@@ -24,8 +24,9 @@ ROOM = 256 * 1024
 
 
 def runs_root() -> Path:
-    """Where runs are saved, for the dashboard and for the command line: the environment's GPTAILOR_RUNS, else
-    data/runs.
+    """Where runs are saved, for the dashboard and for the command line.
+
+    The environment's GPTAILOR_RUNS, else data/runs.
     """
     return Path(os.environ.get("GPTAILOR_RUNS") or "data/runs")
 

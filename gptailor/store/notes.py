@@ -1,5 +1,6 @@
-"""What a person adds to a run in the dashboard: a name, a note, tags. A small file, so that the engine's database stays
-the engine's alone.
+"""What a person adds to a run in the dashboard: a name, a note, tags.
+
+A small file, so that the engine's database stays the engine's alone.
 """
 
 from __future__ import annotations

@@ -89,8 +89,10 @@ class RunWriter:
 
     @classmethod
     def open(cls, folder: RunFolder, clock: Clock = utc_now) -> RunWriter:
-        """An existing run, to go on with it: what the database lacks is applied from the journal, and a journal that
-        lacks events is written anew from the database. A damaged or locked database does not stop it.
+        """An existing run, to go on with it.
+
+        What the database lacks is applied from the journal, and a journal that lacks events is written anew from the
+        database. A damaged or locked database does not stop it.
 
         Raises StoreMissing, StoreNewer, StoreUnwritable.
         """
@@ -141,8 +143,9 @@ class RunWriter:
         self._record({"event": "status", "row": row})
 
     def note_stopped(self) -> None:
-        """What an engine that was killed could not write: the run is stopped, its trial given up. Nothing for a run
-        that had ended. Raises StoreError.
+        """What an engine that was killed could not write: the run is stopped, its trial given up.
+
+        Nothing for a run that had ended. Raises StoreError.
         """
         with open_reader(self.folder, WRITER_PATIENCE) as con:
             ended = con.execute("SELECT status IN ('finished', 'stopped', 'failed') FROM runs").fetchone() == (True,)

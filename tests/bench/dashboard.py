@@ -154,8 +154,10 @@ def server(runs: Path) -> Iterator[tuple[psutil.Process, int]]:
 
 
 def open_pages(runs: Path) -> dict[str, list[tuple[float, float]]]:
-    """Seconds by the clock and of processor time, of the first and of the second opening of Home and every page, in a
-    process of its own. On a busy machine the processor time is what a quiet one would take, at most.
+    """Seconds by the clock and of processor time, of the first and second opening of each page.
+
+    Home and every page, in a process of its own. On a busy machine the processor time is what a quiet one would take,
+    at most.
     """
     code = f"""
 import json, os, sys, time

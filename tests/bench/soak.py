@@ -179,8 +179,9 @@ def engines_of(root: Path) -> list[psutil.Process]:
 
 
 def write_waits(folder: RunFolder) -> list[float]:
-    """Seconds that the engine spent neither suggesting nor scoring between a trial's start, its end and the next start:
-    what it waited for its store. Where it paused or was started in between, nothing is known.
+    """Seconds that the engine spent neither suggesting nor scoring: what it waited for its store.
+
+    Between a trial's start, its end and the next start. Where it paused or was started in between, nothing is known.
     """
     waits: list[float] = []
     before: dict[str, Any] | None = None

@@ -79,8 +79,10 @@ def test_mergekit_builds_the_same_model_from_its_file(
 
 
 def test_an_export_goes_to_the_hub(run: RunFolder, tmp_path: Path) -> None:
-    """Listed, refused for another's token, and sent; in a process of its own, as the hub's library reads the address
-    when it is imported."""
+    """Listed, refused for another's token, and sent.
+
+    In a process of its own, as the hub's library reads the address when it is imported.
+    """
     out = tmp_path / "model"
     command = ["export", run.run_id, str(CONFIG), str(out), "--runs", str(run.root), "--push", "ada/short"]
     code = (

@@ -57,8 +57,10 @@ def visitor(browser: Any, server: Server) -> Iterator[Visitor]:
 
 @pytest.fixture(scope="module")
 def demo(browser: Any, server: Server) -> RunFolder:
-    """The demo search, shortened to Hyperband's first bracket: launched from the Launch page with a double click,
-    orphaned by the server's death, found again by a new server, and watched to its end.
+    """The demo search, shortened to Hyperband's first bracket, survives its server.
+
+    Launched from the Launch page with a double click, orphaned by the server's death, found again by a new server, and
+    watched to its end.
     """
     visitor = Visitor(browser, server.url)
     visitor.open("Launch", preset="demo")

@@ -134,8 +134,10 @@ def gguf_of(folder: Path) -> tuple[Path, Path]:
 
 
 def difference_in_llama_cpp(folder: Path, n_layers: int) -> float:
-    """Convert, run, and compare tokens and metadata with transformers': how far the first token's log-probabilities
-    are apart, over the five likeliest."""
+    """Convert, run, and compare tokens and metadata with transformers'.
+
+    How far the first token's log-probabilities are apart, over the five likeliest.
+    """
     file, packages = gguf_of(folder)
     found = run_with(packages, HELPERS / "run_gguf.py", file, TEXT, 6)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)

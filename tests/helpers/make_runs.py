@@ -79,8 +79,10 @@ def make_run(
     run_id: str | None = None,
     base_model: str = "models/base",
 ) -> RunFolder:
-    """One run: `n_trials` trials in Hyperband-like brackets, dense, candidates' and baselines' evaluations, and (for a
-    finished run) the best plan's held-out results. The same arguments give the same run, but for its id.
+    """One run with trials, evaluations, and (for a finished run) its best plan's held-out results.
+
+    `n_trials` trials in Hyperband-like brackets; dense, candidates' and baselines' evaluations. The same arguments give
+    the same run, but for its id.
 
     benchmarks: names, or `name/metric` (`acc_norm` unless said). failures: share of crashed trials, 1.0 = all of them.
     A running or paused run has one unfinished trial. started: by default a fixed day; a live run ends now.

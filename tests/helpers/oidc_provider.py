@@ -1,5 +1,6 @@
-"""A small OpenID provider on loopback: the standard endpoints, real signatures, and a form in which people say who
-they are.
+"""A small OpenID provider on loopback.
+
+The standard endpoints, real signatures, and a form in which people say who they are.
 """
 
 from __future__ import annotations

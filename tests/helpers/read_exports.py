@@ -1,5 +1,8 @@
-"""Reads model folders as a stranger's script does, with whichever transformers it is started with: `read_exports.py
-FOLDER...` prints, as JSON, the version, and for each folder the ids, the text and the loss of fixed lines."""
+"""Reads model folders as a stranger's script does, with whichever transformers it is started with.
+
+`read_exports.py FOLDER...` prints, as JSON, the version, and for each folder the ids, the text and the loss of fixed
+lines.
+"""
 
 from __future__ import annotations
 

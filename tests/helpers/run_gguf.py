@@ -1,5 +1,8 @@
-"""Runs a GGUF file in llama.cpp: `run_gguf.py FILE TEXT N` prints, as JSON, the text's ids, the N tokens that follow
-greedily, and the log-probabilities of the five likeliest first ones; with what the file says of itself."""
+"""Runs a GGUF file in llama.cpp.
+
+`run_gguf.py FILE TEXT N` prints, as JSON, the text's ids, the N tokens that follow greedily, and the log-probabilities
+of the five likeliest first ones; with what the file says of itself.
+"""
 
 from __future__ import annotations
 

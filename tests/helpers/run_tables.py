@@ -40,7 +40,9 @@ def run_tables(
     n_layers: int = 4,
     n_removed: int = 1,
 ) -> RunTables:
-    """trials: config_id, budget and, for a success, scores {"piqa/acc": 0.5, or (0.5, stderr), or (0.5, stderr, n)};
+    """Tables of a run, as they are read from its store.
+
+    trials: config_id, budget and, for a success, scores {"piqa/acc": 0.5, or (0.5, stderr), or (0.5, stderr, n)};
     status and error otherwise. A trial takes 60 s and starts when the one before it ends. evaluations: subject, name
     ("piqa/acc"), score, n_samples and optionally split, stderr. plans: by config_id.
     """

@@ -1,5 +1,6 @@
-"""The drawing step of the pages on encodings: what is drawn along which axis, in which unit, told by what besides
-colour.
+"""The drawing step of the pages on encodings.
+
+What is drawn along which axis, in which unit, told by what besides colour.
 """
 
 from __future__ import annotations

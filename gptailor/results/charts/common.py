@@ -29,8 +29,9 @@ picture's."""
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """A chart as it goes to browsers: Vega-Lite with its data as Arrow tables. Whoever looks at the same may share
-    it.
+    """A chart as it goes to browsers: Vega-Lite with its data as Arrow tables.
+
+    Whoever looks at the same may share it.
     """
 
     chart: Chart
@@ -95,8 +96,9 @@ def source_legend(candidates: Sequence[str]) -> alt.Legend:
 
 
 def _quoted(text: str) -> str:
-    """A string literal of Vega's expression language. Candidate names are checked when a run file is read, but runs are
-    shared.
+    """A string literal of Vega's expression language.
+
+    Candidate names are checked when a run file is read, but runs are shared.
     """
     escaped = "".join(c if c.isalnum() or c in " _.-()+,·×" else f"\\u{ord(c):04x}" for c in text if ord(c) < 0x10000)
     return f"'{escaped}'"

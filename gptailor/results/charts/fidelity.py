@@ -35,8 +35,9 @@ def shares(frame: pd.DataFrame, rungs: Sequence[int]) -> Chart:
 
 
 def ladder(frame: pd.DataFrame, rungs: Sequence[int], title: str, percent: bool) -> Chart:
-    """Averages over rungs, a line a plan; a line ends where the plan was not promoted. `frame`: config_id, top, budget,
-    average.
+    """Averages over rungs, a line a plan; a line ends where the plan was not promoted.
+
+    `frame`: config_id, top, budget, average.
     """
     base = alt.Chart(frame).encode(
         x=alt.X(

@@ -15,8 +15,9 @@ _SHAPES = ("diamond", "square", "triangle-up", "circle")
 
 
 def averages(frame: pd.DataFrame, selected: str | None = None) -> Chart:
-    """A row a subject, the best on top; colour and shape say what it is, a ring marks the selected one. Bars are one
-    standard error. `frame`: frames.held_out.averages.
+    """A row a subject, the best on top; colour and shape say what it is, a ring marks the selected one.
+
+    Bars are one standard error. `frame`: frames.held_out.averages.
     """
     order = frame["label"].tolist()
     y = alt.Y("label:N", sort=order, axis=row_axis(280))

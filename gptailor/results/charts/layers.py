@@ -39,8 +39,9 @@ _CELL = (
 
 
 def origins(grid: pd.DataFrame, facts: Facts) -> Chart:
-    """The layer-origin heatmap: a row a plan (best on top), a column a layer of the base. `grid`:
-    frames.layers.origin_grid.
+    """The layer-origin heatmap: a row a plan (best on top), a column a layer of the base.
+
+    `grid`: frames.layers.origin_grid.
     """
     rows = list(dict.fromkeys(grid["plan"]))
     base = alt.Chart(grid).encode(
@@ -103,6 +104,7 @@ def lanes(frame: pd.DataFrame, facts: Facts) -> Chart:
 
 def frequencies(frame: pd.DataFrame, facts: Facts) -> Chart:
     """How often each layer is removed, kept, or taken from each source, as colour and as percent; nothing where never.
+
     `frame`: frames.layers.frequencies.
     """
     rows = [theme.REMOVED, "kept", BASE, *facts.candidates, theme.MERGED]
@@ -119,8 +121,9 @@ def frequencies(frame: pd.DataFrame, facts: Facts) -> Chart:
 
 
 def importance(frame: pd.DataFrame, order: Sequence[str]) -> Chart:
-    """Objectives x layers: how much of the differences in score hangs on each layer's choice, in percent; nothing below
-    1 %. `frame`: Importance.rows.
+    """Objectives x layers: how much of the differences in score hangs on each layer's choice, in percent.
+
+    Nothing below 1 %. `frame`: Importance.rows.
     """
     frame = frame.assign(name=frame["objective"], drawn=frame["importance"].clip(lower=0))
     top = max(float(frame["drawn"].max()), 0.01)

@@ -72,8 +72,9 @@ def hypervolume_so_far(frame: pd.DataFrame, by: str) -> Chart:
 
 
 def timeline(frame: pd.DataFrame, rungs: Sequence[int]) -> Chart:
-    """One lane a rung, one bar a trial; crashed trials also carry a cross, cancelled ones a square, running ones an
-    arrow.
+    """One lane a rung, one bar a trial.
+
+    Crashed trials also carry a cross, cancelled ones a square, running ones an arrow.
     """
     return _lanes(frame, "budget:O", list(reversed(rungs)), "datum.label + ' examples'")
 

@@ -51,8 +51,9 @@ def source_colours(candidates: Sequence[str]) -> dict[str, str]:
 
 
 def source_codes(candidates: Sequence[str]) -> dict[str, str]:
-    """Short code of every source label, unique, at most three characters: written into the cells of strips and
-    heatmaps.
+    """Short code of every source label, unique, at most three characters.
+
+    Written into the cells of strips and heatmaps.
     """
     codes = {BASE: "·", MERGED: "+", REMOVED: "×"}
     taken: set[str] = set()

@@ -36,8 +36,10 @@ def _step(x: Axis) -> Literal["step-before", "step-after"]:
 
 
 def front(frame: pd.DataFrame, x: Axis, y: Axis, selected: int | None) -> Chart:
-    """Plans as points; click one to choose it. The front is strong and joined by steps, dominated plans are faint, the
-    knee is a diamond, the chosen plan has a ring. Bars are one standard error. `frame`: see frames.tradeoffs.front.
+    """Plans as points; click one to choose it.
+
+    The front is strong and joined by steps, dominated plans are faint, the knee is a diamond, the chosen plan has a
+    ring. Bars are one standard error. `frame`: see frames.tradeoffs.front.
     """
     click = alt.selection_point(name=SELECTION, fields=["config_id"], on="click", clear="dblclick")
     frame = frame.assign(chosen=frame["config_id"] == selected, mark=frame["knee"].map({True: "knee", False: "plan"}))
@@ -121,8 +123,9 @@ def fronts_of_runs(frame: pd.DataFrame, x: Axis, y: Axis, runs: Sequence[str]) -
 
 
 def parallel(frame: pd.DataFrame, ends: pd.DataFrame, title: str, percent: bool) -> Chart:
-    """One line a plan over all objectives, each scaled from its worst to its best; coloured by the average, the chosen
-    plan on top.
+    """One line a plan over all objectives, each scaled from its worst to its best.
+
+    Coloured by the average, the chosen plan on top.
     """
     order = ends.sort_values("order")["objective"].tolist()
     x = alt.X(
@@ -175,8 +178,9 @@ def parallel(frame: pd.DataFrame, ends: pd.DataFrame, title: str, percent: bool)
 
 
 def scores_at_rungs(frame: pd.DataFrame, rungs: Sequence[int], retention: bool) -> Chart:
-    """A plan's objectives, each with its score at every rung it reached (colour and shape), bars of one standard
-    error.
+    """A plan's objectives, each with its score at every rung it reached (colour and shape).
+
+    Bars are one standard error.
     """
     field, title = ("retention", "Retention of the dense model's score (%)") if retention else ("score", "Score")
     spread = (frame["error"] * (frame[field] / frame["score"]).abs()) if retention else frame["error"]

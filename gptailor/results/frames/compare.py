@@ -26,8 +26,9 @@ CLEAR = 1.96
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of a comparison, seen through the shared objectives: its facts, trials and plans are restricted to
-    them.
+    """One run of a comparison, seen through the shared objectives.
+
+    Its facts, trials and plans are restricted to them.
     """
 
     label: str
@@ -47,8 +48,9 @@ class Entry:
 
 
 def entries(named: Sequence[tuple[str, View]]) -> list[Entry]:
-    """The runs under labels that differ, by the objectives they all share; all objectives of each where they share
-    none.
+    """The runs under labels that differ, by the objectives they all share.
+
+    All objectives of each where they share none.
     """
     everywhere = (
         [o for o in named[0][1].facts.objectives if all(o in view.facts.objectives for _, view in named)]
@@ -125,8 +127,9 @@ def shared_axes(runs: Sequence[Entry]) -> list[tradeoffs.Axis]:
 
 
 def best_scores(runs: Sequence[Entry]) -> pd.DataFrame:
-    """Each run's best plan on each shared objective: measure, run, config_id, n, score, error, retention,
-    higher_is_better.
+    """Each run's best plan on each shared objective.
+
+    Columns: measure, run, config_id, n, score, error, retention, higher_is_better.
     """
     rows = []
     for entry in runs:
@@ -175,9 +178,11 @@ def held_out_scores(runs: Sequence[Entry]) -> pd.DataFrame:
 
 
 def marked(scores: pd.DataFrame) -> pd.DataFrame:
-    """Add `lead` to each row: "clear" where it is the best of its measure and ahead of every other run by more than
-    chance explains, "ahead" where it is the best but not clearly so, else "". Errors are taken as independent, which is
-    careful: runs that were scored on the same examples differ by less chance than that.
+    """Add `lead` to each row: whether it is the best of its measure, and clearly so.
+
+    "clear" where it is ahead of every other run by more than chance explains, "ahead" where it is the best but not
+    clearly so, else "". Errors are taken as independent, which is careful: runs that were scored on the same examples
+    differ by less chance than that.
     """
     lead = pd.Series("", index=scores.index)
     for _, rows in scores.groupby("measure", sort=False):
@@ -197,8 +202,9 @@ def marked(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_table(scores: pd.DataFrame, runs: Sequence[str], retention: bool = False) -> pd.DataFrame:
-    """A row a measure, a column a run: `★ 0.612 ± 0.015` (clear lead), `☆ ...` (ahead within chance). retention: shares
-    of each run's own dense score, in percent; they may lead elsewhere than the scores.
+    """A row a measure, a column a run: `★ 0.612 ± 0.015` (clear lead), `☆ ...` (ahead within chance).
+
+    retention: shares of each run's own dense score, in percent; they may lead elsewhere than the scores.
     """
     signs = {"clear": "★ ", "ahead": "☆ ", "": ""}
     if retention:
@@ -245,8 +251,9 @@ def verdict(runs: Sequence[Entry]) -> str:
 
 
 def removed_overlap(runs: Sequence[Entry]) -> pd.DataFrame:
-    """Removed layers of the best plans, every run against every run: one, other, both (the layers), either (how many),
-    jaccard.
+    """Removed layers of the best plans, every run against every run.
+
+    Columns: one, other, both (the layers), either (how many), jaccard.
 
     jaccard: |both| / |either|; NaN where the bases differ in their number of layers, or there is no plan.
     """
@@ -269,8 +276,9 @@ def removed_overlap(runs: Sequence[Entry]) -> pd.DataFrame:
 
 
 def best_origins(runs: Sequence[Entry]) -> tuple[pd.DataFrame, Facts]:
-    """The best plans' layers as rows of an origin heatmap (named after their runs), and facts with everybody's
-    candidates.
+    """The best plans' layers as rows of an origin heatmap, and facts with everybody's candidates.
+
+    Rows are named after their runs.
     """
     everybody = tuple(dict.fromkeys(name for entry in runs for name in entry.view.facts.candidates))
     facts = replace(runs[0].facts, candidates=everybody, n_layers=max(entry.view.facts.n_layers for entry in runs))

@@ -1,5 +1,6 @@
-"""What is true of a whole run: its objectives, rungs and the dense model's scores. Everything else is read against
-these.
+"""What is true of a whole run: its objectives, rungs and the dense model's scores.
+
+Everything else is read against these.
 """
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ class Objective:
 
 @dataclass(frozen=True)
 class Facts:
-    """`rungs`: budgets (examples per benchmark), ascending. `dense`: the dense model's score by objective, over the
-    most examples it was scored on, where known.
+    """What every frame of a run needs to know of it.
+
+    `rungs`: budgets (examples per benchmark), ascending. `dense`: the dense model's score by objective, over the most
+    examples it was scored on, where known.
     """
 
     run_id: str
@@ -150,8 +153,9 @@ def _objectives(scores: pd.DataFrame, spec: dict[str, Any]) -> tuple[Objective, 
 
 
 def dense_scores(tables: RunTables, objectives: tuple[Objective, ...]) -> pd.DataFrame:
-    """The dense model's scores of the objectives on the splits they are searched on: name, n_samples (ascending),
-    score.
+    """The dense model's scores of the objectives on the splits they are searched on.
+
+    Columns: name, n_samples (ascending), score.
     """
     found = tables.evaluations[tables.evaluations["subject"] == "dense"]
     found = found.assign(name=found["benchmark"].astype(str) + "/" + found["metric"].astype(str))

@@ -23,8 +23,9 @@ ENOUGH = 10
 
 
 def rung_shares(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
-    """A row a rung: budget, trials, failed, examples, hours, plans, and the shares of trials, examples and time (0 to
-    1).
+    """A row a rung.
+
+    Columns: budget, trials, failed, examples, hours, plans, and the shares of trials, examples and time (0 to 1).
     """
     ended = table[table["status"] != "running"]
     grouped = ended.groupby("budget")
@@ -54,8 +55,9 @@ def share_rows(shares: pd.DataFrame) -> pd.DataFrame:
 
 
 def ladder(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
-    """A row a plan that succeeded anywhere: config_id, `top` (its highest rung), and its average at each rung (columns
-    = budgets).
+    """A row a plan that succeeded anywhere.
+
+    Columns: config_id, `top` (its highest rung), and its average at each rung (columns = budgets).
     """
     by_rung = {budget: successes(table, budget).set_index("config_id")[AVERAGE] for budget in facts.rungs}
     frame = pd.DataFrame(by_rung)
@@ -65,8 +67,9 @@ def ladder(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
 
 
 def promotions(rungs: pd.DataFrame, facts: Facts) -> pd.DataFrame:
-    """How many plans climbed: a row for each pair of neighbouring rungs: low, high, scored (at low), promoted,
-    share.
+    """How many plans climbed.
+
+    A row for each pair of neighbouring rungs: low, high, scored (at low), promoted, share.
     """
     rows = []
     for low, high in zip(facts.rungs, facts.rungs[1:], strict=False):
@@ -120,8 +123,9 @@ def _interval(rho: float, n: int) -> tuple[float, float]:
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    """Spearman's rho, Kendall's tau-b, and the share of pairs in opposite order; NaN for fewer than 3 points or a
-    constant.
+    """Spearman's rho, Kendall's tau-b, and the share of pairs in opposite order.
+
+    NaN for fewer than 3 points or a constant.
 
     By hand (tests compare with scipy), because importing scipy's statistics takes longer than the whole page.
     """
@@ -135,8 +139,9 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]
 
 
 def rank_moves(table: pd.DataFrame, low: int, high: int, limit: int = 40) -> pd.DataFrame:
-    """Ranks (1 = best) by average of the plans scored at both rungs, long: config_id, budget, rank, average, moved,
-    kind.
+    """Ranks (1 = best) by average of the plans scored at both rungs, long.
+
+    Columns: config_id, budget, rank, average, moved, kind.
 
     moved: places gained (+) or lost (-) from low to high; kind: steady, up or down. The best `limit` at the high rung.
     """

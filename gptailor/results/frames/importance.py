@@ -1,5 +1,6 @@
-"""Which layer's choice matters for which objective? A forest learns scores from plans, then each layer's choice is
-shuffled.
+"""Which layer's choice matters for which objective?
+
+A forest learns scores from plans, then each layer's choice is shuffled.
 
 Permutation importance (Breiman 2001) on plans that the forest (scikit-learn's) has not seen. One forest serves all
 objectives, at most `SAMPLE` trials teach it, and all shuffled copies are predicted in one go: a run of 40 layers, 14
@@ -30,7 +31,9 @@ UNSEEN = 0.35
 
 @dataclass(frozen=True)
 class Importance:
-    """rows: objective, layer, importance, error: the drop in explained variance (R2) on unseen plans when the layer is
+    """How much of the plans' scores each layer explains.
+
+    rows: objective, layer, importance, error: the drop in explained variance (R2) on unseen plans when the layer is
     shuffled. explained: that R2 by objective; near 0 or below, the rows are noise. trials and plans: how many taught
     and tested it.
     """

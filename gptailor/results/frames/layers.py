@@ -51,8 +51,9 @@ def _labels(operation: str, names: tuple[str, ...], codes: dict[str, str]) -> tu
 
 
 def origin_grid(labelled: pd.DataFrame, plans: pd.DataFrame, facts: Facts) -> pd.DataFrame:
-    """The heatmap's cells for the plans of `plans` (best first): the labelled layers with row (0 = top), plan (the
-    row's name), average and ink (colour of the code).
+    """The heatmap's cells for the plans of `plans` (best first).
+
+    The labelled layers with row (0 = top), plan (the row's name), average and ink (colour of the code).
     """
     colours = theme.source_colours(facts.candidates)
     rows = plans[["config_id", AVERAGE]].reset_index(drop=True)

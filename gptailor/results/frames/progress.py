@@ -37,8 +37,10 @@ class Numbers:
 
 
 def numbers(table: pd.DataFrame, facts: Facts, now: datetime) -> Numbers:
-    """`budget`, `config_id` and `trial_id` are of the trial that is running, else of the last one. now: up to when
-    `elapsed` counts. A time limit is on what the trials took, so that a resumed run goes on where it stopped.
+    """`budget`, `config_id` and `trial_id` are of the trial that is running, else of the last one.
+
+    now: up to when `elapsed` counts. A time limit is on what the trials took, so that a resumed run goes on where it
+    stopped.
     """
     ended = table[table["status"] != "running"]
     running = table[table["status"] == "running"]
@@ -82,8 +84,10 @@ def _took(trials: pd.DataFrame) -> float:
 
 
 def best_so_far(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
-    """A row a plan judged at the top budget, in time: trials (ended by then, at any budget), hours, config_id, its
-    average and error, the best average so far, whether it is a new best, and the hypervolume so far.
+    """A row a plan judged at the top budget, in time.
+
+    Columns: trials (ended by then, at any budget), hours, config_id, its average and error, the best average so far,
+    whether it is a new best, and the hypervolume so far.
 
     Hypervolume is taken over the scores from the corner 0 (1 / score where lower is better): 1 is all accuracies at 100
     %. NaN beyond HYPERVOLUME_OBJECTIVES objectives.
@@ -142,9 +146,10 @@ def worker_lanes(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def workers(glance: Sequence[Mapping[str, Any]], at: float) -> pd.DataFrame:
-    """Who the workers are and what they do, from what the engine wrote at that time (seconds since 1970): worker, host,
-    device, doing, trial_id, for_seconds (it does so), trials (that it scored), time_share (of its time, at work),
-    gigabytes (of memory, its process).
+    """Who the workers are and what they do, from what the engine wrote at that time.
+
+    Times in seconds since 1970. Columns: worker, host, device, doing, trial_id, for_seconds (it does so), trials (that
+    it scored), time_share (of its time, at work), gigabytes (of memory, its process).
     """
     rows = [
         {
@@ -167,8 +172,9 @@ def workers(glance: Sequence[Mapping[str, Any]], at: float) -> pd.DataFrame:
 
 
 def failures(table: pd.DataFrame) -> pd.DataFrame:
-    """Crashed trials, the latest first: trial_id, config_id, budget, hours, cause (the traceback's last line),
-    error.
+    """Crashed trials, the latest first.
+
+    Columns: trial_id, config_id, budget, hours, cause (the traceback's last line), error.
     """
     frame = table[table["status"] == "crashed"].iloc[::-1]
     error = frame["error"].fillna("").astype(str)

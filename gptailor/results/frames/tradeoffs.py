@@ -29,9 +29,10 @@ class Axis:
 
 
 def plan_table(tables: RunTables, table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
-    """One row a plan judged at the top budget, best average first: the trial table's columns, latency, and one for each
-    further measurement of that plan (`benchmark/metric (split)`, with ` ±`), such as held-out scores, as far as
-    taken.
+    """One row a plan judged at the top budget, best average first.
+
+    The trial table's columns, latency, and one for each further measurement of that plan (`benchmark/metric (split)`,
+    with ` ±`), such as held-out scores, as far as taken.
     """
     plans = judged(table, facts)
     plans = plans.assign(latency=_latency(table, plans))
@@ -47,8 +48,10 @@ def plan_table(tables: RunTables, table: pd.DataFrame, facts: Facts) -> pd.DataF
 
 
 def _latency(table: pd.DataFrame, plans: pd.DataFrame) -> pd.Series:
-    """Milliseconds that an example took when each plan was scored: the seconds of all its successes (a rung computes
-    only what the rung below has not) by the examples of the highest one.
+    """Milliseconds that an example took when each plan was scored.
+
+    The seconds of all its successes (a rung computes only what the rung below has not) by the examples of the highest
+    one.
     """
     spent = table[table["status"] == "success"].groupby("config_id")["evaluate_seconds"].sum()
     return 1000 * plans["config_id"].map(spent) / plans["examples"]
@@ -76,8 +79,9 @@ def axes(tables: RunTables, plans: pd.DataFrame, facts: Facts) -> list[Axis]:
 
 
 def front(plans: pd.DataFrame, x: Axis, y: Axis) -> pd.DataFrame:
-    """The plans as points: config_id, x, y, x_low, x_high, y_low, y_high (one standard error), average, on_front,
-    knee.
+    """The plans as points.
+
+    Columns: config_id, x, y, x_low, x_high, y_low, y_high (one standard error), average, on_front, knee.
     """
     frame = pd.DataFrame({"config_id": plans["config_id"], "average": plans[AVERAGE]})
     for name, axis in (("x", x), ("y", y)):
@@ -117,8 +121,9 @@ def scaled(plans: pd.DataFrame, facts: Facts) -> pd.DataFrame:
 
 
 def parallel(plans: pd.DataFrame, facts: Facts, selected: int | None, limit: int = 120) -> pd.DataFrame:
-    """Long rows for parallel coordinates: config_id, objective, order, position (0..1), score, average, on_front,
-    selected.
+    """Long rows for parallel coordinates.
+
+    Columns: config_id, objective, order, position (0..1), score, average, on_front, selected.
 
     The front, the selected plan, and the best others up to `limit` plans.
     """
@@ -180,8 +185,10 @@ def scores_of(table: pd.DataFrame, facts: Facts, config_id: int) -> pd.DataFrame
 
 @dataclass(frozen=True)
 class Place:
-    """A plan's place in the search. rank: by average among the `of` plans judged, None where it was not. trials: spent
-    on it. seconds: from the run's start to its first trial. origin: where it came from.
+    """A plan's place in the search.
+
+    rank: by average among the `of` plans judged, None where it was not. trials: spent on it. seconds: from the run's
+    start to its first trial. origin: where it came from.
     """
 
     rank: int | None

@@ -53,8 +53,9 @@ def _objective_columns(tables: RunTables, facts: Facts) -> pd.DataFrame:
 
 
 def _retention(scores: pd.DataFrame, tables: RunTables, facts: Facts) -> NDArray[np.float64]:
-    """Share of the dense score over as many examples, or, where the dense model was not scored on so many, over the
-    most.
+    """Share of the dense score over as many examples.
+
+    Where the dense model was not scored on so many, over the most.
     """
     dense = dense_scores(tables, facts.objectives)
     exact = dense.drop_duplicates(["name", "n_samples"], keep="last").rename(columns={"score": "dense"})
@@ -75,8 +76,9 @@ def _plan_columns(tables: RunTables) -> pd.DataFrame:
 
 
 def gains(table: pd.DataFrame, facts: Facts) -> NDArray[np.float64]:
-    """Rows x objectives: scores turned so that higher is better and 0 is the worst (1 / score where lower is
-    better).
+    """Rows x objectives.
+
+    Scores turned so that higher is better and 0 is the worst (1 / score where lower is better).
     """
     columns = []
     for o in facts.objectives:
@@ -93,8 +95,9 @@ def maximised(table: pd.DataFrame, facts: Facts) -> NDArray[np.float64]:
 
 
 def _with_average(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
-    """Add the average over all objectives (NaN unless all are there) and its standard error, errors taken as
-    independent.
+    """Add the average over all objectives (NaN unless all are there) and its standard error.
+
+    Errors are taken as independent.
     """
     if not facts.objectives:
         return table.assign(**{AVERAGE: np.nan, AVERAGE_ERROR: np.nan})

@@ -36,7 +36,9 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """connect: a new client of its scheduler; raises OSError. close: end what was started. threads: of a worker, where
+    """How to reach the workers' scheduler, and how to end what was started for this run.
+
+    connect: a new client of its scheduler; raises OSError. close: end what was started. threads: of a worker, where
     that is ours to say. where: for people.
     """
 
@@ -134,8 +136,9 @@ def _only_gpus(name: str) -> dict[str, str]:
 
 
 def _choose_start_method(on_gpus: bool) -> None:
-    """On a CPU, workers are forked from one process that has imported everything: they share its memory, and one that
-    is lost is back in no time. CUDA does not survive a fork.
+    """On a CPU, workers are forked from one process that has imported everything.
+
+    They share its memory, and one that is lost is back in no time. CUDA does not survive a fork.
     """
     dask.config.set({"distributed.worker.multiprocessing-method": "spawn" if on_gpus else "forkserver"})
     context = get_mp_context()  # which sets its own list first

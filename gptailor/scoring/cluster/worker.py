@@ -38,8 +38,10 @@ _plan_scorer: tuple[str, PlanScorer] | None = None
 
 @dataclass(frozen=True)
 class Run:
-    """What a worker has to know of a run. topic: where it says what it does. threads: of its share of a CPU. orders: in
-    which the objectives' examples are read.
+    """What a worker has to know of a run.
+
+    topic: where it says what it does. threads: of its share of a CPU. orders: in which the objectives' examples are
+    read.
     """
 
     key: str
@@ -63,8 +65,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of an order: items for each piece, or an error of the trial, or why the run cannot go on here. None of
-    these: it was called off. Of what calculates orders of layers: those.
+    """What came of an order: items for each piece, or an error of the trial, or why the run cannot go on here.
+
+    None of these: it was called off. Of what calculates orders of layers: those.
     """
 
     worker: str

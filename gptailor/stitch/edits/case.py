@@ -77,8 +77,10 @@ class EditCase:
         return self.stitcher.point(self.plan, self.layers if layers is None else layers)
 
     def teacher(self, name: str = "") -> str:
-        """The dense model to learn from: the named one, or whom most kept layers come from (of equally many the base,
-        then the first by name). Raises UserError for a name that is not in the family.
+        """The dense model to learn from.
+
+        The named one, or whom most kept layers come from (of equally many the base, then the first by name). Raises
+        UserError for a name that is not in the family.
         """
         if name:
             self.family.layer(0, name)

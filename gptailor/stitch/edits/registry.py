@@ -19,7 +19,9 @@ Setting = str | int | float
 
 @dataclass(frozen=True)
 class Method:
-    """title: for people. function: module.function in this package. parameters: its settings with their defaults, whose
+    """A kind of edit, and where its function is.
+
+    title: for people. function: module.function in this package. parameters: its settings with their defaults, whose
     kind a value must be of. choices: of settings that are one of a few words. keeps_shapes: whether every tensor of the
     result has the shape that it had.
     """

@@ -22,8 +22,10 @@ is multiplied by ([hidden, hidden]; None: it stays). None where all stays as it 
 
 @torch.no_grad()
 def repair(case: EditCase, fit: Fit, *, at_gaps: bool = True, with_attention: bool = False) -> list[nn.Module]:
-    """The layers with their output projections fitted: of the last layer before each gap alone, or of every kept layer
-    from the first gap on; the MLP's, or the attention's before it too. Raises UserError.
+    """The layers with their output projections fitted.
+
+    Of the last layer before each gap alone, or of every kept layer from the first gap on; the MLP's, or the attention's
+    before it too. Raises UserError.
     """
     streams = Streams(case, case.teacher(str(case.parameter("teacher"))))
     chosen = _chosen(streams, len(case.layers), at_gaps)

@@ -1,5 +1,7 @@
-"""ReplaceMe (Shopkhoev et al., arXiv 2505.02819; mts-ai/ReplaceMe, lstsq.py and cosine_dist.py): the layers of a gap
-are replaced by one linear map behind the MLP before it, which is multiplied into that MLP's output projection.
+"""ReplaceMe (Shopkhoev et al., arXiv 2505.02819; mts-ai/ReplaceMe, lstsq.py and cosine_dist.py).
+
+The layers of a gap are replaced by one linear map behind the MLP before it, which is multiplied into that MLP's output
+projection.
 
 With M the MLP's output, Y the stream it is added to and L the teacher's stream behind the gap, T is
 (M^T M + alpha I)^-1 M^T (L - Y), or what maximises the mean cosine of M T + Y and L (Adam, 10 epochs at 1e-4), and

@@ -53,8 +53,9 @@ class Normal:
         return Normal(self.gram + other.gram, self.cross + other.cross, self.square + other.square)
 
     def solve(self, ridge: float) -> torch.Tensor | None:
-        """X of the least error plus ridge * mean(diag(gram)) * |X|^2, [out, inner]; None where that has no solution in
-        float64.
+        """X of the least error plus ridge * mean(diag(gram)) * |X|^2, [out, inner].
+
+        None where that has no solution in float64.
         """
         damped = self.gram.clone()
         damped.diagonal().add_(ridge * float(self.gram.diagonal().mean()))
@@ -69,8 +70,9 @@ class Normal:
 
 
 def best_ridge(fit: Normal, held: Normal) -> float | None:
-    """The ridge whose solution of `fit` leaves the least error on `held`; None where none is worth it. The error falls
-    and then rises with the ridge, so it is looked for from the middle.
+    """The ridge whose solution of `fit` leaves the least error on `held`; None where none is worth it.
+
+    The error falls and then rises with the ridge, so it is looked for from the middle.
     """
     errors: dict[int, float] = {}
 

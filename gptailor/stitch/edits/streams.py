@@ -50,8 +50,10 @@ class Site:
 
     @property
     def weights(self) -> torch.Tensor:
-        """One over the norm of the teacher's stream, [n], float64: a few tokens (attention sinks) have norms a thousand
-        times those of others, and would rule the fit alone; what the next layer reads is normalised anyway.
+        """One over the norm of the teacher's stream, [n], float64.
+
+        A few tokens (attention sinks) have norms a thousand times those of others, and would rule the fit alone; what
+        the next layer reads is normalised anyway.
         """
         return 1.0 / wide(self.wanted).norm(dim=-1).clamp(min=1e-6)
 
@@ -115,8 +117,9 @@ class Streams:
         self.student = [self._run(layer, index, b, states) for b, states in enumerate(self.student)]
 
     def watch(self, position: int, layer: nn.Module, name: str) -> tuple[Site, States]:
-        """The kept layer's projection `name` at work on the student's stream, and the stream behind the layer. The
-        student stays before the layer until `leave` is called with it.
+        """The kept layer's projection `name` at work on the student's stream, and the stream behind the layer.
+
+        The student stays before the layer until `leave` is called with it.
         """
         index = self.layer_of(position)
         if name == self.projections[0]:
@@ -148,8 +151,9 @@ class Streams:
         return changed
 
     def measure_factor(self, position: int, layer: nn.Module) -> None:
-        """What the MLP's output is multiplied by before it is added to the stream: nearly always 1. Tried with noise
-        that is added to it. Raises UserError where it is not added as it is.
+        """What the MLP's output is multiplied by before it is added to the stream: nearly always 1.
+
+        Tried with noise that is added to it. Raises UserError where it is not added as it is.
         """
         index, states = self.layer_of(position), self.student[0]
         generator = torch.Generator().manual_seed(0)
@@ -221,8 +225,9 @@ def _kinds(case: EditCase) -> list[int]:
 
 
 def _begin(case: EditCase, kinds: Sequence[int]) -> tuple[States, list[dict[int, Call]], list[torch.Tensor]]:
-    """What enters the first layer, how each kind of layer is called, and the real tokens, by batch. A model of one
-    layer of each kind is run for it.
+    """What enters the first layer, how each kind of layer is called, and the real tokens, by batch.
+
+    A model of one layer of each kind is run for it.
     """
     firsts = sorted(set(kinds))
     plan = StitchPlan(case.family.n_layers, tuple(map(LayerChoice, firsts)))
