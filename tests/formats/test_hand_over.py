@@ -92,6 +92,31 @@ def test_a_real_model_travels(make_spec: Callable[..., Any], tmp_path: Path) -> 
     same_in_llama_cpp(folder, 26)
 
 
+def test_peft_and_pipelines_take_it_as_a_base(make_spec: Callable[..., Any], tmp_path: Path) -> None:
+    """A step of training lowers the loss on what it was trained on; the pipeline says what the model does."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import pipeline
+
+    family = save_family(tmp_path / "family", tiny_config(), candidates=())
+    folder = exported(make_spec, family / "base", tmp_path / "out", 1, 4)
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("the cat sat on a mat", return_tensors="pt").input_ids
+    wanted = tokenizer.decode(plain.generate(ids, max_new_tokens=4, do_sample=False)[0], skip_special_tokens=True)
+    said = pipeline("text-generation", str(folder))("the cat sat on a mat", max_new_tokens=4, do_sample=False)
+    assert said[0]["generated_text"] == wanted
+    torch.manual_seed(0)
+    model = get_peft_model(plain, LoraConfig(target_modules="all-linear"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(4):
+        loss = model(ids, labels=ids).loss
+        losses.append(float(loss.detach()))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+
+
 # --- llama.cpp --------------------------------------------------------------------------------------------------------
 
 
