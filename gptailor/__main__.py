@@ -10,10 +10,14 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptailor import __version__
 from gptailor.errors import UserError
+
+if TYPE_CHECKING:
+    from gptailor.launch.events import Say
+    from gptailor.store.folder import RunFolder
 
 OK, USER_ERROR, RUN_FAILED, INTERRUPTED = 0, 2, 1, 130
 
@@ -31,17 +35,25 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()  # a reader that has gone is noticed here, not while Python exits
         return status
     except UserError as problem:
-        print(f"gptailor: {problem}", file=sys.stderr)
-        return USER_ERROR
+        return _refuse(arguments, str(problem))
     except (PermissionError, NotADirectoryError, IsADirectoryError) as problem:  # a path that is not what it should be
-        print(f"gptailor: {problem.filename}: {(problem.strerror or str(problem)).lower()}", file=sys.stderr)
-        return USER_ERROR
+        return _refuse(arguments, f"{problem.filename}: {(problem.strerror or str(problem)).lower()}")
     except KeyboardInterrupt:
         print("gptailor: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone (`... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+
+
+def _refuse(arguments: argparse.Namespace, why: str) -> int:
+    if getattr(arguments, "events", False):
+        from gptailor.launch.events import Event
+
+        _say(arguments)(Event(error=why))
+    else:
+        print(f"gptailor: {why}", file=sys.stderr)
+    return USER_ERROR
 
 
 def search(arguments: argparse.Namespace) -> int:
@@ -133,9 +145,9 @@ def export(arguments: argparse.Namespace) -> int:
     if arguments.form == "mergekit":
         if arguments.push:
             raise UserError("export: --push sends a model's folder; leave --as mergekit out")
-        export_mergekit(folder, config_id, out, _print)
+        export_mergekit(folder, config_id, out, _say(arguments))
     else:
-        export_model(folder, config_id, out, _print, push=arguments.push, dry_run=arguments.dry_run)
+        export_model(folder, config_id, out, _say(arguments), push=arguments.push, dry_run=arguments.dry_run)
     return OK
 
 
@@ -170,21 +182,21 @@ def stitch(arguments: argparse.Namespace) -> int:
         arguments.plan,
         arguments.family,
         Path(arguments.out),
-        lambda text: print(text, flush=True),
+        _say(arguments),
         base_at=arguments.base_layer,
     )
     return OK
 
 
 def generate(arguments: argparse.Namespace) -> int:
-    """Let the dense base and a configuration's model continue a prompt, as JSON lines."""
+    """Let the dense base and a configuration's model continue a prompt."""
     from gptailor.commands.export import generate as write
 
     write(
         _folder(arguments),
         arguments.config_id,
         arguments.prompt,
-        lambda text: print(text, flush=True),
+        _say(arguments),
         max_tokens=arguments.tokens,
         device=arguments.device,
         chat=not arguments.plain,
@@ -252,7 +264,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from gptailor.commands.evaluate import evaluate as judge
 
     subjects, benchmarks = (list(filter(None, text.split(","))) for text in (arguments.subjects, arguments.benchmarks))
-    judge(_folder(arguments), lambda text: print(text, flush=True), subjects, benchmarks, arguments.examples)
+    judge(_folder(arguments), _say(arguments), subjects, benchmarks, arguments.examples)
     return OK
 
 
@@ -266,11 +278,13 @@ def dashboard(arguments: argparse.Namespace) -> int:
     os.execve(sys.executable, command, os.environ | {"GPTAILOR_RUNS": arguments.runs})
 
 
-def _print(text: str) -> None:
-    print(text, flush=True)
+def _say(arguments: argparse.Namespace) -> Say:
+    from gptailor.launch.events import say_to_people, say_to_programs
+
+    return say_to_programs if getattr(arguments, "events", False) else say_to_people
 
 
-def _run_here(folder: Any, arguments: argparse.Namespace) -> int:
+def _run_here(folder: RunFolder, arguments: argparse.Namespace) -> int:
     from gptailor.store.folder import runs_root
 
     print(f"run {folder.run_id}", flush=True)
@@ -283,7 +297,7 @@ def _run_here(folder: Any, arguments: argparse.Namespace) -> int:
     return status
 
 
-def _engine(folder: Any) -> int:
+def _engine(folder: RunFolder) -> int:
     from gptailor.launch.supervisor import is_child, supervise
 
     if not is_child():
@@ -300,7 +314,7 @@ def _engine(folder: Any) -> int:
     return {RunStatus.FINISHED: OK, RunStatus.STOPPED: INTERRUPTED}.get(ended, RUN_FAILED)
 
 
-def _folder(arguments: argparse.Namespace, run_id: str | None = None) -> Any:
+def _folder(arguments: argparse.Namespace, run_id: str | None = None) -> RunFolder:
     from gptailor.store.folder import RunFolder
 
     run_id = run_id or arguments.run_id
@@ -325,7 +339,7 @@ def command_parser() -> argparse.ArgumentParser:
         names: bool = False,
         run_id: bool = False,
         run_file: bool = False,
-    ) -> Any:
+    ) -> argparse.ArgumentParser:
         text = (function.__doc__ or "").splitlines()[0]
         command = commands.add_parser(function.__name__.replace("_", "-"), help=text, description=text)
         if names:
@@ -341,6 +355,11 @@ def command_parser() -> argparse.ArgumentParser:
         command.set_defaults(function=function)
         return command
 
+    as_events: dict[str, Any] = {
+        "dest": "events",
+        "action": "store_true",
+        "help": "JSON lines: each step, the share that is done, results, an error",
+    }
     a_plan = "one of the run's plans, by its number: `show` lists the front's"
     add(search, run_file=True)
     add(baseline, names=True, run_file=True)
@@ -368,6 +387,7 @@ def command_parser() -> argparse.ArgumentParser:
     )
     take.add_argument("--push", metavar="OWNER/NAME", help="send the folder to the Hugging Face hub, privately")
     take.add_argument("--dry-run", action="store_true", help="with --push: list what would be sent, send nothing")
+    take.add_argument("--json", **as_events)
     send = add(report)
     send.add_argument("run_ids", nargs="+", metavar="RUN_ID", help="one saved run or several")
     send.add_argument("--out", metavar="FILE", help="default: RUN_ID.html here, or comparison.html of several")
@@ -391,6 +411,7 @@ def command_parser() -> argparse.ArgumentParser:
     answer.add_argument("--tokens", type=int, default=64, metavar="N", help="to write at most (default: 64)")
     answer.add_argument("--device", help="another device than the run's, such as cpu")
     answer.add_argument("--plain", action="store_true", help="leave the tokenizer's chat template out")
+    answer.add_argument("--json", **as_events)
     for function in (pause, resume, stop, repair):
         add(function, run_id=True)
     more = add(extend, run_id=True)
@@ -403,10 +424,12 @@ def command_parser() -> argparse.ArgumentParser:
     judge.add_argument(
         "--subjects",
         default="dense,candidates,baselines,front",
-        help="of dense, candidates, baselines, best, front, config:ID (default: dense,candidates,baselines,front)",
+        help="of dense, candidates, baselines, best, front, candidate:NAME, config:ID "
+        "(default: dense,candidates,baselines,front)",
     )
     judge.add_argument("--benchmarks", default="", help="names, with commas (default: all held out)")
     judge.add_argument("--examples", type=int, metavar="N", help="per benchmark (default: all)")
+    judge.add_argument("--json", **as_events)
     return parser
 
 

@@ -152,7 +152,7 @@ class SavedRun:
     def best(self) -> int | None:
         """The number of the plan that the run calls its best; None before one was scored at the full budget."""
         found = scores.best(self.tables)
-        return None if found is None else int(found.removeprefix("config:"))
+        return None if found is None else found.config_id
 
     def judged(self) -> pd.DataFrame:
         """Held-out scores: a row a subject and benchmark (`gptailor evaluate` makes them)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class RunStatus(StrEnum):
@@ -33,7 +33,6 @@ class Origin(StrEnum):
     RANDOM = "random"  # drawn at random
     MODEL = "model"  # SMAC's surrogate model
     BASELINE = "baseline"  # a published pruning method, see its run file's baselines
-    REPLAY = "replay"  # stored trial told to SMAC again on resume
 
 
 @dataclass(frozen=True)
@@ -94,14 +93,122 @@ class Outcome:
         return (end - self.stitch_seconds - self.evaluate_seconds, end)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A subject's score outside the search: `dense`, `candidate:NAME`, `baseline:NAME` or `config:ID`.
+class BenchmarkKey(NamedTuple):
+    """What tells a benchmark's results apart in the store: its columns benchmark, metric, split."""
 
-    plan_hash: of the model that was scored; its examples are stored under it. chance: the score of guessing.
+    benchmark: str
+    metric: str
+    split: str
+
+
+class ItemKey(NamedTuple):
+    """Where what each example gave is stored: the model's plan, and the columns of the benchmark."""
+
+    plan_hash: str
+    benchmark: str
+    metric: str
+    split: str
+
+    @property
+    def of(self) -> BenchmarkKey:
+        return BenchmarkKey(*self[1:])
+
+
+class SubjectKind(StrEnum):
+    """In the order in which people read them."""
+
+    DENSE = "dense"
+    CANDIDATE = "candidate"
+    BASELINE = "baseline"
+    CONFIG = "config"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Who has a score: the dense base, a candidate as it is, a baseline's plan, or a configuration of the search.
+
+    Stored and typed as text: `dense`, `candidate:NAME`, `baseline:METHOD[@SOURCE]`, `config:ID`. name: a candidate's,
+    or a method's, with its number where it has several seeds. source: the candidate that a baseline shortens; None: it
+    shortens the base.
     """
 
-    subject: str
+    kind: SubjectKind
+    name: str = ""
+    source: str | None = None
+    config_id: int | None = None
+
+    @classmethod
+    def candidate(cls, name: str) -> Subject:
+        return cls(SubjectKind.CANDIDATE, name)
+
+    @classmethod
+    def baseline(cls, method: str, source: str | None = None) -> Subject:
+        return cls(SubjectKind.BASELINE, method, source)
+
+    @classmethod
+    def config(cls, config_id: int) -> Subject:
+        return cls(SubjectKind.CONFIG, config_id=int(config_id))
+
+    @classmethod
+    def parse(cls, text: str) -> Subject:
+        """The subject of such a text. Raises ValueError for any other."""
+        found = cls.find(text)
+        if found is None:
+            raise ValueError(
+                f"{text!r} names no subject: use dense, candidate:NAME, baseline:METHOD[@SOURCE] or config:ID"
+            )
+        return found
+
+    @classmethod
+    def find(cls, text: str) -> Subject | None:
+        """Like parse; None for any other text."""
+        kind, _, name = text.partition(":")
+        if text == SubjectKind.DENSE:
+            return DENSE
+        if kind == SubjectKind.CONFIG and name.isascii() and name.isdigit():
+            return cls.config(int(name))
+        if kind == SubjectKind.CANDIDATE and name:
+            return cls.candidate(name)
+        if kind == SubjectKind.BASELINE and name:
+            method, _, source = name.partition("@")
+            return cls.baseline(method, source or None)
+        return None
+
+    def __str__(self) -> str:
+        match self.kind:
+            case SubjectKind.DENSE:
+                return "dense"
+            case SubjectKind.CONFIG:
+                return f"config:{self.config_id}"
+            case _:
+                return f"{self.kind}:{self.name}" + (f"@{self.source}" if self.source else "")
+
+    @property
+    def label(self) -> str:
+        """As a person reads it: `Dense base`, `math, dense`, `block_influence on math`, `Plan 7`."""
+        match self.kind:
+            case SubjectKind.DENSE:
+                return "Dense base"
+            case SubjectKind.CANDIDATE:
+                return f"{self.name}, dense"
+            case SubjectKind.BASELINE:
+                return f"{self.name} on {self.source or 'base'}"
+            case SubjectKind.CONFIG:
+                return f"Plan {self.config_id}"
+
+
+DENSE = Subject(SubjectKind.DENSE)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A subject's score outside the search.
+
+    config_id: of a configuration, or of a baseline's plan. plan_hash: of the model that was scored; its examples are
+    stored under it. chance: the score of guessing.
+    """
+
+    subject: Subject
     config_id: int | None
     split: str
     score: Score

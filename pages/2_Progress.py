@@ -3,7 +3,7 @@
 import streamlit as st
 
 from gptailor import wording
-from gptailor.dashboard import controls, pickers, readers, widgets
+from gptailor.dashboard import pickers, readers, steering, widgets
 from gptailor.dashboard.polling import poll
 from gptailor.results.charts import layers as layer_charts
 from gptailor.results.charts import progress as charts
@@ -17,7 +17,7 @@ POLL_SECONDS = 3
 
 widgets.open_page("Progress")
 run = pickers.pick_run()
-live = controls.show(run)
+live = steering.show(run)
 
 
 @poll(POLL_SECONDS if live else None)

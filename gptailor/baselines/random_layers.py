@@ -1,4 +1,4 @@
-"""Random layers: the control that any score has to beat, and whose spread says how much luck there is.
+"""Random layers: what any score has to beat, and whose spread says how much luck there is.
 
 Cost: nothing. The reviewers of GPTailor asked for it; so does "Calibration matters more than search in LLM depth
 pruning" (arXiv 2604.24938).

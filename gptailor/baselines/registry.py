@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from gptailor.plan import BASE
 from gptailor.spec import Baseline, RunSpec
+from gptailor.trial import Subject
 
 if TYPE_CHECKING:
     from gptailor.baselines.case import Case
@@ -60,7 +61,7 @@ class Cut:
     baseline: Baseline
     source: str
     seed: int
-    subject: str
+    subject: Subject
 
 
 def cuts(spec: RunSpec, names: Iterable[Baseline]) -> list[Cut]:
@@ -73,6 +74,6 @@ def cuts(spec: RunSpec, names: Iterable[Baseline]) -> list[Cut]:
         for source in spec.baselines_on or (BASE, *spec.candidates):
             for number in range(METHODS[name].seeds):
                 label = f"{name}-{number + 1}" if METHODS[name].seeds > 1 else str(name)
-                place = "" if source == BASE else f"@{source}"
-                found.append(Cut(name, source, spec.seed + number, f"baseline:{label}{place}"))
+                subject = Subject.baseline(label, None if source == BASE else source)
+                found.append(Cut(name, source, spec.seed + number, subject))
     return found

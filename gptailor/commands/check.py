@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptailor import shipped
 from gptailor.errors import UserError
@@ -22,6 +22,10 @@ from gptailor.scoring.memory import ELSEWHERE, Memory, local_workers, predict_me
 from gptailor.spec import RunSpec, SpaceOperation
 from gptailor.store.folder import runs_root
 from gptailor.wording import duration, gigabytes
+
+if TYPE_CHECKING:
+    from gptailor.family.preflight import Preflight
+    from gptailor.store.queries import RunTables
 
 TOKENS_PER_EXAMPLE = 120
 """Tokens computed for an example with all its options, where nothing was measured yet: short multiple choice."""
@@ -112,12 +116,12 @@ def _worker_notes(spec: RunSpec) -> Iterator[str]:
         yield f"workers: {len(names)} on this machine ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})"
 
 
-def _type_notes(device: str, found: Any) -> Iterator[str]:
+def _type_notes(device: str, found: Preflight) -> Iterator[str]:
     if device != ELSEWHERE and (advice := type_advice(device, found.hidden_size, found.dtype)):
         yield advice
 
 
-def _fit(spec: RunSpec, found: Any) -> Fit:
+def _fit(spec: RunSpec, found: Preflight) -> Fit:
     removed = spec.n_removed(found.n_layers)
     gone = removed * sum(found.layer_parameters) / found.n_layers
     kept = 1 - gone / found.n_parameters
@@ -218,7 +222,9 @@ def _merge_problems(spec: RunSpec) -> Iterator[str]:
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-def _estimate(spec: RunSpec, planned: Check, family: Any, device: str, kept: float, runs: Path) -> Estimate | None:
+def _estimate(
+    spec: RunSpec, planned: Check, family: Preflight, device: str, kept: float, runs: Path
+) -> Estimate | None:
     """From a saved run's pace where one has the same base model on the same kind of device, else from a speed test.
 
     None where it is computed elsewhere, by nobody knows how many.
@@ -268,7 +274,7 @@ def _measured_pace(spec: RunSpec, device: str, runs: Path) -> tuple[float, str] 
     return None
 
 
-def _pace(tables: Any) -> float | None:
+def _pace(tables: RunTables) -> float | None:
     """Seconds per example newly scored: what a configuration scored on lower rungs was not scored again."""
     trials = tables.trials[tables.trials.status == "success"]
     scored = tables.scores.groupby("trial_id").n_samples.sum()

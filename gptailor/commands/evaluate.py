@@ -6,13 +6,15 @@ not computed again. It runs on the engine's own parts, thus with the engine's ve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from gptailor.baselines.case import Case
 from gptailor.baselines.registry import METHODS, cuts
 from gptailor.errors import UserError
 from gptailor.launch.engine import EngineLock
+from gptailor.launch.events import Event, Say
 from gptailor.plan import StitchPlan
 from gptailor.results import scores
 from gptailor.results.story import run_json, stored_plans
@@ -21,19 +23,25 @@ from gptailor.spec import Baseline, HeldOut, RunSpec, load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
-from gptailor.trial import Evaluation
-
-Subject = tuple[str, int | None, StitchPlan]
-"""Name as stored (`dense`, `candidate:NAME`, `baseline:NAME`, `config:ID`), configuration, plan."""
+from gptailor.trial import DENSE, Evaluation, Subject, SubjectKind
 
 DEFAULT = Baseline.BLOCK_INFLUENCE
 """What `baselines` stands for in a search's run; in a run of baselines, it stands for all of them."""
 DEFAULT_SUBJECTS = ("dense", "candidates", "baselines", "front")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A subject to judge: its plan (None: a baseline whose plan is yet to be made), and its number among the stored."""
+
+    subject: Subject
+    plan: StitchPlan | None
+    config_id: int | None = None
+
+
 def evaluate(
     folder: RunFolder,
-    say: Callable[[str], None],
+    say: Say,
     subjects: Sequence[str] = DEFAULT_SUBJECTS,
     benchmarks: Sequence[str] = (),
     examples: int | None = None,
@@ -51,7 +59,8 @@ def evaluate(
         writer = RunWriter.open(folder)
         plan_scorer = PlanScorer.open(spec, chosen, max_examples=examples)
         plan_scorer.known = queries.load_examples(folder)
-        for number, (name, config_id, plan) in enumerate(_with_baselines(asked, plan_scorer, spec), start=1):
+        done, total = 0, len(asked) * len(plan_scorer.benchmarks)
+        for one, plan in _plans(asked, plan_scorer, spec):
             plan_scorer.stitcher.check(plan)
             for benchmark in plan_scorer.benchmarks:
                 result = plan_scorer.score(plan, examples or benchmark.n_examples, benchmarks=[benchmark])
@@ -61,13 +70,20 @@ def evaluate(
                     score = result.scores[0]
                     writer.record_evaluation(
                         Evaluation(
-                            name, config_id, benchmark.spec.split, score, datetime.now(UTC), plan.hash, benchmark.chance
+                            one.subject,
+                            one.config_id,
+                            benchmark.spec.split,
+                            score,
+                            datetime.now(UTC),
+                            plan.hash,
+                            benchmark.chance,
                         )
                     )
                 error = f" ±{score.stderr:.4f}" if score.stderr is not None else ""
-                say(
-                    f"{number}  {name}  {score.benchmark} {score.metric} {score.score:.4f}{error} (n {score.n_samples})"
-                )
+                found = f"{score.benchmark} {score.metric} {score.score:.4f}{error} (n {score.n_samples})"
+                done += 1
+                told = {"subject": str(one.subject), "split": benchmark.spec.split, **asdict(score)}
+                say(Event(f"{one.subject}  {found}", done / total, told))
 
 
 def _chosen(spec: RunSpec, names: Sequence[str]) -> list[HeldOut]:
@@ -82,63 +98,68 @@ def _chosen(spec: RunSpec, names: Sequence[str]) -> list[HeldOut]:
     return [judge for judge in spec.held_out if not names or judge.benchmark in names]
 
 
-def _subjects(folder: RunFolder, names: Sequence[str]) -> list[tuple[str, int | None, StitchPlan | None]]:
+def _subjects(folder: RunFolder, names: Sequence[str]) -> list[Asked]:
     """The subjects asked for, each once; one-shot cuts have no plan yet."""
     tables = queries.read_run(folder)
     n_layers = int(tables.runs.iloc[0].n_layers)
     spec = load_spec(folder.spec)
     plans = stored_plans(tables)
-    rows = tables.evaluations[tables.evaluations.subject.str.startswith("baseline:")].dropna(subset="config_id")
-    stored = {str(row.subject): int(row.config_id) for row in rows.itertuples()}
+    rows = scores.of_kind(tables.evaluations, SubjectKind.BASELINE).dropna(subset="config_id")
+    stored = {Subject.parse(str(row.subject)): int(row.config_id) for row in rows.itertuples()}
     one_shot = {cut.subject for cut in cuts(spec, METHODS)}
-    found: dict[str, tuple[str, int | None, StitchPlan | None]] = {}
+    found: dict[Subject, Asked] = {}
 
-    def add(name: str, config_id: int | None, plan: StitchPlan | None) -> None:
-        found.setdefault(name, (name, config_id, plan))
+    def add(subject: Subject, plan: StitchPlan | None = None, config_id: int | None = None) -> None:
+        found.setdefault(subject, Asked(subject, plan, config_id))
+
+    def add_stored(subject: Subject, config_id: int) -> None:
+        add(subject, plans[config_id], config_id)
 
     for name in names:
-        if name == "dense":
-            add("dense", None, StitchPlan.dense(n_layers))
+        subject = Subject.find(name)
+        if subject == DENSE:
+            add(DENSE, StitchPlan.dense(n_layers))
         elif name == "candidates":
             for candidate in spec.candidates:
-                add(f"candidate:{candidate}", None, StitchPlan.dense(n_layers, candidate))
+                add(Subject.candidate(candidate), StitchPlan.dense(n_layers, candidate))
         elif name == "baselines":
-            for subject, config_id in stored.items() or {c.subject: None for c in cuts(spec, [DEFAULT])}.items():
-                add(subject, config_id, None if config_id is None else plans[config_id])
-        elif name in stored:
-            add(name, stored[name], plans[stored[name]])
-        elif name in one_shot:
-            add(name, None, None)
+            for baseline, config_id in stored.items():
+                add_stored(baseline, config_id)
+            for cut in cuts(spec, [DEFAULT]) if not stored else ():
+                add(cut.subject)
         elif name == "best":
-            if best := scores.best(tables):
-                config_id = int(best.removeprefix("config:"))
-                add(best, config_id, plans[config_id])
+            if (best := scores.best(tables)) and best.config_id is not None:
+                add_stored(best, best.config_id)
         elif name == "front":
             for plan in run_json(folder)["front"]:
-                add(f"config:{plan['config_id']}", plan["config_id"], plans[plan["config_id"]])
-        elif name.startswith("config:") and name[7:].isdigit() and int(name[7:]) in plans:
-            add(name, int(name[7:]), plans[int(name[7:])])
+                add_stored(Subject.config(plan["config_id"]), plan["config_id"])
+        elif subject in stored:
+            add_stored(subject, stored[subject])
+        elif subject in one_shot:
+            add(subject)
+        elif subject and subject.config_id in plans:
+            add_stored(subject, subject.config_id)
+        elif subject and subject.kind is SubjectKind.CANDIDATE and subject.name in spec.candidates:
+            add(subject, StitchPlan.dense(n_layers, subject.name))
         else:
             raise UserError(
-                f"--subjects {name}: expected dense, candidates, baselines, best, front, config:ID of this run, or "
-                "baseline:NAME or baseline:NAME@CANDIDATE (block_influence, sleb, random-1, ...)"
+                f"--subjects {name}: expected dense, candidates, baselines, best, front, config:ID of this run, "
+                "candidate:NAME, baseline:NAME or baseline:NAME@CANDIDATE (block_influence, sleb, random-1, ...)"
             )
     return list(found.values())
 
 
-def _with_baselines(
-    asked: Sequence[tuple[str, int | None, StitchPlan | None]], plan_scorer: PlanScorer, spec: RunSpec
-) -> list[Subject]:
-    """Fill in the one-shot cuts, made on the objectives' examples as a run of baselines makes them."""
-    if all(plan is not None for _, _, plan in asked):
-        return [(name, config_id, plan) for name, config_id, plan in asked if plan is not None]
+def _plans(asked: Sequence[Asked], plan_scorer: PlanScorer, spec: RunSpec) -> list[tuple[Asked, StitchPlan]]:
+    """Everybody's plan; one-shot cuts are made on the objectives' examples as a run of baselines makes them."""
+    if all(one.plan is not None for one in asked):
+        return [(one, one.plan) for one in asked if one.plan is not None]
     n_texts = min(CALIBRATION_TEXTS, spec.budget.max)
     batches = plan_scorer.calibration(
         PlanScorer.open_benchmarks(plan_scorer.family, spec, spec.objectives, max_examples=n_texts)
     )
     made = {cut.subject: cut for cut in cuts(spec, METHODS)}
 
-    def plan_of(subject: str) -> StitchPlan:
+    def plan_of(subject: Subject) -> StitchPlan:
         cut = made[subject]
 
         def no_scores(_plan: StitchPlan, _n: int) -> float:
@@ -150,4 +171,4 @@ def _with_baselines(
         case = Case(plan_scorer.stitcher, cut.source, n_removed, batches, no_scores, spec.budget.rungs, 1, cut.seed)
         return METHODS[cut.baseline].load()(case)
 
-    return [(name, config_id, plan or plan_of(name)) for name, config_id, plan in asked]
+    return [(one, one.plan or plan_of(one.subject)) for one in asked]

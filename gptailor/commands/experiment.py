@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -31,6 +31,9 @@ from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
 from gptailor.trial import RunStatus
 from gptailor.wording import as_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KEYS = ("name", "run", "runs", "evaluate")
 SHORT = ("first_candidates", "first_objectives", "metric")
@@ -151,14 +154,14 @@ def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
             continue
         story, tables = run_json(folder), queries.read_run(folder)
         best = scores.best(tables)
-        believed = scores.calibration(tables).get(str(best))
+        believed = scores.calibration(tables).get(best) if best else None
         judged = _judged(folder, tables)
         rows.append(
             (
                 label,
                 story["status"],
                 str(sum(story["trials"]["by_status"].values())),
-                (best or "").replace("config:", ""),
+                "" if best is None else str(best.config_id),
                 "" if believed is None else f"{believed:.1%}",
                 "" if judged is None else f"{judged['average']:.4f} ±{judged['stderr']:.4f}",
                 *(
@@ -200,11 +203,11 @@ def _common(labels: Iterable[str]) -> str:
     return common.rstrip(" ,-_:").removesuffix("seed").rstrip(" ,-_:") or ", ".join(labels)
 
 
-def _judged(folder: RunFolder, tables: queries.RunTables) -> Any:
+def _judged(folder: RunFolder, tables: queries.RunTables) -> pd.Series | None:
     """The best plan's row of averages over all held-out benchmarks; None as long as some are missing."""
     judges = {(judge.benchmark, judge.metric, judge.split) for judge in load_spec(folder.spec).held_out}
     found = scores.averages(scores.judged(tables), scores.calibration(tables))
-    own = found[(found["subject"] == scores.best(tables)) & (found["benchmarks"] == len(judges))]
+    own = found[(found["subject"] == str(scores.best(tables))) & (found["benchmarks"] == len(judges))]
     return own.iloc[0] if len(own) else None
 
 
@@ -221,7 +224,7 @@ def lend(folder: RunFolder, spec: RunSpec, others: Sequence[tuple[RunFolder, Run
         if other == folder or not is_finished(other) or not _is_judged_alike(spec, asked):
             continue
         theirs = queries.items_of(other, plans)
-        found = {key: items for key, items in theirs.items() if key[1:] in judges and key not in own}
+        found = {key: items for key, items in theirs.items() if key.of in judges and key not in own}
         if found:
             with EngineLock(folder):
                 writer = RunWriter.open(folder)

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from gptailor.errors import UserError
 from gptailor.formats.published import BaseAt, read_family, read_plan, strip_text
+from gptailor.launch.events import Event, Say
 from gptailor.plan import BASE, StitchPlan
 from gptailor.spec import RunSpec, load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
-from gptailor.trial import Score, TrialStatus
+from gptailor.trial import DENSE, Score, Subject, TrialStatus
 
-Say = Callable[[str], None]
+if TYPE_CHECKING:
+    from gptailor.stitch.stitcher import Stitcher
 
 MAX_PROMPT = 8000
 """Characters."""
@@ -35,8 +37,8 @@ def export_model(
 ) -> None:
     """Write a configuration's model as a plain Hugging Face folder `out`; it appears when complete and proven.
 
-    say: called with lines such as ` 60% loading it again`. push: OWNER/NAME on the hub to send it to; an export of the
-    same plan that is at `out` already is sent as it is. dry_run: only list what would be sent. Raises UserError.
+    say: called with each step and its share. push: OWNER/NAME on the hub to send it to; an export of the same plan that
+    is at `out` already is sent as it is. dry_run: only list what would be sent. Raises UserError.
     """
     from gptailor.formats import hub
 
@@ -51,8 +53,8 @@ def export_model(
     if push is None:
         return
     for name, size in hub.uploads(out):
-        say(f"{'would send' if dry_run else 'sends'} {name} ({size:,} bytes)")
-    say(f"nothing was sent to {push}" if dry_run else hub.push(out, push))
+        say(Event(f"{'would send' if dry_run else 'sends'} {name} ({size:,} bytes)"))
+    say(Event(f"nothing was sent to {push}" if dry_run else hub.push(out, push)))
 
 
 def _is_export_of(out: Path, plan: StitchPlan) -> bool:
@@ -78,7 +80,7 @@ def export_mergekit(folder: RunFolder, config_id: int, out: Path, say: Say) -> N
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"export: {out} could not be written: {error}") from error
-    say(f"{out}: build it with  mergekit-yaml {out} FOLDER")
+    say(Event(f"{out}: build it with  mergekit-yaml {out} FOLDER", result={"file": str(out)}))
 
 
 def _mergekit_text(spec: RunSpec, plan: StitchPlan) -> str:
@@ -109,7 +111,7 @@ def stitch_plan(plan_file: str, family_file: str, out: Path, say: Say, *, base_a
     """Write the model of a plan's file as a plain Hugging Face folder, proven as exports are. Raises UserError."""
     spec = read_family(family_file)
     plan = read_plan(plan_file, tuple(spec.candidates), base_at)
-    say(strip_text(plan))
+    say(Event(strip_text(plan)))
     _write(spec, plan, out, say, facts={"Plan": Path(plan_file).name})
 
 
@@ -119,22 +121,23 @@ def _write(spec: RunSpec, plan: StitchPlan, out: Path, say: Say, *, title: str =
     from gptailor.formats.huggingface import export_hf, refuse_folder
 
     refuse_folder(out)
-    say("  0% opening the family")
+    say(Event("opening the family", share=0.0))
     family = open_family(spec.model_copy(update={"device": "cpu"}))
     done = export_hf(
         family,
         plan,
         out,
         title=f"{title}{len(plan.kept)} layers stitched from {plan.n_layers} of {family.label('base')}",
-        progress=lambda step, share: say(f"{share:4.0%} {step}"),
+        progress=lambda step, share: say(Event(step, share=share)),
         **card,
     )
-    say(
+    text = (
         f"{done.folder}: {done.n_layers} layers, {done.n_parameters:,} parameters, {done.n_bytes / 1e6:.1f} MB; "
         f"reloaded, its logits differ from the engine's by at most {done.max_difference:.2g}"
     )
     for note in done.notes:
-        say(f"note: {note}")
+        say(Event(f"note: {note}"))
+    say(Event(text, result=asdict(done) | {"folder": str(done.folder)}))
 
 
 # --- what the store knows of a configuration --------------------------------------------------------------------------
@@ -156,7 +159,7 @@ def scores_of(tables: queries.RunTables, config_id: int) -> list[Score]:
     trials = tables.trials
     mine = trials[(trials.config_id == config_id) & (trials.status == TrialStatus.SUCCESS)].sort_values("budget")
     searched = tables.scores[tables.scores.trial_id == mine.trial_id.iloc[-1]] if len(mine) else tables.scores.head(0)
-    judged = tables.evaluations[tables.evaluations.subject == f"config:{config_id}"]
+    judged = tables.evaluations[tables.evaluations.subject == str(Subject.config(config_id))]
     return [*_scores(searched), *_scores(_with_split(judged))]
 
 
@@ -168,7 +171,7 @@ def facts_of(tables: queries.RunTables, spec: RunSpec, config_id: int) -> dict[s
         "Trials": f"{len(trials)}, of which {int((trials.status == TrialStatus.SUCCESS).sum())} succeeded, on rungs of "
         f"{', '.join(map(str, spec.budget.rungs))} examples a benchmark",
     }
-    dense = tables.evaluations[tables.evaluations.subject == "dense"].sort_values("n_samples")
+    dense = tables.evaluations[tables.evaluations.subject == str(DENSE)].sort_values("n_samples")
     dense = dense.drop_duplicates(["benchmark", "metric", "split"], keep="last")
     for score in _scores(_with_split(dense)):
         error = "" if score.stderr is None else f" ± {score.stderr:.4f}"
@@ -185,7 +188,7 @@ def _with_split(evaluations: pd.DataFrame) -> pd.DataFrame:
 
 def _scores(rows: pd.DataFrame) -> Iterator[Score]:
     for row in rows.itertuples():
-        error: Any = None if pd.isna(row.stderr) else float(row.stderr)  # type: ignore[arg-type]
+        error = None if pd.isna(row.stderr) else float(row.stderr)  # type: ignore[arg-type]
         yield Score(
             str(row.benchmark),
             str(row.metric),
@@ -227,7 +230,7 @@ def generate(
 ) -> None:
     """Let the dense base and a configuration's model continue a prompt, greedily.
 
-    Each line given to `say` is JSON: {"step": ...} while it works, then one Answer for `dense` and one for `config:ID`.
+    `say` is told each step, and an Answer of each as a result.
 
     chat: put the prompt into the tokenizer's chat template where it has one. device: another than the run's. Raises
     UserError.
@@ -238,18 +241,20 @@ def generate(
         raise UserError(f"tokens: must be 1 to 2048, got {max_tokens}")
     plan = plan_of(queries.read_run(folder), config_id)
     spec = load_spec(folder.spec, [f"device={device}"] if device is not None else [])
-    say(json.dumps({"step": "opening the family"}))
+    say(Event("opening the models"))
     from gptailor.family.models import open_family
     from gptailor.stitch.stitcher import Stitcher
 
     family = open_family(spec)
     stitcher = Stitcher(family)
-    for subject, chosen in (("dense", StitchPlan.dense(family.n_layers)), (f"config:{config_id}", plan)):
-        say(json.dumps({"step": f"{subject} writes"}))
-        say(json.dumps(asdict(_answer(stitcher, chosen, subject, prompt, max_tokens, chat))))
+    for subject, chosen in ((DENSE, StitchPlan.dense(family.n_layers)), (Subject.config(config_id), plan)):
+        name = "the dense base" if subject == DENSE else f"plan {config_id}"
+        say(Event(f"{name} writes"))
+        answer = _answer(stitcher, chosen, subject, prompt, max_tokens, chat)
+        say(Event(f"{answer.text.strip()}\n({answer.n_tokens} tokens, {answer.seconds:.1f} s)", result=asdict(answer)))
 
 
-def _answer(stitcher: Any, plan: StitchPlan, subject: str, prompt: str, max_tokens: int, chat: bool) -> Answer:
+def _answer(stitcher: Stitcher, plan: StitchPlan, subject: Subject, prompt: str, max_tokens: int, chat: bool) -> Answer:
     import torch
 
     from gptailor.evaluate.examples import chat_renderer
@@ -268,9 +273,11 @@ def _answer(stitcher: Any, plan: StitchPlan, subject: str, prompt: str, max_toke
     if window and ids.shape[1] + max_tokens > window:
         raise UserError(f"prompt: its {ids.shape[1]} tokens and {max_tokens} new ones exceed the model's {window}")
 
+    generator: Any = model  # the mixin's type is unknown to type checkers
+
     def write(tokens: int) -> Any:
         with torch.inference_mode():
-            return model.generate(
+            return generator.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=tokens,
@@ -292,8 +299,8 @@ def _answer(stitcher: Any, plan: StitchPlan, subject: str, prompt: str, max_toke
     grown = peak - before if gpus else _cache_bytes(written.past_key_values)
     new = written.sequences[0, ids.shape[1] :]
     return Answer(
-        subject=subject,
-        text=tokenizer.decode(new, skip_special_tokens=True),
+        subject=str(subject),
+        text=str(tokenizer.decode(new, skip_special_tokens=True)),
         prompt=prompt,
         n_tokens=len(new),
         seconds=round(seconds, 4),

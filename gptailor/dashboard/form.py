@@ -19,7 +19,7 @@ import yaml
 
 from gptailor import shipped
 from gptailor.errors import UserError
-from gptailor.spec import RunSpec, build_spec, load_spec
+from gptailor.spec import Benchmark, RunSpec, build_spec, load_spec
 
 PRESETS = (shipped.ROOT / shipped.PRESETS, shipped.PRESETS)
 """Folders of run files that are offered to begin with: those shipped, and those in the folder that the dashboard was
@@ -118,7 +118,7 @@ def values_of(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def _benchmark_line(benchmark: Any) -> str:
+def _benchmark_line(benchmark: Benchmark) -> str:
     shots = "" if benchmark.num_fewshot is None else f" {benchmark.num_fewshot}-shot"
     return f"{benchmark.benchmark} {benchmark.metric} {benchmark.split}{shots}"
 

@@ -57,6 +57,14 @@ def begin(run: Run, work: Job, arguments: Sequence[str]) -> None:
         st.session_state["jobs.problem"] = str(error)
 
 
+def last_words(found: JobState, before: str) -> tuple[str, float]:
+    """What a job says that it does, and its share that is done. before: what to say until it says something."""
+    said = found.events
+    shares = [event.share for event in said if event.share is not None]
+    text = wording.safe(said[-1].text, 200) if said else before
+    return text, min(max(shares[-1], 0.0), 1.0) if shares else 0.0
+
+
 def show_problem() -> None:
     if problem := st.session_state.pop("jobs.problem", None):
         st.error(wording.safe(problem, 600), icon=":material/error:")
@@ -84,12 +92,12 @@ def follow(work: Job, show: Callable[[JobState], None]) -> None:
 
 
 def say_failure(found: JobState, what: str) -> None:
-    """Why a job ended: the user's mistake in full, else the last line of the log."""
+    """Why a job ended: the command's own words, else the last line of the log."""
     if found.status is JobStatus.LOST:
         st.warning(f"{what} was cancelled or killed.", icon=":material/cancel:")
         return
-    _, ours, message = found.output.strip().rpartition("gptailor: ")
-    lines = message.splitlines() if ours else message.splitlines()[-1:]
+    told = [event.error for event in found.events if event.error]
+    lines = told[-1].splitlines() if told else found.output.strip().splitlines()[-1:]
     st.error(
         "  \n".join([f"{what} failed.", *(wording.safe(line, 600) for line in lines[:20])]), icon=":material/error:"
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
@@ -18,6 +17,7 @@ from gptailor.results.frames.compare import Entry, averages_of_runs
 from gptailor.results.frames.view import View
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
+from gptailor.trial import Subject, SubjectKind
 
 NOTE = (
     "Mean over all held-out benchmarks; only subjects that were judged on every one of them. Bars are one standard "
@@ -33,19 +33,20 @@ def show_of_plan(view: View, run: Run, config_id: int) -> None:
         return
     from gptailor.results.charts import held_out as charts
 
-    subject = f"config:{config_id}"
+    subject = Subject.config(config_id)
     widgets.show_chart(
-        charts.averages(table, subject),
+        charts.averages(table, str(subject)),
         frames.shown(table),
         title="Held-out averages",
         note=NOTE,
         alt="Held-out averages of the dense models, one-shot cuts and plans",
         key="models.held-out",
     )
-    control = scores.strongest(table, "baseline")
-    if control is not None and subject in set(table["subject"]):
+    control = scores.strongest(table, SubjectKind.BASELINE)
+    if control is not None and str(subject) in set(table["subject"]):
         frame = scores.judged(view.tables)
-        hashes = tuple(sorted(set(frame.loc[frame["subject"].isin([subject, control]), "plan_hash"].dropna())))
+        both = frame[frame["subject"].isin([str(subject), str(control)])]
+        hashes = tuple(sorted(set(both["plan_hash"].dropna())))
         items = _items(str(run.folder.path.resolve()), view.tables.version, hashes)
         tests = statistics.paired(frame, items, subject, control)
         st.info(wording.safe(frames.verdict(tests, subject, control), 600), icon=":material/balance:")
@@ -97,5 +98,5 @@ def _report(view: View, run: Run) -> bytes:
 
 
 @st.cache_data(max_entries=16, show_spinner="Reading what each example gave …")
-def _items(path: str, version: tuple[int, ...], hashes: tuple[str, ...]) -> Mapping[Any, Any]:  # noqa: ARG001 (a part of the cache's key)
+def _items(path: str, version: tuple[int, ...], hashes: tuple[str, ...]) -> statistics.Items:  # noqa: ARG001 (a part of the cache's key)
     return queries.items_of(RunFolder(Path(path)), hashes)

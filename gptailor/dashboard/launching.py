@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -12,6 +12,9 @@ from gptailor.dashboard import form, url, widgets
 from gptailor.dashboard.form import Draft, Preset
 from gptailor.launch.devices import free_devices
 from gptailor.spec import Baseline, SpaceOperation, describe
+
+if TYPE_CHECKING:
+    from streamlit.delta_generator import DeltaGenerator
 
 LAYERS = ("operations", "merge", "output_scale", "baselines")
 BENCHMARKS = ("objectives", "held_out", "selection", "include_path")
@@ -176,7 +179,7 @@ class _Fields:
             format_func=lambda option: (shown and shown(option)) or option,
         )
 
-    def folded(self, label: str, icon: str, names: Iterable[str]) -> Any:
+    def folded(self, label: str, icon: str, names: Iterable[str]) -> DeltaGenerator:
         return st.expander(label, icon=icon, expanded=any(name in self._problems for name in names))
 
     def errors(self, name: str) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -16,11 +13,13 @@ from gptailor import wording
 from gptailor.dashboard import access, jobs, judging, pickers, widgets
 from gptailor.dashboard.readers import Run
 from gptailor.launch.devices import free_devices
+from gptailor.launch.events import Event
 from gptailor.launch.jobs import JobState, JobStatus
 from gptailor.measures import retention
 from gptailor.results.frames import tradeoffs
 from gptailor.results.frames.facts import Facts
 from gptailor.results.frames.view import View
+from gptailor.trial import DENSE, Subject
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 MAX_PROMPT = 2000
@@ -60,8 +59,8 @@ def results(view: View, config_id: int) -> pd.DataFrame:
 
     Columns: Benchmark, Split, Used in the search, Examples, This plan, ± , Dense, Dense ±, retention.
     """
-    mine = pd.concat([_searched(view, config_id), _judged(view, f"config:{config_id}")])
-    dense = _judged(view, "dense")
+    mine = pd.concat([_searched(view, config_id), _judged(view, Subject.config(config_id))])
+    dense = _judged(view, DENSE)
     keys = ["benchmark", "metric", "split", "n_samples"]
     both = mine.merge(dense[[*keys, "score", "stderr"]], on=keys, how="left", suffixes=("", "_dense"))
     choosers = {(o["benchmark"], o["metric"], o["split"]) for o in view.facts.spec.get("selection") or ()}
@@ -99,9 +98,9 @@ def _searched(view: View, config_id: int) -> pd.DataFrame:
     return _columns(scores.assign(split=split), objective=True)
 
 
-def _judged(view: View, subject: str) -> pd.DataFrame:
+def _judged(view: View, subject: Subject) -> pd.DataFrame:
     found = view.tables.evaluations
-    return _columns(found[found["subject"] == subject], objective=False)
+    return _columns(found[found["subject"] == str(subject)], objective=False)
 
 
 def _columns(rows: pd.DataFrame, objective: bool) -> pd.DataFrame:
@@ -134,21 +133,20 @@ def judge(run: Run, config_id: int, missing: int) -> None:
     if missing and state is not None and state.status is not JobStatus.DONE:
         jobs.say_failure(state, "Scoring")
     if missing and not run.is_active and not run.is_demo:
-        subjects, not_you = f"dense,config:{config_id}", access.why_not()
+        subjects, not_you = f"{DENSE},{Subject.config(config_id)}", access.why_not()
         st.button(
             "Score it on the held-out benchmarks",
             icon=":material/quiz:",
             on_click=jobs.begin,
-            args=(run, work, ["evaluate", run.run_id, "--subjects", subjects]),
+            args=(run, work, ["evaluate", run.run_id, "--json", "--subjects", subjects]),
             disabled=not_you is not None,
             help=not_you or "All of their examples, for this plan and the dense base: this may take a while.",
         )
 
 
 def _judge_steps(state: JobState) -> None:
-    lines = [line for line in state.output.splitlines() if re.match(r"\d+  (dense|config:\d+)  ", line)]
-    last = wording.safe(lines[-1].partition("  ")[2], 200) if lines else "opening the models and the benchmarks …"
-    st.info(f"Scoring on the held-out benchmarks: {last}", icon=":material/hourglass_empty:")
+    text, share = jobs.last_words(state, "opening the models and the benchmarks …")
+    st.progress(share, text=f"Scoring on the held-out benchmarks: {text}")
 
 
 def _held_out_words(known: int, asked: int) -> str:
@@ -190,7 +188,7 @@ def export(run: Run, config_id: int) -> None:
             icon=":material/download:",
             type="primary",
             on_click=jobs.begin,
-            args=(run, work, ["export", run.run_id, str(config_id), str(out)]),
+            args=(run, work, ["export", run.run_id, str(config_id), str(out), "--json"]),
         )
     jobs.show_problem()
 
@@ -211,9 +209,8 @@ def _exported(out: Path, shown: str) -> None:
 
 
 def _export_steps(state: JobState) -> None:
-    steps = re.findall(r"^ *(\d{1,3})% (.+)$", state.output, re.MULTILINE)
-    share, step = steps[-1] if steps else ("0", "starting")
-    st.progress(min(int(share), 100) / 100, text=f"Exporting: {wording.safe(step)} …")
+    step, share = jobs.last_words(state, "starting")
+    st.progress(share, text=f"Exporting: {step} …")
 
 
 # --- try it -----------------------------------------------------------------------------------------------------------
@@ -248,7 +245,7 @@ def try_it(run: Run, facts: Facts, config_id: int) -> None:
         sent = st.form_submit_button("Generate", icon=":material/play_arrow:", disabled=busy, help=not_you)
     if sent and prompt.strip():
         wanted = "".join(c for c in prompt[:MAX_PROMPT] if c in "\n\t" or c.isprintable())
-        arguments = ["generate", run.run_id, str(config_id), f"--prompt={wanted}", f"--tokens={count}"]
+        arguments = ["generate", run.run_id, str(config_id), "--json", f"--prompt={wanted}", f"--tokens={count}"]
         arguments += [f"--device={where}"] + ([] if templated else ["--plain"])
         jobs.begin(run, work, arguments)
         state = jobs.state(work)
@@ -260,29 +257,25 @@ def try_it(run: Run, facts: Facts, config_id: int) -> None:
     elif state is not None and state.status is not JobStatus.DONE:
         jobs.say_failure(state, "Generating")
     elif state is not None:
-        _answers(_events(state))
+        _answers(state.events)
 
 
 def _answer_steps(state: JobState) -> None:
-    steps = [event["step"] for event in _events(state) if "step" in event]
-    names = {"dense writes": "the dense base writes", "opening the family": "opening the models"}
-    step = steps[-1] if steps else "starting a process"
-    st.info(
-        f"{names.get(step, 'the plan writes' if steps else step).capitalize()} …", icon=":material/hourglass_empty:"
-    )
-    _answers(_events(state))
+    steps = [event for event in state.events if event.result is None]
+    text = wording.safe(steps[-1].text, 200) if steps else "starting a process"
+    st.info(f"{text.capitalize()} …", icon=":material/hourglass_empty:")
+    _answers(state.events)
 
 
-def _answers(events: Sequence[dict[str, Any]]) -> None:
-    answers = {str(event["subject"]): event for event in events if "subject" in event}
-    for column, subject in zip(st.columns(2), ["dense", *(name for name in answers if name != "dense")], strict=False):
+def _answers(events: Sequence[Event]) -> None:
+    answers = {Subject.parse(event.result["subject"]): event.result for event in events if event.result}
+    for column, subject in zip(st.columns(2), [DENSE, *(name for name in answers if name != DENSE)], strict=False):
         answer = answers.get(subject)
         if answer is None:
             continue
         with column:
-            title = "Dense base" if subject == "dense" else f"Plan {subject.removeprefix('config:')}"
             st.markdown(
-                f"**{wording.safe(title)}**: {answer['n_layers']} layers, "
+                f"**{wording.safe(subject.label)}**: {answer['n_layers']} layers, "
                 f"{wording.size(answer['n_parameters'])} parameters"
             )
             st.code(answer["text"] or "(nothing)", language=None, wrap_lines=True)
@@ -290,18 +283,6 @@ def _answers(events: Sequence[dict[str, Any]]) -> None:
                 f"{answer['tokens_per_second']:.1f} tokens/s, {wording.plural(answer['n_tokens'], 'token')} in "
                 f"{wording.duration(answer['seconds'])}  ·  {_bytes(answer['memory'])} of memory for weights and cache"
             )
-
-
-def _events(state: JobState) -> list[dict[str, Any]]:
-    events = []
-    for line in state.output.splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # a library's own words
-        if isinstance(event, dict):
-            events.append(event)
-    return events
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

@@ -222,8 +222,8 @@ def _choice(view: View) -> int:
     from gptailor.results import scores  # scipy, which runs without a selection do not need
 
     found = view.once("choice", lambda: scores.choice(view.tables))
-    config_id = int(found.subject.removeprefix("config:")) if found else judged[0]
-    return config_id if config_id in judged else judged[0]
+    config_id = found.subject.config_id if found else judged[0]
+    return config_id if config_id is not None and config_id in judged else judged[0]
 
 
 def adopt_click(event: Any, selection: str, view: View) -> None:

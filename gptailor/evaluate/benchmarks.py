@@ -10,7 +10,7 @@ import contextlib
 import difflib
 import io
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -269,7 +269,7 @@ def _weight_by_size(group: Group | None, metric: str) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _quiet() -> Iterator[None]:
     """Silence lm-eval's and datasets' progress bars: the run has its own."""
     with contextlib.redirect_stderr(io.StringIO()):
         yield

@@ -58,7 +58,6 @@ class Evaluator:
         self.device = torch.device(device)
         self.encoder = Encoder(tokenizer, max_length)
         self.rungs = tuple(sorted(set(rungs)))
-        self._asked_tokens = batch_tokens
         self._max_tokens: int | None = None if batch_tokens == "auto" else int(batch_tokens)
         self._packs: dict[tuple[Hashable, int, int], list[Pack]] = {}
         self._was_halved = False

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 KINDS = ("rouge1", "rouge2", "rougeL")
 
@@ -32,7 +35,7 @@ def _of(kind: str) -> Callable[..., float]:
 
 
 @cache
-def _scorer(kind: str) -> Any:
+def _scorer(kind: str) -> RougeScorer:
     from rouge_score.rouge_scorer import RougeScorer  # brings nltk, which takes a while to import
 
     return RougeScorer([kind], use_stemmer=False)

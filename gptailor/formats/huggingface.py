@@ -143,7 +143,7 @@ def _same_part(original: Mapping[str, Any], model_type: str) -> Mapping[str, Any
 
 
 @torch.inference_mode()
-def _logits(model: Any, family: Family) -> torch.Tensor:
+def _logits(model: PreTrainedModel, family: Family) -> torch.Tensor:
     """Logits of a fixed batch, float32 on the host: 2 sequences of 32 tokens spread over the vocabulary."""
     n_tokens = min(len(family.tokenizer), family.preflight.vocab_size)
     ids = (torch.arange(64) * 7919 % n_tokens).reshape(2, 32).to(family.device)
@@ -174,7 +174,7 @@ def _prove(folder: Path, family: Family, expected: torch.Tensor) -> tuple[float,
     return difference, ()
 
 
-def _older_reading(model: Any, folder: Path, family: Family) -> torch.Tensor | None:
+def _older_reading(model: PreTrainedModel, folder: Path, family: Family) -> torch.Tensor | None:
     """Logits of the same weights under the configuration's older keys alone; None where they make no such model."""
     try:
         config = type(model.config).from_dict(older(read_json(folder / CONFIG)))

@@ -176,11 +176,6 @@ def asked(folder: RunFolder, what: Literal["stop", "pause"]) -> bool:
     return (folder.control / what).exists()
 
 
-def read_control(folder: RunFolder) -> frozenset[str]:
-    """Everything that the engine is asked for just now."""
-    return frozenset(what for what in (STOP, PAUSE) if (folder.control / what).exists())
-
-
 def resume(folder: RunFolder) -> int | None:
     """Go on: lift a pause, or start the engine where none lives; its process id if it was started. Raises UserError."""
     request(folder, "resume")

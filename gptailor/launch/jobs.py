@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from gptailor.errors import UserError
+from gptailor.launch.events import Event, read_events
 from gptailor.launch.process import is_held, python, signal_holder, spawn, wait_until
 from gptailor.store.folder import RUN_ID, RunFolder, write_atomically
 
@@ -66,6 +67,11 @@ class JobState:
     started_at: datetime | None
     exit_code: int | None
     output: str
+
+    @property
+    def events(self) -> list[Event]:
+        """What a command with `--json` has said so far, as far as the log's last part goes back."""
+        return read_events(self.output)
 
 
 def start_job(place: RunFolder | Path, arguments: Sequence[str], name: str) -> Job:

@@ -22,6 +22,7 @@ from gptailor.results.frames import held_out, layers, progress, tradeoffs
 from gptailor.results.frames.view import View
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
+from gptailor.trial import SubjectKind
 
 MOST_PLANS = 16
 
@@ -134,7 +135,7 @@ def _proves(view: View, items: statistics.Items) -> Iterable[str]:
     )
     yield document.picture(held_out_charts.averages(table.head(document.MOST_ROWS)), "Held-out averages")
     yield document.frame(held_out.shown(table))
-    best, control = scores.strongest(table, "config"), scores.strongest(table, "baseline")
+    best, control = scores.strongest(table, SubjectKind.CONFIG), scores.strongest(table, SubjectKind.BASELINE)
     if best and control:
         tests = statistics.paired(scores.judged(view.tables), items, best, control)
         yield document.note(held_out.verdict(tests, best, control))

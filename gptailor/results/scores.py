@@ -1,4 +1,9 @@
-"""SCORES"""
+"""Scores outside the search read against the dense base's: what is kept, averages, and which plan is best.
+
+Averages weigh every benchmark alike. `average*` leaves out the benchmarks that the search was calibrated on, whatever
+the split: a plan may have learnt their form. Retention above chance counts from the score of guessing, because a
+coin's half is no capability.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +16,11 @@ import numpy as np
 import pandas as pd
 
 from gptailor.measures import gain, retention
-from gptailor.plan import StitchPlan
+from gptailor.plan import BASE, StitchPlan
 from gptailor.store.queries import RunTables
+from gptailor.trial import DENSE, Subject, SubjectKind
 
 BENCHMARK = ["benchmark", "metric", "split"]
-
-
-KINDS = ("dense", "candidate", "baseline", "config")
 
 
 def judged(tables: RunTables, asked: str = "held_out") -> pd.DataFrame:
@@ -57,13 +60,13 @@ def judged(tables: RunTables, asked: str = "held_out") -> pd.DataFrame:
     beats = frame["dense"] - frame["chance"] > 2 * noise
     above = (frame["score"] - frame["chance"]) / (frame["dense"] - frame["chance"])
     frame["above_chance"] = above.where(beats & frame["higher"])
-    kind = frame["subject"].map(lambda subject: KINDS.index(subject.partition(":")[0])).astype(int)
+    kind = kinds(frame["subject"]).map(list(SubjectKind).index).astype(int)
     return (
         frame.assign(kind=kind).sort_values(["kind", "subject", *BENCHMARK]).drop(columns="kind").reset_index(drop=True)
     )
 
 
-def averages(frame: pd.DataFrame, calibration: Mapping[str, float] | None = None) -> pd.DataFrame:
+def averages(frame: pd.DataFrame, calibration: Mapping[Subject, float] | None = None) -> pd.DataFrame:
     """A row a subject that was scored on every benchmark of `frame` (see `judged`), in its order.
 
     Columns: subject, config_id, plan_hash, benchmarks, average (of scores; 1 / score where lower is better), stderr,
@@ -94,13 +97,13 @@ def averages(frame: pd.DataFrame, calibration: Mapping[str, float] | None = None
                 points[~own["calibrated"]].mean(),
                 kept,
                 own["above_chance"].mean(),
-                (calibration or {}).get(str(subject), np.nan) - kept,
+                (calibration or {}).get(Subject.parse(str(subject)), np.nan) - kept,
             )
         )
     return pd.DataFrame(rows, columns=columns)
 
 
-def calibration(tables: RunTables) -> dict[str, float]:
+def calibration(tables: RunTables) -> dict[Subject, float]:
     """Subject -> mean retention over the objectives at the full budget: what the search believed.
 
     Configurations from their trials, others from the reference scores.
@@ -110,9 +113,9 @@ def calibration(tables: RunTables) -> dict[str, float]:
     dense = _dense(tables)
     budget = (spec.get("budget") or {}).get("max", 0)
     splits = {(benchmark, metric): split for benchmark, metric, split in objectives}
-    kept: dict[str, dict[tuple[str, ...], float]] = {}
+    kept: dict[Subject, dict[tuple[str, ...], float]] = {}
 
-    def add(subject: str, key: tuple[str, str, str], n: int, score: float, higher: bool) -> None:
+    def add(subject: Subject, key: tuple[str, str, str], n: int, score: float, higher: bool) -> None:
         whole = dense.get((*key, n))
         share = None if whole is None else retention(score, whole, higher)
         if share is not None:
@@ -122,15 +125,15 @@ def calibration(tables: RunTables) -> dict[str, float]:
     for row in tables.scores.merge(full[["trial_id", "config_id"]], on="trial_id").itertuples():
         if (split := splits.get((row.benchmark, row.metric))) is not None:
             key = (row.benchmark, row.metric, split)
-            add(f"config:{row.config_id}", key, row.n_samples, row.score, bool(row.higher_is_better))
+            add(Subject.config(row.config_id), key, row.n_samples, row.score, bool(row.higher_is_better))
     for row in tables.evaluations.sort_values("n_samples").itertuples():
         if (row.benchmark, row.metric, row.split) in objectives:
             key = (row.benchmark, row.metric, row.split)
-            add(row.subject, key, row.n_samples, row.score, bool(row.higher_is_better))
+            add(Subject.parse(row.subject), key, row.n_samples, row.score, bool(row.higher_is_better))
     return {subject: sum(own.values()) / len(own) for subject, own in kept.items() if len(own) == len(objectives)}
 
 
-def best(tables: RunTables) -> str | None:
+def best(tables: RunTables) -> Subject | None:
     """The subject that the run calls its best: the selection's choice, else the search's own.
 
     That is the plan of the highest mean retention by the search's scores. None before a plan was scored at the full
@@ -138,8 +141,8 @@ def best(tables: RunTables) -> str | None:
     """
     if chosen := choice(tables):
         return chosen.subject
-    believed = {name: kept for name, kept in calibration(tables).items() if name.startswith("config:")}
-    return max(believed, key=lambda name: believed[name]) if believed else None
+    believed = {who: kept for who, kept in calibration(tables).items() if who.kind is SubjectKind.CONFIG}
+    return max(believed, key=lambda who: believed[who]) if believed else None
 
 
 @dataclass(frozen=True)
@@ -151,10 +154,10 @@ class Choice:
     much the search's scores flatter.
     """
 
-    subject: str
+    subject: Subject
     retention: float
     promised: float
-    by_search: str
+    by_search: Subject
     by_search_retention: float
     optimism: float
     finalists: int
@@ -163,16 +166,16 @@ class Choice:
 def choice(tables: RunTables) -> Choice | None:
     """What the selection split chose; None where it has not been used."""
     table = averages(judged(tables, "selection"), calibration(tables))
-    plans = table[table["subject"].str.startswith("config:")].dropna(subset=["retention", "gap"])
+    plans = of_kind(table, SubjectKind.CONFIG).dropna(subset=["retention", "gap"])
     if plans.empty:
         return None
     promised = plans["retention"] + plans["gap"]
     best, believed = plans.loc[plans["retention"].idxmax()], plans.loc[promised.idxmax()]
     return Choice(
-        subject=str(best["subject"]),
+        subject=Subject.parse(str(best["subject"])),
         retention=float(best["retention"]),
         promised=float(best["retention"] + best["gap"]),
-        by_search=str(believed["subject"]),
+        by_search=Subject.parse(str(believed["subject"])),
         by_search_retention=float(believed["retention"]),
         optimism=float(plans["gap"].mean()),
         finalists=len(plans),
@@ -181,23 +184,33 @@ def choice(tables: RunTables) -> Choice | None:
 
 def choice_text(chosen: Choice) -> str:
     """One sentence or two for people."""
-    name = chosen.subject.replace("config:", "plan ")
+    name = f"plan {chosen.subject.config_id}"
     text = (
         f"Of the {chosen.finalists} most promising plans, {name} is best on the selection split, which the search "
         f"never used: it keeps {chosen.retention:.1%} of the dense base there ({chosen.promised:.1%} by the search's "
         "own scores)."
     )
     if chosen.by_search != chosen.subject:
-        other = chosen.by_search.replace("config:", "plan ")
+        other = f"plan {chosen.by_search.config_id}"
         text += f" The search's scores would have chosen {other}, which keeps {chosen.by_search_retention:.1%}."
     beside = "more" if chosen.optimism >= 0 else "less"
     return text + f" On average the search's scores promised {abs(chosen.optimism):.1%} {beside} than was kept."
 
 
-def strongest(table: pd.DataFrame, kind: str) -> str | None:
-    """The subject of a kind (baseline, candidate, config) with the highest average in `averages`."""
-    own = table[table["subject"].str.startswith(f"{kind}:")]
-    return None if own.empty else str(own.sort_values("average")["subject"].iloc[-1])
+def strongest(table: pd.DataFrame, kind: SubjectKind) -> Subject | None:
+    """The subject of a kind with the highest average in `averages`."""
+    own = of_kind(table, kind)
+    return None if own.empty else Subject.parse(str(own.sort_values("average")["subject"].iloc[-1]))
+
+
+def of_kind(table: pd.DataFrame, kind: SubjectKind) -> pd.DataFrame:
+    """The rows of a table whose column `subject` is of a kind."""
+    return table[kinds(table["subject"]) == kind]
+
+
+def kinds(subjects: pd.Series) -> pd.Series:
+    """Texts of subjects -> their SubjectKind."""
+    return subjects.map(lambda text: Subject.parse(str(text)).kind).astype(object)
 
 
 def _hash(row: Any, tables: RunTables) -> str | None:
@@ -205,18 +218,20 @@ def _hash(row: Any, tables: RunTables) -> str | None:
     if isinstance(row.plan_hash, str):
         return row.plan_hash
     n_layers = int(tables.runs["n_layers"].iloc[0])
-    kind, _, name = row.subject.partition(":")
-    if kind == "config":
-        found = tables.plans.loc[tables.plans["config_id"].astype(str) == name, "plan_hash"]
-        return None if found.empty else str(found.iloc[0])
-    if kind in ("dense", "candidate"):
-        return StitchPlan.dense(n_layers, name or "base").hash
-    return None
+    subject = Subject.parse(row.subject)
+    match subject.kind:
+        case SubjectKind.CONFIG:
+            found = tables.plans.loc[tables.plans["config_id"] == subject.config_id, "plan_hash"]
+            return None if found.empty else str(found.iloc[0])
+        case SubjectKind.BASELINE:
+            return None
+        case _:
+            return StitchPlan.dense(n_layers, subject.name or BASE).hash
 
 
 def _dense(tables: RunTables, column: str = "score") -> dict[tuple[Any, ...], float]:
     """(benchmark, metric, split, examples) -> the dense model's score, or its standard error."""
-    own = tables.evaluations[tables.evaluations["subject"] == "dense"]
+    own = tables.evaluations[tables.evaluations["subject"] == str(DENSE)]
     return dict(zip(zip(*(own[c] for c in (*BENCHMARK, "n_samples")), strict=True), own[column], strict=True))
 
 

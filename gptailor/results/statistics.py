@@ -1,8 +1,6 @@
-"""What the held-out results say: how much of the dense model is kept, and which differences are more than noise.
+"""Which differences between held-out results are more than noise.
 
-Frames in, frames out. Averages weigh every benchmark alike. `average*` leaves out the benchmarks that the search was
-calibrated on, whatever the split: a plan may have learnt their form. Retention above chance counts from the score of
-guessing, because a coin's half is no capability. Tests are paired: two subjects answered the very same examples.
+Frames in, frames out. Tests are paired: two subjects answered the very same examples.
 """
 
 from __future__ import annotations
@@ -15,14 +13,15 @@ import pandas as pd
 from scipy import stats
 
 from gptailor.results.scores import BENCHMARK
+from gptailor.trial import ItemKey, Subject
 
-Items = Mapping[tuple[str, str, str, str], Sequence[Any]]
-"""(plan hash, benchmark, metric, split) -> what each example gave."""
+Items = Mapping[ItemKey, Sequence[Any]]
+"""What each example gave."""
 
 DRAWS = 4000
 
 
-def paired(frame: pd.DataFrame, items: Items, one: str, other: str) -> pd.DataFrame:
+def paired(frame: pd.DataFrame, items: Items, one: Subject, other: Subject) -> pd.DataFrame:
     """Does `one` answer better than `other` on the same examples? A row a benchmark, and one (benchmark "average").
 
     Columns: benchmark, metric, split, n, difference (in the metric, more is better), low, high (95 % interval), p (two
@@ -32,9 +31,9 @@ def paired(frame: pd.DataFrame, items: Items, one: str, other: str) -> pd.DataFr
     """
     rng = np.random.default_rng(0)
     rows, draws, differences = [], [], []
-    for key, pair in frame[frame["subject"].isin([one, other])].groupby(BENCHMARK, sort=False):
-        sides = {row.subject: _numbers(items.get((row.plan_hash, *key))) for row in pair.itertuples()}
-        first, second = sides.get(one), sides.get(other)
+    for key, pair in frame[frame["subject"].isin([str(one), str(other)])].groupby(BENCHMARK, sort=False):
+        sides = {row.subject: _numbers(items.get(ItemKey(row.plan_hash, *key))) for row in pair.itertuples()}
+        first, second = sides.get(str(one)), sides.get(str(other))
         if first is None or second is None or not min(len(first), len(second)):
             continue
         n = min(len(first), len(second), int(pair["n"].min()))

@@ -16,7 +16,7 @@ from gptailor.plan import StitchPlan
 from gptailor.results import scores, statistics
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
-from gptailor.trial import TrialStatus
+from gptailor.trial import DENSE, Subject, SubjectKind, TrialStatus
 
 
 def runs_json(root: str | Path) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
     done = trials[trials.status == TrialStatus.SUCCESS]
     searched = {(o["benchmark"], o["metric"], o["split"]) for o in spec["objectives"]}
     references = _references(tables.evaluations, searched)
-    dense = references.get("dense", {})
+    dense = references.get(str(DENSE), {})
     chosen = scores.choice(tables)
     return {
         "run_id": run.run_id,
@@ -81,7 +81,7 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
         "front": _front(tables, full, objectives, dense),
         "hypervolume": _hypervolume(full, objectives),
         "held_out": _held_out(folder, tables),
-        "selection": asdict(chosen) | {"text": scores.choice_text(chosen)} if chosen else None,
+        "selection": _selection(chosen) if chosen else None,
         "failures": [
             {"trial": int(row.trial_id), "error": (row.error or "").strip().splitlines()[-1]}
             for row in trials[trials.status == TrialStatus.CRASHED].itertuples()
@@ -102,12 +102,22 @@ def _held_out(folder: RunFolder, tables: queries.RunTables) -> dict[str, Any]:
     """
     frame = scores.judged(tables)
     table = scores.averages(frame, scores.calibration(tables))
-    best, control = scores.strongest(table, "config"), scores.strongest(table, "baseline")
+    best, control = scores.strongest(table, SubjectKind.CONFIG), scores.strongest(table, SubjectKind.BASELINE)
     tests = []
     if best is not None and control is not None:
-        items = queries.items_of(folder, table.loc[table.subject.isin([best, control]), "plan_hash"].dropna())
+        items = queries.items_of(folder, table.loc[table.subject.isin([str(best), str(control)]), "plan_hash"].dropna())
         tests = _records(statistics.paired(frame, items, best, control))
-    return {"averages": _records(table), "best": best, "control": control, "tests": tests}
+    return {
+        "averages": _records(table),
+        "best": best and str(best),
+        "control": control and str(control),
+        "tests": tests,
+    }
+
+
+def _selection(chosen: scores.Choice) -> dict[str, Any]:
+    names = {"subject": str(chosen.subject), "by_search": str(chosen.by_search)}
+    return asdict(chosen) | names | {"text": scores.choice_text(chosen)}
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -170,7 +180,7 @@ def _references(evaluations: pd.DataFrame, searched: set[tuple[str, str, str]]) 
     """Scores on the objectives' own splits of every subject outside the search, from the most examples there are."""
     found: dict[str, dict[str, Any]] = {}
     for row in evaluations.sort_values(["subject", "n_samples"]).itertuples():
-        if (row.benchmark, row.metric, row.split) in searched and not str(row.subject).startswith("config:"):
+        if (row.benchmark, row.metric, row.split) in searched and Subject.parse(str(row.subject)).config_id is None:
             found.setdefault(str(row.subject), {})[f"{row.benchmark}/{row.metric}"] = _score(row)
     return found
 

@@ -14,16 +14,14 @@ from gptailor.evaluate.benchmarks import OpenBenchmark
 from gptailor.evaluate.metrics import item_beside
 from gptailor.evaluate.scoring import score_of
 from gptailor.plan import StitchPlan
-from gptailor.trial import Score
+from gptailor.trial import ItemKey, Score
 
 OPTIONS = "options"
 """In a metric's place: the dense base's log-likelihoods of the options, which metrics that compare with it need."""
 
-Key = tuple[str, str, str, str]
-"""Plan hash, benchmark, metric, split."""
-Items = dict[Key, list[Any]]
+Items = dict[ItemKey, list[Any]]
 """What each example gave, in nested order."""
-Fresh = tuple[Key, int, list[Any]]
+Fresh = tuple[ItemKey, int, list[Any]]
 """Where new items belong, the first's place in the nested order, and the items."""
 
 
@@ -48,7 +46,7 @@ class Gap:
     benchmark: OpenBenchmark
     first: int
     end: int
-    key: Key
+    key: ItemKey
 
 
 @dataclass
@@ -64,7 +62,7 @@ class ItemCache:
         For metrics that compare with the dense base, first what is not known of its answers.
         """
         dense = StitchPlan.dense(self.n_layers)
-        options: dict[Key, Gap] = {}
+        options: dict[ItemKey, Gap] = {}
         own: list[Gap] = []
         for benchmark, first, end in self._lacking(plan, budget, benchmarks):
             if benchmark.is_relative:
@@ -85,7 +83,9 @@ class ItemCache:
     ) -> list[Fresh]:
         """Take the answers to `gaps(plan, budget, benchmarks)`. Returns what was not known before."""
         dense = StitchPlan.dense(self.n_layers)
-        fresh = [self._remember(gap.key, gap.first, items) for gap, items in answers if gap.key[2].startswith(OPTIONS)]
+        fresh = [
+            self._remember(gap.key, gap.first, items) for gap, items in answers if gap.key.metric.startswith(OPTIONS)
+        ]
         own = {gap.key: (gap.first, items) for gap, items in answers}
         for benchmark, first, end in self._lacking(plan, budget, benchmarks):
             key = items_key(plan, benchmark)
@@ -112,17 +112,17 @@ class ItemCache:
         ends = [min(budget, benchmark.n_examples) for benchmark in benchmarks]
         return [(b, first, end) for b, first, end in zip(benchmarks, known, ends, strict=True) if first < end]
 
-    def _remember(self, key: Key, first: int, items: list[Any]) -> Fresh:
+    def _remember(self, key: ItemKey, first: int, items: list[Any]) -> Fresh:
         self.known[key] = self.known.get(key, [])[:first] + items
         return key, first, items
 
 
-def items_key(plan: StitchPlan, benchmark: OpenBenchmark) -> Key:
-    return (plan.hash, benchmark.spec.benchmark, benchmark.spec.metric, benchmark.spec.split)
+def items_key(plan: StitchPlan, benchmark: OpenBenchmark) -> ItemKey:
+    return ItemKey(plan.hash, benchmark.spec.benchmark, benchmark.spec.metric, benchmark.spec.split)
 
 
-def reading_key(dense: StitchPlan, benchmark: OpenBenchmark, what: str) -> Key:
+def reading_key(dense: StitchPlan, benchmark: OpenBenchmark, what: str) -> ItemKey:
     """Where something is stored that metrics of the same examples share: OPTIONS, or their order."""
     of = benchmark.spec
     shots = "" if of.num_fewshot is None else f"@{of.num_fewshot}"
-    return (dense.hash, of.benchmark, what + shots, of.split)
+    return ItemKey(dense.hash, of.benchmark, what + shots, of.split)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gptailor.launch.devices import device_of, devices_of, free_devices, places
 from gptailor.plan import BASE
 from gptailor.spec import RunSpec, SpaceOperation
 from gptailor.wording import gigabytes
+
+if TYPE_CHECKING:
+    from gptailor.family.preflight import Preflight
 
 PROCESS_BYTES = 1_200_000_000
 """What an engine process holds before any model: Python, torch, transformers, lm-eval, SMAC."""
@@ -60,7 +63,7 @@ def local_workers(spec: RunSpec) -> list[str]:
     return places(workers.local, spec.device) if workers is not None and workers.local is not None else []
 
 
-def predict_memory(spec: RunSpec, family: Any) -> Memory:
+def predict_memory(spec: RunSpec, family: Preflight) -> Memory:
     """Predicted, from above: what models share is not known before they are read. Raises UserError for a device.
 
     Workers that share a device have models of their own there; on a CPU all map the same files.
@@ -94,7 +97,7 @@ def predict_memory(spec: RunSpec, family: Any) -> Memory:
     return _placed({part: size for part, size in parts.items() if size}, family, devices)
 
 
-def _placed(parts: Mapping[str, int], family: Any, devices: Sequence[str]) -> Memory:
+def _placed(parts: Mapping[str, int], family: Preflight, devices: Sequence[str]) -> Memory:
     """The base goes where the engine will put it: on the first device, or over all where it does not fit there."""
     from gptailor.family.residence import RESERVE
     from gptailor.family.spread import Room, place_layers

@@ -1,4 +1,4 @@
-"""What goes on beside the search's loop: signals that ask for its end, signs of life, a trial that takes too long."""
+"""A trial's time: what takes too long is told to stop, and what does not stop then is given up."""
 
 from __future__ import annotations
 

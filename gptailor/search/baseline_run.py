@@ -32,7 +32,7 @@ from gptailor.search.run_base import RunBase
 from gptailor.search.selection import FINALISTS
 from gptailor.spec import RunSpec
 from gptailor.store import queries
-from gptailor.trial import Evaluation, Origin, Outcome, RunStatus, TrialStatus, now
+from gptailor.trial import DENSE, Evaluation, Origin, Outcome, RunStatus, TrialStatus, now
 
 SECONDS_BETWEEN_NOTES = 60.0
 
@@ -70,7 +70,7 @@ class BaselineRun(RunBase):
             n_removed = spec.n_removed(n_layers)
             orders = plan_scorer.influence_orders()
             self._order(scorer, [StitchPlan.without(set(order[:n_removed]), n_layers, name) for name, order in orders])
-        self._reference(scorer, "dense", StitchPlan.dense(n_layers))
+        self._reference(scorer, DENSE, StitchPlan.dense(n_layers))
         batches, allowed = plan_scorer.calibration(), _allowance(plan_scorer, spec)
         succeeded = bool(self.history.finished)
         for trial_id, cut in enumerate(asked):
@@ -113,7 +113,7 @@ class BaselineRun(RunBase):
         except Exception:  # a method may fail in any way on somebody's model; the others go on without it
             plan, problem = case.plan(), traceback.format_exc()
         seconds = time.monotonic() - before
-        facts = {"baseline": str(cut.baseline), "source": cut.source, "subject": cut.subject}
+        facts = {"baseline": str(cut.baseline), "source": cut.source, "subject": str(cut.subject)}
         spent = {"passes": round(case.passes, 2), "examples": case.examples}
         made = Made(trial_id, plan, self.spec.budget.max, cut.seed, facts | spent)
         with self.writer.batch():

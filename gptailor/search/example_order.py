@@ -30,7 +30,7 @@ FLATTEST = 0.1
 """The least that a slope is taken for: few plans tell it roughly."""
 
 
-def informative_orders(
+def telling_orders(
     plans: Sequence[StitchPlan], benchmarks: Sequence[OpenBenchmark], known: Items
 ) -> dict[Reading, list[int]]:
     """For each benchmark the places of its examples, those on which the plans differ most first.
@@ -73,13 +73,13 @@ def put_in_order(
 ) -> list[Fresh]:
     """Bring items that are known in the seeded order into these orders, and enter the orders; all of them, to store."""
     places = {
-        key[1:]: orders[benchmark.spec.reading]
+        key.of: orders[benchmark.spec.reading]
         for benchmark in benchmarks
         if benchmark.spec.reading in orders
         for key in (items_key(dense, benchmark), reading_key(dense, benchmark, OPTIONS))
     }
-    for key in [key for key in known if key[1:] in places]:
-        known[key] = [known[key][place] for place in places[key[1:]]]
+    for key in [key for key in known if key.of in places]:
+        known[key] = [known[key][place] for place in places[key.of]]
     for benchmark in benchmarks:
         if benchmark.spec.reading in orders:
             known[reading_key(dense, benchmark, ORDER)] = orders[benchmark.spec.reading]

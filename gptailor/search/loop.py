@@ -12,15 +12,16 @@ import json
 import logging
 import math
 import re
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from gptailor.launch import engine
 from gptailor.plan import StitchPlan
 from gptailor.schedule import REFERENCES
 from gptailor.scoring.scorer import Ended, Scorer, last_line
+from gptailor.search.progress import Progress
 from gptailor.search.recording import outcome_of, trial_record
 from gptailor.search.replay import changed_versions
 from gptailor.search.run_base import RunBase, was_computed
@@ -28,10 +29,12 @@ from gptailor.search.selection import select
 from gptailor.search.space import PlanSpace, build_space, initial_design
 from gptailor.search.suggest import Suggester, cost
 from gptailor.search.trial_queue import NextTrial, TrialQueue
+from gptailor.spec import Baseline, RunSpec
 from gptailor.stitch.merging import merge_source_counts
 from gptailor.store import queries
-from gptailor.store.folder import write_atomically
-from gptailor.trial import Outcome, RunStatus, TrialStatus
+from gptailor.store.folder import RunFolder, write_atomically
+from gptailor.store.writer import RunWriter
+from gptailor.trial import DENSE, Outcome, RunStatus, Subject, TrialStatus
 from gptailor.versions import installed_versions
 
 log = logging.getLogger("gptailor")
@@ -42,14 +45,16 @@ FAILURES_AFTER_A_SUCCESS = 10
 """One broken layer of a candidate fails every trial that has it, until the search has learnt to avoid it."""
 INITIAL_SHARE = 0.125
 """Share of the trials that the initial design may take."""
-BLOCK_INFLUENCE = "baseline:block_influence"
+BLOCK_INFLUENCE = Subject.baseline(Baseline.BLOCK_INFLUENCE)
 
 
 class Search(RunBase):
     """One search in progress: the parts, and what was learnt so far."""
 
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
+    def __init__(
+        self, folder: RunFolder, spec: RunSpec, writer: RunWriter, progress: Progress, signalled: threading.Event
+    ) -> None:
+        super().__init__(folder, spec, writer, progress, signalled)
         self.failures: list[str] = []
         self.interrupted_at = math.nan
 
@@ -60,7 +65,7 @@ class Search(RunBase):
             self.progress.started(spec, len(self.history.finished))
             initial = self._start(scorer, space)
             self._order(scorer, initial)
-            self._reference(scorer, "dense", StitchPlan.dense(space.n_layers))
+            self._reference(scorer, DENSE, StitchPlan.dense(space.n_layers))
             if space.n_removed:
                 one_shot = StitchPlan.without(set(initial[0].removed), space.n_layers)  # the initial design begins so
                 self._reference(scorer, BLOCK_INFLUENCE, one_shot)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from gptailor.schedule import REFERENCES, schedule
 from gptailor.spec import RunSpec
-from gptailor.trial import Outcome, RunStatus, Score, Trial, TrialStatus
+from gptailor.trial import Outcome, RunStatus, Score, Subject, Trial, TrialStatus
 from gptailor.wording import duration
 
 
@@ -19,7 +19,7 @@ class Progress(Protocol):
     """Who is told how the search goes (a terminal, a log)."""
 
     def started(self, spec: RunSpec, done: int) -> None: ...
-    def reference(self, subject: str, scores: tuple[Score, ...]) -> None: ...
+    def reference(self, subject: Subject, scores: tuple[Score, ...]) -> None: ...
     def trial(self, trial: Trial, outcome: Outcome, retention: float | None, replayed: bool) -> None: ...
     def note(self, text: str) -> None: ...
     def ended(self, status: RunStatus, error: str | None) -> None: ...
@@ -47,7 +47,7 @@ class Report:
         if self._stream.isatty():
             self._bar = tqdm(total=spec.trials, file=self._stream, unit="trial", dynamic_ncols=True, leave=True)
 
-    def reference(self, subject: str, scores: tuple[Score, ...]) -> None:
+    def reference(self, subject: Subject, scores: tuple[Score, ...]) -> None:
         self.note(f"{subject}: {_line(scores)}")
 
     def trial(self, trial: Trial, outcome: Outcome, retention: float | None, replayed: bool) -> None:

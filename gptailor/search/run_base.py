@@ -25,14 +25,14 @@ from gptailor.scoring.item_cache import Items, PlanScores
 from gptailor.scoring.local import LocalScorer
 from gptailor.scoring.plan_scorer import OBJECTIVES
 from gptailor.scoring.scorer import Scorer
-from gptailor.search.example_order import informative_orders, known_orders, put_in_order, slopes
+from gptailor.search.example_order import known_orders, put_in_order, slopes, telling_orders
 from gptailor.search.progress import Progress
 from gptailor.search.replay import read_history
 from gptailor.spec import RunSpec
 from gptailor.store.connection import StoreFull, StoreUnwritable
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
-from gptailor.trial import Evaluation, Outcome, RunStatus, Score, TrialStatus, now
+from gptailor.trial import DENSE, Evaluation, Outcome, RunStatus, Score, Subject, TrialStatus, now
 
 log = logging.getLogger("gptailor")
 
@@ -75,7 +75,7 @@ class RunBase(ABC):
         self.writer.finish_trial(trial_id, outcome)
         os._exit(START_ME_AGAIN)
 
-    def _reference(self, scorer: Scorer, subject: str, plan: StitchPlan) -> None:
+    def _reference(self, scorer: Scorer, subject: Subject, plan: StitchPlan) -> None:
         """Score a plan outside the search at every rung, for retention or as what the search has to beat."""
         for budget in self.spec.budget.rungs:
             result = scorer.score(plan, budget)
@@ -83,10 +83,10 @@ class RunBase(ABC):
                 self._remember(result)
                 for objective, score in zip(self.spec.objectives, result.scores, strict=True):
                     self.writer.record_evaluation(Evaluation(subject, None, objective.split, score, now(), plan.hash))
-            if subject == "dense":
+            if subject == DENSE:
                 self.dense = self.dense_at[budget] = {score.name: score.score for score in result.scores}
         self.progress.reference(subject, result.scores)
-        if subject == "dense":
+        if subject == DENSE:
             for benchmark, score in zip(scorer.opened(OBJECTIVES), result.scores, strict=True):
                 if advice := _no_better_than_guessing(score, benchmark.chance):
                     self.progress.note(advice)
@@ -109,7 +109,7 @@ class RunBase(ABC):
                 with suppress(NonFinite, UserError):  # it can be spared
                     scorer.score(plan, self.spec.budget.max)
                     self.has_succeeded |= number > 0
-            orders = informative_orders(references, benchmarks, known)
+            orders = telling_orders(references, benchmarks, known)
             with self.writer.batch():
                 for key, first, items in put_in_order(known, orders, dense, benchmarks):
                     self.writer.record_examples(*key, first, items)

@@ -1,7 +1,7 @@
 """The selection split: before a plan is called best, the front's best are scored on examples the search never used.
 
 The best of many plans, by a few hundred right-or-wrong answers, is in part the luckiest. A run file's `selection`
-names splits that neither the search nor the held-out judgement uses; at the end of the search its most promising plans
+names splits that neither the search nor the held-out results use; at the end of the search its most promising plans
 and the dense base are scored there, once, and the best of these is the run's choice. What the search's own scores
 promised beyond it is the optimism that this removes, and is shown (gptailor/results/scores.py, `choice`).
 """
@@ -20,7 +20,7 @@ from gptailor.scoring.scorer import Scorer
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
-from gptailor.trial import Evaluation
+from gptailor.trial import DENSE, Evaluation, Subject
 from gptailor.wording import duration
 
 FINALISTS = 10
@@ -31,11 +31,11 @@ def select(folder: RunFolder, scorer: Scorer, writer: RunWriter, say: Callable[[
     """Score the finalists on the selection splits and say which is chosen. Raises Stopped; what is scored is kept."""
     plans = finalists(folder)
     opened = scorer.opened(SELECTION)
-    subjects: dict[str, tuple[int | None, StitchPlan]] = {"dense": (None, StitchPlan.dense(scorer.n_layers))}
-    subjects |= {f"config:{config_id}": (config_id, plan) for config_id, plan in plans.items()}
+    subjects = {DENSE: StitchPlan.dense(scorer.n_layers)}
+    subjects |= {Subject.config(config_id): plan for config_id, plan in plans.items()}
     n_examples, began = sum(benchmark.n_examples for benchmark in opened), time.monotonic()
     say(f"selection: {len(plans)} plans and the dense base, on {n_examples} examples each that the search did not read")
-    for done, (subject, (config_id, plan)) in enumerate(subjects.items()):
+    for done, (subject, plan) in enumerate(subjects.items()):
         if done:
             left = duration((time.monotonic() - began) / done * (len(subjects) - done))
             say(f"selection: {done} of {len(subjects)} scored, about {left} left")
@@ -45,7 +45,8 @@ def select(folder: RunFolder, scorer: Scorer, writer: RunWriter, say: Callable[[
                 writer.record_examples(*key, first, items)
             for benchmark, score in zip(opened, result.scores, strict=True):
                 split, now = benchmark.spec.split, datetime.now(UTC)
-                writer.record_evaluation(Evaluation(subject, config_id, split, score, now, plan.hash, benchmark.chance))
+                evaluation = Evaluation(subject, subject.config_id, split, score, now, plan.hash, benchmark.chance)
+                writer.record_evaluation(evaluation)
     if chosen := scores.choice(queries.read_run(folder)):
         say(scores.choice_text(chosen))
 
@@ -61,8 +62,8 @@ def finalists(folder: RunFolder) -> dict[int, StitchPlan]:
     tables = queries.read_run(folder)
     order = [plan["config_id"] for plan in run_json(folder)["front"]]
     believed = scores.calibration(tables)
-    configs = sorted((s for s in believed if s.startswith("config:")), key=lambda s: -believed[s])
-    order += [int(subject.removeprefix("config:")) for subject in configs]
+    configs = [subject for subject in believed if subject.config_id is not None]
+    order += [subject.config_id for subject in sorted(configs, key=lambda subject: -believed[subject])]
     plans = stored_plans(tables)
     firsts: dict[frozenset[int], int] = {}
     for config_id in order:

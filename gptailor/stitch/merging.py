@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
 
 from gptailor.plan import BASE, LayerChoice
+
+if TYPE_CHECKING:
+    from mergekit.merge_methods.base import MergeMethod
 
 State = Mapping[str, torch.Tensor]
 
@@ -189,7 +192,7 @@ def _seed(choice: LayerChoice) -> int:
     return int.from_bytes(hashlib.sha256(repr(choice.weights_key).encode()).digest()[:7], "little")
 
 
-def _method(name: str) -> Any:
+def _method(name: str) -> MergeMethod:
     from mergekit.merge_methods import get
 
     return get(name)

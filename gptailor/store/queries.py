@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,10 @@ from gptailor.store.connection import (
     schema_version,
 )
 from gptailor.store.folder import RunFolder, run_folders
+from gptailor.store.stored_spec import StoredSpec, read_stored_spec
 from gptailor.store.summary import RunSummary, read_summary, summarise, summary_of_run_file
 from gptailor.store.tables import known_tables
-
-ExampleKey = tuple[str, str, str, str]
-"""plan_hash, benchmark, metric, split."""
+from gptailor.trial import ItemKey, Subject
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class RunTables:
     layers: pd.DataFrame
     evaluations: pd.DataFrame
 
+    @cached_property
+    def spec(self) -> StoredSpec:
+        """What the run asked."""
+        return read_stored_spec(self.runs["spec"].iloc[0] if len(self.runs) else None)
+
 
 _ORDER = {
     "runs": "run_id",
@@ -68,21 +73,17 @@ def read_run(folder: RunFolder, patience: float = READER_PATIENCE) -> RunTables:
         as_of = datetime.now(UTC)
         found = schema_version(con)
         frames = {table: _frame(con, table, order) for table, order in _ORDER.items()}
+    frames["evaluations"] = _of_known_subjects(frames["evaluations"])
     notice = newer_notice(found) if found > known_version() else None
     return RunTables(folder.run_id, as_of, version, notice, **frames)
 
 
-def load_examples(folder: RunFolder) -> dict[ExampleKey, list[Any]]:
+def load_examples(folder: RunFolder) -> dict[ItemKey, list[Any]]:
     """All items of the run, in each benchmark's nested order from example 0: nothing scored is scored again."""
     return dict(_examples(folder, None))
 
 
-def stored_items(folder: RunFolder, plan_hash: str) -> dict[ExampleKey, list[Any]]:
-    """Like load_examples, for one plan."""
-    return dict(_examples(folder, [plan_hash]))
-
-
-def items_of(folder: RunFolder, plan_hashes: Iterable[str]) -> dict[ExampleKey, list[Any]]:
+def items_of(folder: RunFolder, plan_hashes: Iterable[str]) -> dict[ItemKey, list[Any]]:
     """Like load_examples, for some plans."""
     return dict(_examples(folder, sorted(set(plan_hashes))))
 
@@ -128,7 +129,13 @@ def _frame(con: duckdb.DuckDBPyConnection, table: str, order: str) -> pd.DataFra
     return frame
 
 
-def _examples(folder: RunFolder, plan_hashes: list[str] | None) -> Iterator[tuple[ExampleKey, list[Any]]]:
+def _of_known_subjects(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """Without those of kinds that a newer version brought."""
+    known = evaluations["subject"].map(lambda text: Subject.find(str(text)) is not None).astype(bool)
+    return evaluations[known].reset_index(drop=True)
+
+
+def _examples(folder: RunFolder, plan_hashes: list[str] | None) -> Iterator[tuple[ItemKey, list[Any]]]:
     with open_reader(folder, patience=30.0) as con:
         rows = con.execute(
             "SELECT plan_hash, benchmark, metric, split, first, items FROM examples "
@@ -136,9 +143,9 @@ def _examples(folder: RunFolder, plan_hashes: list[str] | None) -> Iterator[tupl
             "ORDER BY plan_hash, benchmark, metric, split, first",
             [plan_hashes],
         ).fetchall()
-    items: dict[ExampleKey, list[Any]] = {}
+    items: dict[ItemKey, list[Any]] = {}
     for *key, first, text in rows:
-        known = items.setdefault((key[0], key[1], key[2], key[3]), [])
+        known = items.setdefault(ItemKey(*key), [])
         if first <= len(known):  # behind a gap nothing can be used: a budget is always the first n examples
             new = json.loads(text)
             known[first : first + len(new)] = new

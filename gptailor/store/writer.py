@@ -206,6 +206,7 @@ class RunWriter:
     def record_evaluation(self, evaluation: Evaluation) -> None:
         """A score outside the search. Raises ValueError for a score that is not finite."""
         row = {key: value for key, value in dataclasses.asdict(evaluation).items() if key != "score"}
+        row["subject"] = str(evaluation.subject)
         score = _score_row(evaluation.score)
         del score["is_objective"]
         self._record({"event": "evaluation", "row": row | score})

@@ -17,7 +17,7 @@ from gptailor.plan import StitchPlan
 from gptailor.spec import Baseline, SpaceOperation, load_spec
 from gptailor.store import queries
 from gptailor.store.writer import RunWriter
-from gptailor.trial import Evaluation, Score
+from gptailor.trial import Evaluation, Score, Subject
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "data" / "experiments").glob("*.yaml"))
@@ -105,7 +105,7 @@ def test_runs_that_differ_in_their_seed_are_put_together(tmp_path: Path) -> None
     writer = RunWriter.open(folders["search, seed 1"])
     with writer.batch():
         score = Score("words", "acc", 0.5, 0.12, 16, True)
-        writer.record_evaluation(Evaluation(f"config:{CONFIG}", CONFIG, "test", score, datetime.now(UTC)))
+        writer.record_evaluation(Evaluation(Subject.config(CONFIG), CONFIG, "test", score, datetime.now(UTC)))
     head, *rows = over_seeds(folders)
     assert rows == [("search", "2", "0.4500", "0.0707")], "0.4 and 0.5"
     assert len(head) == 4 and over_seeds({"other": folders["other"]}) == [head]

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from gptailor.__main__ import main
 from gptailor.commands.export import MAX_PROMPT, export_model, generate
 from gptailor.errors import UserError
+from gptailor.launch.events import Event
 from gptailor.store.folder import RunFolder
 
 
@@ -27,21 +28,22 @@ def run(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
 
 
 @pytest.fixture(scope="module")
-def exported(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def exported(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
     out, said = tmp_path_factory.mktemp("exports") / "model", []
     export_model(run, CONFIG, out, said.append)
     return out, said
 
 
-def test_an_export_is_the_plan(exported: tuple[Path, list[str]]) -> None:
+def test_an_export_is_the_plan(exported: tuple[Path, list[Event]]) -> None:
     out, said = exported
     assert json.loads((out / "gptailor_plan.json").read_text()) == PLAN.to_json()
     assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 4
-    assert said[0] == "  0% opening the family" and said[-2] == "100% done"
-    assert "4 layers" in said[-1] and "logits differ" in said[-1]
+    assert str(said[0]) == "  0% opening the family" and str(said[-2]) == "100% done"
+    assert "4 layers" in said[-1].text and "logits differ" in said[-1].text
+    assert said[-1].result["folder"] == str(out) and said[-1].result["n_layers"] == 4
 
 
-def test_the_card_tells_scores_and_how_it_was_found(exported: tuple[Path, list[str]]) -> None:
+def test_the_card_tells_scores_and_how_it_was_found(exported: tuple[Path, list[Event]]) -> None:
     card = (exported[0] / "README.md").read_text()
     assert "| words | acc | 0.5000 | 0.1600 | 10 | yes |" in card
     assert "| words \\(test\\) | acc | 0.4000 | 0.1200 | 16 | no |" in card
@@ -124,15 +126,18 @@ def test_what_does_not_go_together_is_refused(run: RunFolder, tmp_path: Path, ca
 
 
 def answers(run: RunFolder, prompt: str = "the cat sat", **options: object) -> dict[str, dict]:
-    said: list[str] = []
+    said: list[Event] = []
     generate(run, CONFIG, prompt, said.append, max_tokens=6, **options)  # type: ignore[arg-type]
-    events = [json.loads(line) for line in said]
-    assert next(event["step"] for event in events if "step" in event) == "opening the family"
-    return {event["subject"]: event for event in events if "subject" in event}
+    assert [event.text for event in said if event.result is None] == [
+        "opening the models",
+        "the dense base writes",
+        f"plan {CONFIG} writes",
+    ]
+    return {event.result["subject"]: event.result for event in said if event.result}
 
 
 def test_answers_are_those_of_plain_transformers(
-    run: RunFolder, tiny_family: Path, exported: tuple[Path, list[str]]
+    run: RunFolder, tiny_family: Path, exported: tuple[Path, list[Event]]
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from gptailor.dashboard import readers
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
-from gptailor.trial import Evaluation, Score
+from gptailor.trial import Evaluation, Score, Subject
 
 ROOT = Path(__file__).resolve().parents[2]
 RIGHT = {f"config:{CONFIG}": 10, "baseline:sleb@math": 4}
@@ -30,7 +30,9 @@ def runs(tmp_path: Path, tiny_family: Path, monkeypatch: pytest.MonkeyPatch) -> 
                 plan_hash = PLAN.hash if subject.startswith("config") else "cut"
                 config_id = CONFIG if subject.startswith("config") else None
                 score = Score("words", "acc", right / 16, 0.12, 16, True)
-                writer.record_evaluation(Evaluation(subject, config_id, "test", score, NOW, plan_hash, 0.25))
+                writer.record_evaluation(
+                    Evaluation(Subject.parse(subject), config_id, "test", score, NOW, plan_hash, 0.25)
+                )
                 writer.record_examples(plan_hash, "words", "acc", "test", 0, [1] * right + [0] * (16 - right))
     return folders
 

@@ -39,13 +39,13 @@ def spec(tiny_family: Path, folder: Path) -> RunSpec:
 
 
 def opened(spec: RunSpec, known: Any = None) -> tuple[PlanScorer, list[StitchPlan]]:
-    """A workbench, and the plans that it stitches from now on."""
-    bench = PlanScorer.open(spec, spec.objectives, max_examples=24)
-    bench.known = known or {}
+    """A plan scorer, and the plans that it stitches from now on."""
+    plan_scorer = PlanScorer.open(spec, spec.objectives, max_examples=24)
+    plan_scorer.known = known or {}
     stitched: list[StitchPlan] = []
-    stitch = bench.stitcher.stitch
-    bench.stitcher.stitch = lambda plan: (stitched.append(plan), stitch(plan))[1]  # type: ignore[method-assign]
-    return bench, stitched
+    stitch = plan_scorer.stitcher.stitch
+    plan_scorer.stitcher.stitch = lambda plan: (stitched.append(plan), stitch(plan))[1]  # type: ignore[method-assign]
+    return plan_scorer, stitched
 
 
 @pytest.mark.parametrize(
@@ -64,30 +64,30 @@ def test_one_example(plan: list[float], dense: list[float], agree: float, closen
 
 
 def test_the_dense_base_agrees_with_itself_and_is_run_once(spec: RunSpec) -> None:
-    bench, stitched = opened(spec)
+    plan_scorer, stitched = opened(spec)
     for budget in spec.budget.rungs:
-        _, agree, closeness = bench.score(DENSE, budget).scores
+        _, agree, closeness = plan_scorer.score(DENSE, budget).scores
         assert (agree.score, agree.stderr, closeness.score) == (1.0, 0.0, 1.0) and agree.n_samples == budget
         assert agree.higher_is_better and closeness.higher_is_better
-    first = bench.score(PLAN, 24)
+    first = plan_scorer.score(PLAN, 24)
     assert stitched == [DENSE] * 2 + [PLAN]  # a rung: the options, of which two metrics are made, and accuracy
-    assert {key[0] for key, _, _ in first.fresh} == {PLAN.hash}
+    assert {key.plan_hash for key, _, _ in first.fresh} == {PLAN.hash}
 
 
 def test_scores_are_those_of_the_options(spec: RunSpec) -> None:
     """Computed a second time from each example's own log-likelihoods."""
-    bench, _ = opened(spec)
-    _, agree, closeness = bench.score(PLAN, 24).scores
-    _, relative, _ = bench.benchmarks
+    plan_scorer, _ = opened(spec)
+    _, agree, closeness = plan_scorer.score(PLAN, 24).scores
+    _, relative, _ = plan_scorer.benchmarks
     said = {}
     for plan in (DENSE, PLAN):
-        said[plan.hash] = bench.evaluator.items(bench.stitcher.stitch(plan), relative, 0, 24)
+        said[plan.hash] = plan_scorer.evaluator.items(plan_scorer.stitcher.stitch(plan), relative, 0, 24)
     picks = [
         [max(range(len(options)), key=options.__getitem__) for options in said[plan.hash]] for plan in (DENSE, PLAN)
     ]
     same = sum(one == other for one, other in zip(*picks, strict=True)) / 24
     assert agree.score == pytest.approx(same) and 0 < agree.score < 1 and agree.stderr
-    assert agree.score != pytest.approx(bench.score(PLAN, 24).scores[0].score)
+    assert agree.score != pytest.approx(plan_scorer.score(PLAN, 24).scores[0].score)
     assert 0 < closeness.score < 1
     pairs = zip(said[PLAN.hash], said[DENSE.hash], strict=True)
     assert closeness.score == pytest.approx(sum(item_beside(CLOSENESS, *pair) for pair in pairs) / 24)
@@ -100,12 +100,12 @@ def test_what_is_stored_is_gone_on_from(spec: RunSpec) -> None:
     """The dense base's answers too: a plan that is scored first brings them, and nothing is run again."""
     whole, _ = opened(spec)
     expected = whole.score(PLAN, 24)
-    bench, _ = opened(spec)
-    fresh = bench.score(PLAN, 8).fresh
-    assert {key for key, _, _ in fresh if key[0] == DENSE.hash} == {(DENSE.hash, "many", OPTIONS, "test")}
+    plan_scorer, _ = opened(spec)
+    fresh = plan_scorer.score(PLAN, 8).fresh
+    assert {key for key, _, _ in fresh if key.plan_hash == DENSE.hash} == {(DENSE.hash, "many", OPTIONS, "test")}
     stored = json.loads(json.dumps([[list(key), items] for key, _, items in fresh]))
     resumed, stitched = opened(spec, {tuple(key): items for key, items in stored})
-    assert resumed.score(PLAN, 8).scores == bench.score(PLAN, 8).scores and stitched == []
+    assert resumed.score(PLAN, 8).scores == plan_scorer.score(PLAN, 8).scores and stitched == []
     grown = resumed.score(PLAN, 24)
     assert grown.scores == expected.scores and stitched == [DENSE, PLAN]
     assert {first for _, first, _ in grown.fresh} == {8}
@@ -131,8 +131,8 @@ def test_a_search_and_what_judges_it(tiny_family: Path, folder: Path, tmp_path: 
     done = gptailor("evaluate", run.run_id, "--runs", run.root, "--subjects", f"config:{config}")
     assert done.returncode == 0, done.stdout + done.stderr
     kept = queries.load_examples(run)
-    options = {key[1:]: len(items) for key, items in kept.items() if key[2] == OPTIONS}
+    options = {key.of: len(items) for key, items in kept.items() if key.metric == OPTIONS}
     assert options == {("many", OPTIONS, "test"): 24, ("many", OPTIONS, "validation"): 20}
     assert all(
-        isinstance(item, float) for key, items in kept.items() if key[2] not in (OPTIONS, ORDER) for item in items
+        isinstance(item, float) for key, items in kept.items() if key.metric not in (OPTIONS, ORDER) for item in items
     )

@@ -292,15 +292,15 @@ def test_dask_starts_workers_that_have_several_gpus(
     gpus: Callable, tiny_family: Path, make_spec: Callable, tmp_path: Path
 ) -> None:
     gpus(4, GB)
-    crew = start(make_spec(tiny_family, device="auto", workers={"local": 2}), RunFolder.of(tmp_path, "run-1"))
+    cluster = start(make_spec(tiny_family, device="auto", workers={"local": 2}), RunFolder.of(tmp_path, "run-1"))
     try:
-        with crew.connect() as client:
+        with cluster.connect() as client:
             client.wait_for_workers(2, timeout=60)
             seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
             names = {facts["name"]: seen[at] for at, facts in client.scheduler_info(n_workers=-1)["workers"].items()}
     finally:
-        crew.close()
-    assert names == {"cuda:0..1": "0,1", "cuda:2..3": "2,3"} and crew.threads is None
+        cluster.close()
+    assert names == {"cuda:0..1": "0,1", "cuda:2..3": "2,3"} and cluster.threads is None
 
 
 def test_a_run_waits_for_all_that_it_computes_on(

@@ -17,6 +17,7 @@ from gptailor.commands.export import stitch_plan
 from gptailor.errors import UserError
 from gptailor.formats.mergekit import mergekit_yaml
 from gptailor.formats.published import plan_of, read_family, read_plan, strip_text
+from gptailor.launch.events import Event
 from gptailor.plan import LayerChoice, StitchPlan
 
 NAMES = ("math", "code", "prose")
@@ -121,10 +122,10 @@ def test_stitch_builds_what_the_file_means(tiny_family: Path, tmp_path: Path) ->
     copy = gptailor("stitch", out / "gptailor_plan.json", "--family", family, "--out", tmp_path / "copy")
     assert copy.returncode == 0, copy.stderr
     assert (tmp_path / "copy" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
-    said: list[str] = []
+    said: list[Event] = []
     with pytest.raises(UserError, match="holds an earlier export already"):
         stitch_plan(str(file), str(family), out, said.append)
-    assert not any("opening" in line for line in said), "refused before the family is opened"
+    assert not any("opening" in event.text for event in said), "refused before the family is opened"
 
 
 def test_show_draws_a_plan_without_weights(tmp_path: Path) -> None:

@@ -23,7 +23,18 @@ from gptailor.plan import BASE, LayerChoice, StitchPlan
 from gptailor.spec import RunSpec, build_spec
 from gptailor.store.folder import RunFolder, new_run_id
 from gptailor.store.writer import RunWriter
-from gptailor.trial import Evaluation, Origin, Outcome, RunRecord, RunStatus, Score, Trial, TrialStatus
+from gptailor.trial import (
+    DENSE,
+    Evaluation,
+    Origin,
+    Outcome,
+    RunRecord,
+    RunStatus,
+    Score,
+    Subject,
+    Trial,
+    TrialStatus,
+)
 
 PERPLEXITY = "word_perplexity"
 """A metric of which less is better: benchmarks called `NAME/word_perplexity` get such scores."""
@@ -146,7 +157,7 @@ def make_run(
         if status is RunStatus.FINISHED and best is not None:
             for benchmark in spec.held_out:
                 score = truths[benchmark.name].score(best[2], truths[benchmark.name].n_examples)
-                writer.record_evaluation(Evaluation(f"config:{best[1]}", best[1], benchmark.split, score, clock()))
+                writer.record_evaluation(Evaluation(Subject.config(best[1]), best[1], benchmark.split, score, clock()))
         if status not in (RunStatus.RUNNING, RunStatus.QUEUED):
             writer.set_status(status, "three trials in a row ran out of memory" if status is RunStatus.FAILED else None)
     return folder
@@ -230,7 +241,7 @@ def _brackets(
     eta, config_id, made, start = spec.budget.eta, 0, 0, 0
     while made < n_trials:
         size = eta ** (len(rungs) - 1 - start)
-        merits: dict[int, float] = {}
+        fitness: dict[int, float] = {}
         plans = {config_id + i: _plan(spec, n_layers, draw) for i in range(size)}
         config_id += size
         survivors = list(plans)
@@ -238,26 +249,26 @@ def _brackets(
             for config in survivors:
                 if made == n_trials:
                     return
-                yield config, rung, plans[config], merits
+                yield config, rung, plans[config], fitness
                 made += 1
-            alive = [config for config in survivors if config in merits]
-            survivors = sorted(alive, key=lambda config: -merits[config])[: max(1, len(survivors) // eta)]
+            alive = [config for config in survivors if config in fitness]
+            survivors = sorted(alive, key=lambda config: -fitness[config])[: max(1, len(survivors) // eta)]
         start = (start + 1) % len(rungs)
 
 
 def _subjects(
     n_layers: int, n_removed: int, candidates: Sequence[str], baselines: Sequence[str], draw: random.Random
-) -> Iterator[tuple[str, StitchPlan]]:
-    yield "dense", StitchPlan.dense(n_layers)
+) -> Iterator[tuple[Subject, StitchPlan]]:
+    yield DENSE, StitchPlan.dense(n_layers)
     for name in candidates:
-        yield f"candidate:{name}", StitchPlan.dense(n_layers, name)
+        yield Subject.candidate(name), StitchPlan.dense(n_layers, name)
     for index, name in enumerate(baselines):
         if index:
             removed = draw.sample(range(n_layers), n_removed)
         else:  # a block in the upper half, as one-shot methods pick it
             first = max(0, n_layers - n_removed - 3)
             removed = list(range(first, first + n_removed))
-        yield f"baseline:{name}", StitchPlan.without(removed, n_layers)
+        yield Subject.baseline(name), StitchPlan.without(removed, n_layers)
 
 
 class _Clock:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from gptailor.plan import StitchPlan
 from gptailor.store.queries import RunTables
+from gptailor.trial import Subject
 
 START = datetime(2026, 11, 1, 8, 0, tzinfo=UTC)
 SPEC: dict[str, Any] = {
@@ -150,8 +151,7 @@ def _evaluation_frame(evaluations: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     rows = []
     for e in evaluations:
         benchmark, metric = e["name"].split("/")
-        subject = e["subject"]
-        config = int(subject.split(":")[1]) if subject.startswith("config:") else None
+        subject, config = e["subject"], Subject.parse(e["subject"]).config_id
         split, error = e.get("split", "validation"), e.get("stderr", 0.01)
         known = (e.get("plan_hash"), e.get("chance"))
         rows.append(

@@ -10,7 +10,18 @@ from gptailor.plan import LayerChoice, StitchPlan
 from gptailor.spec import RunSpec, build_spec
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
-from gptailor.trial import Evaluation, Origin, Outcome, RunRecord, RunStatus, Score, Trial, TrialStatus
+from gptailor.trial import (
+    DENSE,
+    Evaluation,
+    Origin,
+    Outcome,
+    RunRecord,
+    RunStatus,
+    Score,
+    Subject,
+    Trial,
+    TrialStatus,
+)
 
 CONFIG = 7
 PLAN = StitchPlan(
@@ -50,14 +61,14 @@ def make_tiny_run(root: Path, family: Path, run_id: str = "tiny-run", dense_is_j
     with writer.batch():
         writer.set_status(RunStatus.RUNNING)
         dense = Score("words", "acc", 0.6, 0.15, 10, True)
-        writer.record_evaluation(Evaluation("dense", None, "validation", dense, NOW))
+        writer.record_evaluation(Evaluation(DENSE, None, "validation", dense, NOW))
         if dense_is_judged:
-            writer.record_evaluation(Evaluation("dense", None, "test", Score("words", "acc", 0.8, 0.1, 16, True), NOW))
+            writer.record_evaluation(Evaluation(DENSE, None, "test", Score("words", "acc", 0.8, 0.1, 16, True), NOW))
         writer.record_plan(CONFIG, PLAN, 41_000)
         writer.start_trial(Trial(0, CONFIG, 10, 0, Origin.INITIAL, {}, NOW, 0.1))
         score = Score("words", "acc", 0.5, 0.16, 10, True)
         writer.finish_trial(0, Outcome(TrialStatus.SUCCESS, NOW, (score,), 0.1, 0.2))
         held_out = Score("words", "acc", 0.4, 0.12, 16, True)
-        writer.record_evaluation(Evaluation(f"config:{CONFIG}", CONFIG, "test", held_out, NOW))
+        writer.record_evaluation(Evaluation(Subject.config(CONFIG), CONFIG, "test", held_out, NOW))
         writer.set_status(RunStatus.FINISHED)
     return folder

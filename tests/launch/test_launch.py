@@ -32,7 +32,6 @@ from gptailor.launch.engine import (
     delete_run,
     is_alive,
     prepare,
-    read_control,
     request,
 )
 from gptailor.launch.jobs import Job, JobStatus, job_state, list_jobs, start_job, stop_job
@@ -152,7 +151,7 @@ def test_the_engine_adopts_the_lock_it_is_handed(folder: RunFolder, engines: lis
     holder = read_holder(folder.lock)
     assert holder is not None and holder.pid == pid and is_alive(folder)
     assert engine.stop(folder) is StopResult.ASKED
-    assert not is_alive(folder) and not read_control(folder), "a clean state is left"
+    assert not is_alive(folder) and not asked(folder, "stop") and not asked(folder, "pause"), "a clean state is left"
 
 
 def test_an_engine_outlives_who_started_it(folder: RunFolder, engines: list[RunFolder]) -> None:
@@ -289,20 +288,20 @@ def test_stopping_goes_as_far_as_it_must(folder: RunFolder, engines: list[RunFol
 
 
 def test_control_files(folder: RunFolder) -> None:
-    assert read_control(folder) == frozenset()
+    assert not asked(folder, "stop") and not asked(folder, "pause")
     for _ in range(2):
         request(folder, "pause")
     request(folder, "stop")
-    assert read_control(folder) == {"pause", "stop"} and asked(folder, "pause")
+    assert asked(folder, "stop") and asked(folder, "pause")
     request(folder, "resume")
-    assert read_control(folder) == {"stop"} and not asked(folder, "pause")
+    assert asked(folder, "stop") and not asked(folder, "pause")
 
 
 def test_an_engine_is_not_stopped_by_what_was_asked_of_the_one_before(folder: RunFolder) -> None:
     request(folder, "stop")
     request(folder, "pause")
     with EngineLock(folder):
-        assert read_control(folder) == frozenset()
+        assert not asked(folder, "stop") and not asked(folder, "pause")
         request(folder, "stop")
         assert asked(folder, "stop")
 

@@ -34,7 +34,7 @@ from hypothesis.stateful import (
 
 from gptailor.errors import UserError
 from gptailor.launch import engine
-from gptailor.launch.engine import LOST, StopResult, is_alive, read_control, request
+from gptailor.launch.engine import LOST, StopResult, asked, is_alive, request
 from gptailor.launch.extend import extend
 from gptailor.launch.process import signal_holder
 from gptailor.spec import RunSpec, load_spec
@@ -112,7 +112,7 @@ class Life(RuleBasedStateMachine):
                 assert kills.status_of(self.folder) in ENDED, self._told()
         else:
             assert results == {StopResult.NOT_RUNNING}
-        assert not read_control(self.folder)
+        assert not asked(self.folder, "stop") and not asked(self.folder, "pause")
         self.is_paused = False
 
     @precondition(lambda self: is_alive(self.folder))

@@ -10,6 +10,7 @@ from scipy import stats
 
 from gptailor.plan import StitchPlan
 from gptailor.results import scores, statistics
+from gptailor.trial import Subject, SubjectKind
 
 RUN = SPEC | {
     "objectives": [{"benchmark": "piqa", "metric": "acc", "split": "validation"}],
@@ -80,7 +81,7 @@ def test_plans_behind_results_are_known(frame: pd.DataFrame) -> None:
 
 def test_averages(tables, frame: pd.DataFrame) -> None:
     believed = scores.calibration(tables)
-    assert believed["config:7"] == pytest.approx(0.76 / 0.8)
+    assert believed[Subject.config(7)] == pytest.approx(0.76 / 0.8)
     table = scores.averages(frame, believed).set_index("subject")
     assert list(table.index) == ["dense", "config:7"], "the others were not scored on every benchmark"
     mine = table.loc["config:7"]
@@ -90,8 +91,8 @@ def test_averages(tables, frame: pd.DataFrame) -> None:
     kept = (0.65 / 0.8 + 0.25 / 0.26 + 0.5) / 3
     assert mine.retention == pytest.approx(kept)
     assert mine.gap == pytest.approx(0.95 - kept)
-    assert scores.strongest(table.reset_index(), "config") == "config:7"
-    assert scores.strongest(table.reset_index(), "baseline") is None
+    assert scores.strongest(table.reset_index(), SubjectKind.CONFIG) == Subject.config(7)
+    assert scores.strongest(table.reset_index(), SubjectKind.BASELINE) is None
 
 
 def test_nothing_is_held_out_yet() -> None:
@@ -99,10 +100,13 @@ def test_nothing_is_held_out_yet() -> None:
     assert frame.empty and scores.averages(frame).empty
 
 
+A, B = Subject.config(1), Subject.config(2)
+
+
 def pair_of(first: list, second: list, metric: str = "acc", higher: bool = True) -> pd.DataFrame:
     frame = pd.DataFrame(
         {
-            "subject": ["a", "b"],
+            "subject": [str(A), str(B)],
             "plan_hash": ["A", "B"],
             "benchmark": "x",
             "metric": metric,
@@ -112,7 +116,7 @@ def pair_of(first: list, second: list, metric: str = "acc", higher: bool = True)
         }
     )
     items = {("A", "x", metric, "test"): first, ("B", "x", metric, "test"): second}
-    return statistics.paired(frame, items, "a", "b")
+    return statistics.paired(frame, items, A, B)
 
 
 def test_right_or_wrong_is_tested_by_mcnemar() -> None:
@@ -140,13 +144,13 @@ def test_other_numbers_are_tested_by_bootstrap() -> None:
 def test_the_average_is_tested_over_benchmarks() -> None:
     rows, items = [], {}
     for name, gap in (("x", 6), ("y", -2)):
-        for subject, right in (("a", 50 + gap), ("b", 50)):
+        for subject, right in ((str(A), 50 + gap), (str(B), 50)):
             rows.append((subject, subject, name, "acc", "test", 100, True))
             items[(subject, name, "acc", "test")] = [1] * right + [0] * (100 - right)
-    rows.append(("a", "a", "wiki", "ppl", "test", 3, False))
-    items[("a", "wiki", "ppl", "test")] = [[-3.0, 2], [-4.0, 3], [-1.0, 1]]
+    rows.append((str(A), str(A), "wiki", "ppl", "test", 3, False))
+    items[(str(A), "wiki", "ppl", "test")] = [[-3.0, 2], [-4.0, 3], [-1.0, 1]]
     columns = ["subject", "plan_hash", "benchmark", "metric", "split", "n", "higher"]
-    found = statistics.paired(pd.DataFrame(rows, columns=columns), items, "a", "b")
+    found = statistics.paired(pd.DataFrame(rows, columns=columns), items, A, B)
     assert list(found.benchmark) == ["x", "y", "average"]
     assert found.difference.iloc[2] == pytest.approx(0.02) and found.n.iloc[2] == 200
     assert found.low.iloc[2] <= 0.02 <= found.high.iloc[2]

@@ -44,7 +44,7 @@ PATIENCE = 600
 
 
 @pytest.fixture(scope="module")
-def bench(run_file: Path) -> PlanScorer:
+def plan_scorer(run_file: Path) -> PlanScorer:
     """One worker in this process, whose scores are those that every other is to give."""
     spec = load_spec(run_file)
     return PlanScorer.open(spec, spec.objectives, max_examples=spec.budget.max)
@@ -85,7 +85,7 @@ def worker_processes(folder: RunFolder) -> list[psutil.Process]:
     return [process for process in family if process.ppid() != holder.pid and not process.children()]
 
 
-def assert_every_trial_is_scored_once_and_right(folder: RunFolder, bench: PlanScorer) -> None:
+def assert_every_trial_is_scored_once_and_right(folder: RunFolder, plan_scorer: PlanScorer) -> None:
     tables = queries.read_run(folder)
     trials = tables.trials
     assert trials.trial_id.tolist() == list(range(load_spec(folder.spec).trials))
@@ -95,19 +95,19 @@ def assert_every_trial_is_scored_once_and_right(folder: RunFolder, bench: PlanSc
     assert len([row for row in finished if row["status"] == TrialStatus.SUCCESS]) == len(trials)
     plans = {row.config_id: StitchPlan.from_json(json.loads(row.plan)) for row in tables.plans.itertuples()}
     stored = tables.scores.set_index(["trial_id", "benchmark"]).score
-    dense = StitchPlan.dense(bench.family.n_layers)
-    orders = known_orders(queries.load_examples(folder), dense, bench.benchmarks)
+    dense = StitchPlan.dense(plan_scorer.family.n_layers)
+    orders = known_orders(queries.load_examples(folder), dense, plan_scorer.benchmarks)
     assert orders, "the run read first what tells most"
-    if orders != bench.orders:
-        bench.known = {}
-        bench.reorder(orders)
+    if orders != plan_scorer.orders:
+        plan_scorer.known = {}
+        plan_scorer.reorder(orders)
     for trial in trials.itertuples():
-        for score in bench.score(plans[trial.config_id], int(trial.budget)).scores:
+        for score in plan_scorer.score(plans[trial.config_id], int(trial.budget)).scores:
             assert stored[trial.trial_id, score.benchmark] == score.score, "not what one worker gives"
 
 
 @pytest.mark.alone
-def test_two_local_workers(run_file: Path, bench: PlanScorer, tmp_path: Path) -> None:
+def test_two_local_workers(run_file: Path, plan_scorer: PlanScorer, tmp_path: Path) -> None:
     """Killed in its midst and gone on with: trials that were under way are run again, nothing is scored twice."""
     spec = load_spec(run_file, ["workers.local=2", "selection=[{benchmark: first_words, split: test}]"])
     folder = begin(tmp_path, spec)
@@ -126,7 +126,7 @@ def test_two_local_workers(run_file: Path, bench: PlanScorer, tmp_path: Path) ->
     log = folder.log.read_text()
     assert "trials are stored and will not be run again" in log and "warm start" not in log
     assert "is best on the selection split" in log and "Traceback" not in log
-    assert_every_trial_is_scored_once_and_right(folder, bench)
+    assert_every_trial_is_scored_once_and_right(folder, plan_scorer)
     assert kills.scored_twice(folder) == []
     trials = queries.read_run(folder).trials
     names = {name for shared in trials.worker.dropna() for name in shared.split(" + ")}
@@ -136,19 +136,19 @@ def test_two_local_workers(run_file: Path, bench: PlanScorer, tmp_path: Path) ->
 
 
 @pytest.mark.alone
-def test_workers_that_are_killed_at_random(run_file: Path, bench: PlanScorer, tmp_path: Path) -> None:
+def test_workers_that_are_killed_at_random(run_file: Path, plan_scorer: PlanScorer, tmp_path: Path) -> None:
     folder = begin(tmp_path, load_spec(run_file, ["workers.local=2"]))
     for moment in (3, 8, 13, 18):
         kills.wait_for(lambda moment=moment: kills.n_stored(folder) >= moment or not is_alive(folder), PATIENCE)
         if is_alive(folder) and (workers := worker_processes(folder)):
             random.choice(workers).send_signal(signal.SIGKILL)
     wait_for_end(folder)
-    assert_every_trial_is_scored_once_and_right(folder, bench)
+    assert_every_trial_is_scored_once_and_right(folder, plan_scorer)
     assert kills.scored_twice(folder) == [] and "Traceback" not in folder.log.read_text()
 
 
 @pytest.mark.alone
-def test_a_scheduler_by_its_address(run_file: Path, bench: PlanScorer, cluster: Cluster, tmp_path: Path) -> None:
+def test_a_scheduler_by_its_address(run_file: Path, plan_scorer: PlanScorer, cluster: Cluster, tmp_path: Path) -> None:
     """It is lost and comes back, with another worker: the run pauses, says why, and goes on."""
     folder = begin(tmp_path, load_spec(run_file, [f"workers.scheduler={cluster.address}", "trials=15"]))
     kills.wait_for(lambda: kills.n_stored(folder) >= 6, PATIENCE)
@@ -158,7 +158,7 @@ def test_a_scheduler_by_its_address(run_file: Path, bench: PlanScorer, cluster: 
     cluster.start_scheduler()
     cluster.start_worker("left")
     wait_for_end(folder)
-    assert_every_trial_is_scored_once_and_right(folder, bench)
+    assert_every_trial_is_scored_once_and_right(folder, plan_scorer)
     assert "Traceback" not in folder.log.read_text()
 
 
@@ -166,8 +166,8 @@ def test_a_scheduler_by_its_address(run_file: Path, bench: PlanScorer, cluster: 
 def test_a_client_that_gives_up_its_scheduler_says_nothing(run_file: Path, tmp_path: Path) -> None:
     """Dask logs what it meets while it looks for a scheduler that is lost; the run's log has our words for it."""
     lost = Cluster(tmp_path)
-    crew = start(load_spec(run_file, [f"workers.scheduler={lost.address}"]), RunFolder(tmp_path / "run"))
-    client = crew.connect()
+    started = start(load_spec(run_file, [f"workers.scheduler={lost.address}"]), RunFolder(tmp_path / "run"))
+    client = started.connect()
     heard: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = heard.append  # type: ignore[method-assign]
@@ -204,12 +204,12 @@ def test_a_trial_that_costs_three_workers_is_a_crash(
 ) -> None:
     monkeypatch.setattr("gptailor.scoring.cluster.dask_scorer.answer", dies)
     spec = load_spec(run_file, [f"workers.scheduler={cluster.address}"])
-    team = DaskScorer(spec, prepare(tmp_path, spec), {}, lambda: False, lambda _text: None, lambda _cause: None)
+    scorer = DaskScorer(spec, prepare(tmp_path, spec), {}, lambda: False, lambda _text: None, lambda _cause: None)
     try:
-        team.begin(0, StitchPlan.dense(6), 6, 0)
-        (ended,) = team.wait()
+        scorer.begin(0, StitchPlan.dense(6), 6, 0)
+        (ended,) = scorer.wait()
     finally:
-        team.close()
+        scorer.close()
     assert isinstance(ended, Ended) and ended.result is None
     assert (ended.error or "").startswith("WorkerLost: 3 workers that ran it were lost, ")
 
@@ -218,19 +218,19 @@ def dies(_run: Any, _trial_id: int, _pieces: Any) -> None:
     os._exit(1)
 
 
-def test_a_trial_is_cut_where_examples_are_never_computed_together(bench: PlanScorer) -> None:
+def test_a_trial_is_cut_where_examples_are_never_computed_together(plan_scorer: PlanScorer) -> None:
     plan = StitchPlan.without({2, 4}, 6)
-    gaps = ItemCache(6).gaps(plan, 54, bench.benchmarks)  # of which nothing is known
+    gaps = ItemCache(6).gaps(plan, 54, plan_scorer.benchmarks)  # of which nothing is known
     parts = cut(gaps, 4, (6, 18, 54))
     assert len(parts) == 4 and cut(gaps, 1, (6, 18, 54)) == [gaps]
-    whole, _ = bench.answers(gaps)
-    pieces = [pair for part in reversed(parts) for pair in zip(part, bench.answers(part)[0], strict=True)]
+    whole, _ = plan_scorer.answers(gaps)
+    pieces = [pair for part in reversed(parts) for pair in zip(part, plan_scorer.answers(part)[0], strict=True)]
     assert len(pieces) == 6, "two benchmarks on three rungs"
     assert join(gaps, pieces) == list(zip(gaps, whole, strict=True))
 
 
-def test_metrics_of_one_benchmark_are_not_cut_apart(bench: PlanScorer) -> None:
-    one, other = bench.benchmarks
+def test_metrics_of_one_benchmark_are_not_cut_apart(plan_scorer: PlanScorer) -> None:
+    one, other = plan_scorer.benchmarks
     likely = replace(one, metric="choice_prob", spec=one.spec.model_copy(update={"metric": "choice_prob"}))
     gaps = ItemCache(6).gaps(StitchPlan.without({2, 4}, 6), 18, [one, other, likely])
     parts = cut(gaps, 4, (6, 18))

@@ -25,7 +25,7 @@ from gptailor.search.selection import FINALISTS
 from gptailor.spec import Baseline, load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
-from gptailor.trial import RunStatus
+from gptailor.trial import RunStatus, Subject
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,9 @@ def test_every_method_on_every_source_is_a_trial(finished: RunFolder) -> None:
     removed = tables.layers[tables.layers.operation == "removed"].groupby("config_id").size()
     assert set(removed) == {2}
     named = tables.evaluations[tables.evaluations.subject != "dense"]
-    assert dict(zip(named.config_id, named.subject, strict=True)) == {i: cut.subject for i, cut in enumerate(asked)}
+    assert dict(zip(named.config_id, named.subject, strict=True)) == {
+        i: str(cut.subject) for i, cut in enumerate(asked)
+    }
     assert {"baseline:sleb", "baseline:sleb@math", "baseline:random-3@math"} <= set(named.subject)
 
 
@@ -115,7 +117,7 @@ def test_show_and_held_out_evaluation_take_it_as_a_run(finished: RunFolder) -> N
     assert done.returncode == 0, done.stderr
     judged, believed = queries.read_run(finished).evaluations, scores.calibration(queries.read_run(finished))
     (best,) = set(judged[judged.split == "test"].subject) - {"dense"}
-    assert believed[best] == max(kept for name, kept in believed.items() if name.startswith("config:"))
+    assert believed[Subject.parse(best)] == max(kept for who, kept in believed.items() if who.config_id is not None)
     named = "baseline:sleb@math,baseline:last"
     done = gptailor("evaluate", finished.run_id, "--runs", finished.root, "--subjects", named)
     assert done.returncode == 0, done.stderr
@@ -131,7 +133,7 @@ def test_show_and_held_out_evaluation_take_it_as_a_run(finished: RunFolder) -> N
 
 def test_some_of_the_models_may_be_named(run_file: Path) -> None:
     some = load_spec(run_file, ["baselines=[last, sleb]", "baselines_on=[math]"])
-    assert [cut.subject for cut in cuts(some, some.baselines)] == ["baseline:last@math", "baseline:sleb@math"]
+    assert [str(cut.subject) for cut in cuts(some, some.baselines)] == ["baseline:last@math", "baseline:sleb@math"]
     with pytest.raises(UserError, match="baselines_on: 'prose' is neither 'base' nor a candidate"):
         load_spec(run_file, ["baselines=[last]", "baselines_on=[prose]"])
 

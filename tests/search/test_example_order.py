@@ -14,7 +14,7 @@ from gptailor.errors import UserError
 from gptailor.evaluate.benchmarks import reordered
 from gptailor.plan import StitchPlan
 from gptailor.scoring.item_cache import OPTIONS, Items, items_key, reading_key
-from gptailor.search.example_order import FLATTEST, ORDER, informative_orders, known_orders, put_in_order, slopes
+from gptailor.search.example_order import FLATTEST, ORDER, known_orders, put_in_order, slopes, telling_orders
 from gptailor.search.suggest import cost
 from gptailor.spec import Benchmark
 from gptailor.store import queries
@@ -54,7 +54,7 @@ def known(benchmarks: list[Any]) -> Items:
 
 
 def test_what_plans_differ_on_comes_first(benchmarks: list[Any], known: Items) -> None:
-    orders = informative_orders(PLANS, benchmarks, known)
+    orders = telling_orders(PLANS, benchmarks, known)
     (places,) = orders.values()  # one for all metrics of the same examples
     assert sorted(places) == list(range(N))
     acc, prob, perplexity = benchmarks
@@ -63,14 +63,14 @@ def test_what_plans_differ_on_comes_first(benchmarks: list[Any], known: Items) -
         for values in (np.array([known[items_key(plan, b)] for plan in PLANS]) for b in (acc, prob))
     )
     assert all(np.diff(np.asarray(summed)[places]) <= 1e-12)
-    assert informative_orders(PLANS, [perplexity], known) == {}
-    assert informative_orders(PLANS[:1], benchmarks, known) == {}, "one plan differs from none"
-    broken = {key: items for key, items in known.items() if key[0] != PLANS[2].hash}
-    assert informative_orders(PLANS, benchmarks, broken).keys() == orders.keys(), "a plan without answers is spared"
+    assert telling_orders(PLANS, [perplexity], known) == {}
+    assert telling_orders(PLANS[:1], benchmarks, known) == {}, "one plan differs from none"
+    broken = {key: items for key, items in known.items() if key.plan_hash != PLANS[2].hash}
+    assert telling_orders(PLANS, benchmarks, broken).keys() == orders.keys(), "a plan without answers is spared"
 
 
 def test_items_and_examples_move_together(benchmarks: list[Any], known: Items) -> None:
-    orders = informative_orders(PLANS, benchmarks, known)
+    orders = telling_orders(PLANS, benchmarks, known)
     before = {key: list(items) for key, items in known.items()}
     stored = {key: items for key, _, items in put_in_order(known, orders, DENSE, benchmarks)}
     moved = reordered(benchmarks, orders)
@@ -80,7 +80,7 @@ def test_items_and_examples_move_together(benchmarks: list[Any], known: Items) -
     for key, items in before.items():
         assert stored[key] == [items[place] for place in places]
     assert known == stored and known_orders(stored, DENSE, benchmarks) == orders
-    assert [key[2] for key in stored if key not in before] == [ORDER]
+    assert [key.metric for key in stored if key not in before] == [ORDER]
     for wrong in ([0, 0, 1], list(range(N + 1)), [1, 2]):
         with pytest.raises(UserError, match="start a new run"):
             reordered(benchmarks, {benchmarks[0].spec.reading: wrong})
@@ -89,7 +89,7 @@ def test_items_and_examples_move_together(benchmarks: list[Any], known: Items) -
 
 
 def test_what_a_difference_on_few_examples_amounts_to(benchmarks: list[Any], known: Items) -> None:
-    put_in_order(known, informative_orders(PLANS, benchmarks[:1], known), DENSE, benchmarks[:1])
+    put_in_order(known, telling_orders(PLANS, benchmarks[:1], known), DENSE, benchmarks[:1])
     (name,) = {benchmark.name for benchmark in benchmarks[:1]}
     found = slopes(PLANS, benchmarks, (5, 10, N), known)
     few, some, all_of_them = (found[rung][name] for rung in (5, 10, N))
@@ -106,14 +106,18 @@ def test_a_search_reads_them_first_and_says_so_in_its_store(run_file: Path, tmp_
     assert done.returncode == 0, done.stdout + done.stderr
     folder = only_run(tmp_path)
     examples = queries.load_examples(folder)
-    orders = {key[1]: items for key, items in examples.items() if key[2] == ORDER}
+    orders = {key.benchmark: items for key, items in examples.items() if key.metric == ORDER}
     assert {name: sorted(places) for name, places in orders.items()} == {
         "first_words": list(range(54)),
         "other_words": list(range(40)),
     }
     spreads = []
     for name, metric, n in (("first_words", "acc", 54), ("other_words", "acc_norm", 40)):
-        answers = [items for key, items in examples.items() if key[1:3] == (name, metric) and len(items) == n]
+        answers = [
+            items
+            for key, items in examples.items()
+            if (key.benchmark, key.metric) == (name, metric) and len(items) == n
+        ]
         assert len(answers) >= 4
         spreads.append(np.array(answers[:5]).var(axis=0))
     assert any(spread.any() for spread in spreads), "plans that do not differ at all cannot tell"
@@ -121,4 +125,4 @@ def test_a_search_reads_them_first_and_says_so_in_its_store(run_file: Path, tmp_
     again = gptailor("search", run_file, "--runs", tmp_path / "other", "--set", "trials=9", "--set", "budget.min=54")
     assert again.returncode == 0, again.stdout + again.stderr
     flat = queries.load_examples(only_run(tmp_path / "other"))
-    assert not [key for key in flat if key[2] == ORDER], "one rung reads all there is"
+    assert not [key for key in flat if key.metric == ORDER], "one rung reads all there is"

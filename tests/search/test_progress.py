@@ -11,7 +11,7 @@ import pytest
 from helpers.tiny_run import tiny_spec
 
 from gptailor.search.progress import Report
-from gptailor.trial import Origin, Outcome, RunStatus, Score, Trial, TrialStatus
+from gptailor.trial import DENSE, Origin, Outcome, RunStatus, Score, Trial, TrialStatus
 from gptailor.wording import duration
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -25,7 +25,7 @@ class Terminal(io.StringIO):
 def tell(report: Report, folder: Path) -> None:
     """Three trials: at a low rung, at the high rung, and one that crashes."""
     report.started(tiny_spec(folder, trials=3, budget={"min": 10, "max": 30}), 0)
-    report.reference("dense", (Score("words", "acc", 0.6, 0.1, 30, True),))
+    report.reference(DENSE, (Score("words", "acc", 0.6, 0.1, 30, True),))
     for number, (budget, score) in enumerate([(10, 0.55), (30, 0.5), (10, None)]):
         trial = Trial(number, number + 1, budget, 0, Origin.MODEL, {}, NOW, 0.1)
         if score is None:

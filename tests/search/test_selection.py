@@ -20,6 +20,7 @@ from gptailor.results.frames.view import View
 from gptailor.search.selection import FINALISTS, finalists
 from gptailor.spec import build_spec
 from gptailor.store import queries
+from gptailor.trial import Subject
 
 RUN = SPEC | {
     "objectives": [{"benchmark": "piqa", "metric": "acc", "split": "validation"}],
@@ -42,7 +43,7 @@ def test_the_choice_is_by_the_selection_split_alone() -> None:
     tables = run_tables(trials, plans, found, spec=RUN)
     chosen = scores.choice(tables)
     assert chosen is not None
-    assert (chosen.subject, chosen.by_search, chosen.finalists) == ("config:2", "config:1", 3)
+    assert (chosen.subject, chosen.by_search, chosen.finalists) == (Subject.config(2), Subject.config(1), 3)
     assert (chosen.retention, chosen.promised) == pytest.approx((0.9, 0.925))
     assert chosen.by_search_retention == pytest.approx(0.825)
     assert chosen.optimism == pytest.approx((0.12 + 0.02 + 0.06) / 3 / 0.8)
@@ -92,7 +93,7 @@ def test_finalists_differ_in_what_they_remove(tmp_path: Path) -> None:
     cuts = [plan.removed for plan in plans.values()]
     n = len(set(cuts))
     assert len(plans) == FINALISTS and 1 < n <= 6 and len(set(cuts[:n])) == n
-    assert sorted(plans, key=lambda config_id: -believed[f"config:{config_id}"])[0] in list(plans)[:n]
+    assert sorted(plans, key=lambda config_id: -believed[Subject.config(config_id)])[0] in list(plans)[:n]
     few = make_run(tmp_path, n_trials=6, rungs=(1000,), failures=0.0)
     assert len(finalists(few)) <= 6
 

@@ -26,7 +26,7 @@ from gptailor.store.connection import StoreMissing, StoreNewer, known_version, o
 from gptailor.store.folder import RunFolder, new_run_id, run_folders
 from gptailor.store.notes import Notes, read_notes, write_notes
 from gptailor.store.writer import RunWriter
-from gptailor.trial import Evaluation, Outcome, RunRecord, RunStatus, TrialStatus
+from gptailor.trial import DENSE, Evaluation, Outcome, RunRecord, RunStatus, Subject, TrialStatus
 
 
 def test_what_is_recorded_is_read_back(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_what_is_recorded_is_read_back(tmp_path: Path) -> None:
     with writer.batch():
         writer.record_plan(0, PLAN, 123_456)
         writer.finish_trial(0, success())
-    writer.record_evaluation(Evaluation("dense", None, "test", scores()[0], NOON))
+    writer.record_evaluation(Evaluation(DENSE, None, "test", scores()[0], NOON))
     tables = queries.read_run(writer.folder)
 
     run = tables.runs.iloc[0]
@@ -79,7 +79,7 @@ def test_recording_twice_changes_nothing(tmp_path: Path) -> None:
             writer.record_plan(0, PLAN, 1)
             writer.record_plan(0, PLAN, 1)
             writer.record_examples(PLAN.hash, "piqa", "acc", "validation", 0, [1.0, 0.0])
-            writer.record_evaluation(Evaluation("dense", None, "test", scores()[0], NOON))
+            writer.record_evaluation(Evaluation(DENSE, None, "test", scores()[0], NOON))
             writer.finish_trial(0, success())
 
     record()
@@ -108,7 +108,7 @@ def test_no_score_is_invented(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="crashed"):
         writer.finish_trial(0, success(replace(scores()[0], score=math.nan)))
     with pytest.raises(ValueError, match="crashed"):
-        writer.record_evaluation(Evaluation("dense", None, "test", replace(scores()[0], score=math.inf), NOON))
+        writer.record_evaluation(Evaluation(DENSE, None, "test", replace(scores()[0], score=math.inf), NOON))
     writer.finish_trial(0, Outcome(TrialStatus.CRASHED, NOON, error="out of memory"))
     writer.finish_trial(1, success(replace(scores()[0], stderr=math.nan)))
     tables = queries.read_run(writer.folder)
@@ -166,7 +166,7 @@ def test_an_extended_run_says_so(tmp_path: Path) -> None:
 def test_summary_is_kept_and_equals_the_databases(tmp_path: Path) -> None:
     writer = new_writer(tmp_path)
     for score in scores(0.8, 10.0):
-        writer.record_evaluation(Evaluation("dense", None, "validation", score, NOON))
+        writer.record_evaluation(Evaluation(DENSE, None, "validation", score, NOON))
     writer.finish_trial(0, success())  # a trial that was never started has no budget: it counts, but is not the best
     for trial_id, (budget, got) in enumerate(
         [(10, scores(0.7, 11.0, 10)), (90, scores(0.4, 12.5)), (90, scores(0.6, 40))], 1
@@ -212,7 +212,7 @@ def test_examples_in_their_nested_order(tmp_path: Path) -> None:
     writer.record_examples("other", "piqa", "acc", "validation", 0, [True])
     items = queries.load_examples(writer.folder)
     assert repr(items[key]) == repr([1.0, 0.0, math.nan, [1, 2]]) and items["other", *key[1:]] == [True]
-    assert set(queries.stored_items(writer.folder, PLAN.hash)) == {key}
+    assert set(queries.items_of(writer.folder, [PLAN.hash])) == {key}
 
 
 def test_a_heartbeat_leaves_the_database_alone(tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_made_runs_are_alike_and_telling(tmp_path: Path) -> None:
     assert one.scores.drop(columns="run_id").equals(two.scores.drop(columns="run_id"))
     assert set(one.layers.operation) == {"base", "selected", "merged", "removed"}
     assert {"dense", "candidate:math", "baseline:random"} <= set(one.evaluations.subject)
-    assert any(subject.startswith("config:") for subject in one.evaluations.subject)
+    assert any(Subject.parse(text).config_id is not None for text in one.evaluations.subject)
     assert set(one.trials.budget) == {111, 333, 1000}
     failed = queries.read_run(make_run(tmp_path, n_trials=8, failures=1.0, status=RunStatus.FAILED))
     assert set(failed.trials.status) == {"crashed"} and failed.scores.empty and failed.runs.error[0]

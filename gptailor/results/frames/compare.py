@@ -18,6 +18,7 @@ import pandas as pd
 from gptailor.results.frames import layers, progress, tradeoffs, trials
 from gptailor.results.frames.facts import Average, Facts
 from gptailor.results.frames.view import View
+from gptailor.trial import DENSE, Subject
 from gptailor.wording import plain, value
 
 CLEAR = 1.96
@@ -152,10 +153,11 @@ def held_out_scores(runs: Sequence[Entry]) -> pd.DataFrame:
     rows = []
     for entry in runs:
         found = entry.view.tables.evaluations
-        dense = found[found["subject"] == "dense"].sort_values("n_samples")
+        dense = found[found["subject"] == str(DENSE)].sort_values("n_samples")
         whole = {(r.benchmark, r.metric, r.split, r.n_samples): r.score for r in dense.itertuples()}
         whole_any = {key[:3]: score for key, score in whole.items()}
-        for r in found[found["subject"] == f"config:{entry.best}"].itertuples():
+        best = None if entry.best is None else str(Subject.config(entry.best))
+        for r in found[found["subject"] == best].itertuples():
             reference = whole.get(
                 (r.benchmark, r.metric, r.split, r.n_samples), whole_any.get((r.benchmark, r.metric, r.split))
             )

@@ -17,6 +17,7 @@ import pandas as pd
 
 from gptailor.spec import Budget, parse_duration
 from gptailor.store.queries import RunTables
+from gptailor.trial import DENSE
 
 
 class Average(StrEnum):
@@ -157,7 +158,7 @@ def dense_scores(tables: RunTables, objectives: tuple[Objective, ...]) -> pd.Dat
 
     Columns: name, n_samples (ascending), score.
     """
-    found = tables.evaluations[tables.evaluations["subject"] == "dense"]
+    found = tables.evaluations[tables.evaluations["subject"] == str(DENSE)]
     found = found.assign(name=found["benchmark"].astype(str) + "/" + found["metric"].astype(str))
     spec = as_dict(tables.runs["spec"].iloc[0]) if len(tables.runs) else {}
     asked = [o for o in spec.get("objectives", []) if isinstance(o, Mapping)]

@@ -10,20 +10,23 @@ import pandas as pd
 
 from gptailor.results import scores
 from gptailor.store.queries import RunTables
+from gptailor.trial import Subject, SubjectKind
 from gptailor.wording import plain
 
-KINDS = {"dense": "dense base", "candidate": "candidate", "baseline": "one-shot cut", "config": "plan of the search"}
+KINDS = {
+    SubjectKind.DENSE: "dense base",
+    SubjectKind.CANDIDATE: "candidate",
+    SubjectKind.BASELINE: "one-shot cut",
+    SubjectKind.CONFIG: "plan of the search",
+}
+
+LABEL = 48
+"""Characters of a subject's label."""
 
 
 def label(subject: str) -> str:
-    """A subject as a person reads it: `Dense base`, `math, dense`, `block_influence on math`, `Plan 7`."""
-    kind, _, name = subject.partition(":")
-    if kind == "baseline":
-        method, _, source = name.partition("@")
-        return plain(f"{method} on {source or 'base'}", 48)
-    return {"dense": "Dense base", "candidate": plain(f"{name}, dense", 48), "config": plain(f"Plan {name}", 48)}.get(
-        kind, plain(subject, 48)
-    )
+    """A stored subject's text as a person reads it, of a length that a chart has room for."""
+    return plain(Subject.parse(subject).label, LABEL)
 
 
 def averages(tables: RunTables) -> pd.DataFrame:
@@ -31,7 +34,7 @@ def averages(tables: RunTables) -> pd.DataFrame:
     table = scores.averages(scores.judged(tables), scores.calibration(tables))
     table = table.assign(
         label=table["subject"].map(label).astype(object),
-        kind=table["subject"].str.partition(":")[0].map(KINDS) if len(table) else table["subject"],
+        kind=scores.kinds(table["subject"]).map(KINDS),
         low=table["average"] - table["stderr"],
         high=table["average"] + table["stderr"],
     )
@@ -73,13 +76,14 @@ def by_benchmark(tables: RunTables) -> pd.DataFrame:
     return wide.rename_axis(index="Benchmark", columns=None).reset_index()
 
 
-def verdict(tests: pd.DataFrame, one: str, other: str) -> str:
+def verdict(tests: pd.DataFrame, one: Subject, other: Subject) -> str:
     """One plain sentence on the paired test over all benchmarks: is the difference more than noise?"""
+    first, second = plain(one.label, LABEL), plain(other.label, LABEL)
     if tests.empty:
-        return f"{label(one)} and {label(other)} have no examples in common to be compared on."
+        return f"{first} and {second} have no examples in common to be compared on."
     last = tests.iloc[-1]
     where = "on average" if last["benchmark"] == "average" else f"on {plain(last['benchmark'])}"
     way = "ahead of" if last["difference"] >= 0 else "behind"
     noise = "more than noise explains" if last["p"] < 0.05 else "no more than noise explains"
     spread = f"95 % interval {last['low']:+.3f} to {last['high']:+.3f}, p = {last['p']:.2g}, {last['n']:,} examples"
-    return f"{label(one)} is {way} {label(other)} by {abs(last['difference']):.3f} {where} ({spread}): {noise}."
+    return f"{first} is {way} {second} by {abs(last['difference']):.3f} {where} ({spread}): {noise}."

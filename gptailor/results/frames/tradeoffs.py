@@ -11,7 +11,9 @@ import pandas as pd
 from gptailor.measures import hypervolume, knee, pareto_front
 from gptailor.results.frames.facts import Facts
 from gptailor.results.frames.trials import AVERAGE, AVERAGE_ERROR, gains, judged, maximised
+from gptailor.results.scores import of_kind
 from gptailor.store.queries import RunTables
+from gptailor.trial import SubjectKind
 
 POINTS = 1500
 """Most points that a chart draws; the best by average stay."""
@@ -36,7 +38,7 @@ def plan_table(tables: RunTables, table: pd.DataFrame, facts: Facts) -> pd.DataF
     """
     plans = judged(table, facts)
     plans = plans.assign(latency=_latency(table, plans))
-    mine = tables.evaluations[tables.evaluations["subject"].astype(str).str.startswith("config:")]
+    mine = of_kind(tables.evaluations, SubjectKind.CONFIG)
     if mine.empty:
         return plans.reset_index(drop=True)
     mine = mine.sort_values("n_samples").assign(name=_measurement_names(mine))
@@ -72,7 +74,7 @@ def axes(tables: RunTables, plans: pd.DataFrame, facts: Facts) -> list[Axis]:
     found += [Axis(o.name, o.name, o.higher_is_better, o.error) for o in facts.objectives]
     found += [Axis("kept_layers", "Layers kept", False), Axis("parameters", "Parameters", False)]
     found.append(Axis("latency", "Latency, ms an example", False))
-    mine = tables.evaluations[tables.evaluations["subject"].astype(str).str.startswith("config:")]
+    mine = of_kind(tables.evaluations, SubjectKind.CONFIG)
     for name, higher in dict(zip(_measurement_names(mine), mine["higher_is_better"], strict=True)).items():
         found.append(Axis(str(name), str(name), bool(higher), f"{name} ±"))
     return [axis for axis in found if axis.column in plans and np.isfinite(plans[axis.column].astype(float)).any()]

@@ -1,4 +1,4 @@
-"""A team of Dask workers as the search's scorer: trials go out to them, some ahead, and come back as they end.
+"""Dask workers as the search's scorer: trials go out to them, some ahead, and come back as they end.
 
 What is left to Dask: which worker gets what, moving what waits from a busy to an idle one, giving the trials of a lost
 worker to another (at most twice), workers that join and leave, starting a lost local one again. What is ours: cutting a

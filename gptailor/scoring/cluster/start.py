@@ -66,7 +66,7 @@ def _close(cluster: SpecCluster) -> None:
     cluster.close(timeout=CLOSE_SECONDS)
 
 
-def _client(address: Any, security: Security | None = None) -> Client:
+def _client(address: str | SpecCluster, security: Security | None = None) -> Client:
     return Client(address, timeout=CONNECT_SECONDS, security=security, set_as_default=False)
 
 

@@ -132,7 +132,7 @@ def _is_open(run: Run) -> bool:
 
 
 def _open(run: Run) -> PlanScorer:
-    """The run's workbench, opened at the first trial. Raises UserError."""
+    """The run's plan scorer, opened at the first trial. Raises UserError."""
     global _plan_scorer
     if _plan_scorer is None or _plan_scorer[0] != run.key:
         _plan_scorer = None  # another run's models have to go first

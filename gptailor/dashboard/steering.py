@@ -17,7 +17,7 @@ from gptailor.launch import engine
 from gptailor.launch.queue import waiting_behind
 from gptailor.wording import safe
 
-_PROBLEM = "control.problem"
+_PROBLEM = "steering.problem"
 
 
 def show(run: readers.Run) -> bool:

@@ -1,0 +1,29 @@
+"""Subjects: what the store and the command line write, as a record."""
+
+from __future__ import annotations
+
+import pytest
+
+from gptailor.trial import DENSE, Subject, SubjectKind
+
+
+@pytest.mark.parametrize(
+    ("text", "subject", "label"),
+    [
+        ("dense", DENSE, "Dense base"),
+        ("candidate:math", Subject.candidate("math"), "math, dense"),
+        ("baseline:sleb", Subject.baseline("sleb"), "sleb on base"),
+        ("baseline:random-3@math", Subject.baseline("random-3", "math"), "random-3 on math"),
+        ("config:7", Subject.config(7), "Plan 7"),
+    ],
+)
+def test_a_subject_is_its_text(text: str, subject: Subject, label: str) -> None:
+    assert Subject.parse(text) == subject and str(subject) == text and subject.label == label
+    assert subject.kind is SubjectKind(text.partition(":")[0])
+    assert subject.config_id == (7 if text == "config:7" else None)
+
+
+@pytest.mark.parametrize("text", ["", "dense:", "config:", "config:x", "config:-1", "config:²", "candidate:", "plan:7"])
+def test_other_text_names_no_subject(text: str) -> None:
+    with pytest.raises(ValueError, match="use dense, candidate:NAME, baseline:METHOD"):
+        Subject.parse(text)
