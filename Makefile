@@ -28,7 +28,8 @@ test: $(VENV)/.ready-tests
 	$(BIN)/mypy
 	$(BIN)/python tests/audit.py
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not browser and not alone" --record-slow
-	$(BIN)/python -m pytest -m "browser or alone"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m browser
+	$(BIN)/python -m pytest -m alone
 
 browser-test: $(VENV)/.ready-tests
 	$(BIN)/python -m pytest -m browser

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 import signal
 import time
@@ -12,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from helpers import kills
-from helpers.clusters import Cluster
+from helpers.clusters import Cluster, dies
 from helpers.warm_engines import shared
 
 from gptailor.errors import UserError
@@ -212,10 +210,6 @@ def test_a_trial_that_costs_three_workers_is_a_crash(
         scorer.close()
     assert isinstance(ended, Ended) and ended.result is None
     assert (ended.error or "").startswith("WorkerLost: 3 workers that ran it were lost, ")
-
-
-def dies(_run: Any, _trial_id: int, _pieces: Any) -> None:
-    os._exit(1)
 
 
 def test_a_trial_is_cut_where_examples_are_never_computed_together(plan_scorer: PlanScorer) -> None:
