@@ -6,6 +6,8 @@ The names below are for scripts and notebooks (docs/notebooks.md). Each brings w
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gptailor.versions import VERSION
+
 if TYPE_CHECKING:
     from gptailor.errors import UserError
     from gptailor.family.models import open_family
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from gptailor.notebooks import export_model, make_plan, open_run, run_search, score_plans, stitch_model
     from gptailor.spec import load_spec as load_run_file
 
-__version__ = "0.2.0"
+__version__ = VERSION
 __all__ = (
     "UserError",
     "export_model",

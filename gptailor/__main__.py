@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptailor import __version__
 from gptailor.errors import UserError
+from gptailor.versions import VERSION
 
 if TYPE_CHECKING:
     from gptailor.launch.events import Say
@@ -330,7 +330,7 @@ def _called_as() -> str:
 
 def command_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=_called_as(), description="Shorter models by cutting and stitching.")
-    parser.add_argument("--version", action="version", version=f"gptailor {__version__}")
+    parser.add_argument("--version", action="version", version=f"gptailor {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(

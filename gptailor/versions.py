@@ -1,18 +1,18 @@
-"""Which versions of which packages a run's results depend on."""
+"""gptailor's version, and which versions of which packages a run's results depend on."""
 
 from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from gptailor import __version__
-
+VERSION = "0.2.0"
+"""gptailor's own."""
 PACKAGES = ("torch", "transformers", "smac", "ConfigSpace", "scikit-learn", "lm-eval", "duckdb", "mergekit")
 
 
 def installed_versions() -> dict[str, str]:
     """What the run's results depend on: a replay on other versions may depart."""
-    found = {"python": platform.python_version(), "gptailor": __version__}  # a checkout's, whatever is installed
+    found = {"python": platform.python_version(), "gptailor": VERSION}  # a checkout's, whatever is installed
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
-from gptailor import __version__, wording
+from gptailor import wording
 from gptailor.results import document
 from gptailor.results.charts import compare as charts
 from gptailor.results.charts import held_out as held_out_charts
@@ -21,6 +21,7 @@ from gptailor.results.frames.compare import Entry
 from gptailor.results.frames.view import View
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
+from gptailor.versions import VERSION
 
 IN_ONE_CHART = len(theme.RUN_COLOURS)
 """Runs that a chart can tell apart."""
@@ -40,7 +41,7 @@ def html(title: str, runs: Sequence[Entry]) -> str:
     """The page."""
     title = wording.plain(title, 120)
     at = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    written = f"{wording.plural(len(runs), 'run')}. Written by gptailor {__version__} on {at}."
+    written = f"{wording.plural(len(runs), 'run')}. Written by gptailor {VERSION} on {at}."
     parts = [f"<h1>{escape(title)}</h1>", document.note(written)]
     if frames.share_objectives(runs) and any(entry.best is not None for entry in runs):
         parts += ["<h2>Which is better?</h2>", *_scores(runs), "<h2>How they came there</h2>", *_curves(runs)]

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from gptailor import __version__, wording
+from gptailor import wording
 from gptailor.results import document, scores, statistics
 from gptailor.results.charts import held_out as held_out_charts
 from gptailor.results.charts import layers as layer_charts
@@ -23,6 +23,7 @@ from gptailor.results.frames.view import View
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import SubjectKind
+from gptailor.versions import VERSION
 
 MOST_PLANS = 16
 
@@ -44,7 +45,7 @@ def html(view: View, items: statistics.Items) -> str:
         f"<h1>{escape(title)}</h1>",
         document.note(
             f"{facts.n_removed} of {facts.n_layers} layers of {facts.base_model} removed. Run {facts.run_id}, "
-            f"{facts.status}. Written by gptailor {__version__} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
+            f"{facts.status}. Written by gptailor {VERSION} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
         ),
         "<h2>What was asked</h2>",
         _asked(facts.spec),

@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import duckdb
 
-from gptailor import __version__
 from gptailor.errors import UserError
 from gptailor.store.connection import migrate, open_reader, open_writer
 from gptailor.store.folder import RunFolder
 from gptailor.store.journal import FORMAT, Event
 from gptailor.store.tables import DATA_TABLES, apply, known_tables, snapshot
+from gptailor.versions import VERSION
 
 MAX_LOG = 5 * 1024**2
 _FORMULA = r"^[=+\-@\t\r]"
@@ -37,7 +37,7 @@ def export_tables(folder: RunFolder, out: str | Path, format: Literal["parquet",
     try:
         out.mkdir(parents=True, exist_ok=True)
         files = _write_tables(events, folder.run_id, out, format)
-        manifest = {"run_id": folder.run_id, "gptailor": __version__, "exported_at": datetime.now(UTC).isoformat()}
+        manifest = {"run_id": folder.run_id, "gptailor": VERSION, "exported_at": datetime.now(UTC).isoformat()}
         path = out / "manifest.json"
         path.write_text(json.dumps(manifest | {"files": files}, indent=1), encoding="utf-8")
     except (OSError, duckdb.IOException) as error:
