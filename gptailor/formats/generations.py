@@ -11,9 +11,11 @@ Nothing of the machine that wrote a file goes along: no path, no name of a folde
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 NEWER_KEYS = frozenset({"rope_parameters", "dtype"})
@@ -59,16 +61,35 @@ def for_both(written: Mapping[str, Any], config: PreTrainedConfig, original: Map
     written: what transformers 5 saves of `config`. original: the base's own config.json; a key of it that is gone from
     `written` is kept as it stands there, but for lists of one entry a layer, which the stitched model has its own of.
     """
-    both = {key: value for key, value in written.items() if key not in NEWER_KEYS} | _kept(original, written, config)
-    both |= _aliases(written, config) | _positions(written, config, original)
-    both |= {key: written[key] for key in NEWER_KEYS if key in written}
+    both = _kept(original, written, config) | _aliases(written, config) | dict(written)
+    positions = _positions(written, config, original)
+    if _reads_alike(both | positions, written, config):
+        both |= positions
     if "dtype" in written:
         both["torch_dtype"] = written["dtype"]
     for key, value in written.items():
-        part = getattr(config, key, None)
-        if isinstance(value, Mapping) and isinstance(part, PreTrainedConfig):
+        if isinstance(value, Mapping) and isinstance(part := getattr(config, key, None), PreTrainedConfig):
             both[key] = for_both(value, part, _mapping(original.get(key)))
     return dict(sorted(without_machine(both).items()))
+
+
+def _reads_alike(both: Mapping[str, Any], written: Mapping[str, Any], config: PreTrainedConfig) -> bool:
+    """Does transformers 5 take both spellings together for what it wrote?
+
+    Not for every class that is new in it: some let `rope_scaling` replace all that `rope_parameters` says.
+    """
+    try:
+        again = type(config).from_dict(deepcopy(dict(both)))
+    except (KeyError, ValueError, TypeError, AttributeError, StrictDataclassError):
+        return False
+    return named_once(again.to_dict().get("rope_parameters")) == named_once(written.get("rope_parameters"))
+
+
+def named_once(parameters: Any) -> Any:
+    """Positions without `type`, which is `rope_type`'s first name."""
+    if not isinstance(parameters, Mapping):
+        return parameters
+    return {key: named_once(value) for key, value in parameters.items() if key != "type"}
 
 
 def _kept(original: Mapping[str, Any], written: Mapping[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
@@ -145,14 +166,6 @@ def without_machine(data: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in data.items()
         if key not in OF_THE_MACHINE and not (isinstance(value, str) and _PATH.fullmatch(value))
     }
-
-
-def absolute_paths(data: Any) -> Iterator[str]:
-    """All values that are absolute paths, at any depth."""
-    if isinstance(data, str):
-        yield from [data] if _PATH.fullmatch(data) else []
-    for value in data.values() if isinstance(data, Mapping) else data if isinstance(data, list) else ():
-        yield from absolute_paths(value)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, PreTrainedModel
 
 from gptailor.errors import UserError
@@ -181,7 +182,7 @@ def _older_reading(model: PreTrainedModel, folder: Path, family: Family) -> torc
         with without_progress_bars():
             again = type(model).from_pretrained(None, config=config, state_dict=model.state_dict(), dtype=family.dtype)
         return _logits(again.eval().to(family.device), family)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, StrictDataclassError):
         return None  # whatever a class makes of keys that it was not written for: it is told, not raised
 
 
