@@ -188,13 +188,13 @@ def _with_split(evaluations: pd.DataFrame) -> pd.DataFrame:
 
 def _scores(rows: pd.DataFrame) -> Iterator[Score]:
     for row in rows.itertuples():
-        error = None if pd.isna(row.stderr) else float(row.stderr)  # type: ignore[arg-type]
+        error = None if pd.isna(row.stderr) else float(row.stderr)
         yield Score(
             str(row.benchmark),
             str(row.metric),
-            float(row.score),  # type: ignore[arg-type]
+            float(row.score),
             error,
-            int(row.n_samples),  # type: ignore[arg-type]
+            int(row.n_samples),
             bool(row.higher_is_better),
             bool(row.is_objective),
         )

@@ -95,9 +95,9 @@ class DaskScorer:
             self._cluster.threads,
         )
         self._jobs: dict[int, _Job] = {}
-        self._futures: dict[str, Future] = {}
+        self._futures: dict[str, Future[Any]] = {}
         self._owners: dict[str, int] = {}
-        self._done: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         self._ready: list[Ended] = []
         self._n_submitted = 0
         self._client: Client | None = None
@@ -199,7 +199,7 @@ class DaskScorer:
         future = self._submit(job.trial_id, answer, job.trial_id, pieces)
         job.parts[str(future.key)] = part
 
-    def _submit(self, owner: int, work: Callable[..., Answer], *arguments: Any) -> Future:
+    def _submit(self, owner: int, work: Callable[..., Answer], *arguments: Any) -> Future[Any]:
         assert self._client is not None
         self._n_submitted += 1
         key = f"trial-{self._run.key}-{self._n_submitted}"
@@ -232,7 +232,7 @@ class DaskScorer:
                 self._reconnect()
                 return
 
-    def _answer_of(self, future: Future) -> Answer:
+    def _answer_of(self, future: Future[Any]) -> Answer:
         """What a task gave. Raises UserError, _Lost, _NotYet."""
         try:
             found: Answer = future.result(timeout=FETCH_SECONDS)
@@ -296,7 +296,7 @@ class DaskScorer:
         self._jobs, self._futures, self._owners, self._ready = {}, {}, {}, []
         return ended
 
-    def _cancel(self, futures: Iterable[Future]) -> None:
+    def _cancel(self, futures: Iterable[Future[Any]]) -> None:
         """Workers that are at them stop at the next pack."""
         with suppress(Exception):  # the scheduler may be gone, and its tasks with it
             if self._client is not None:

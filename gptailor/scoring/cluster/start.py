@@ -73,18 +73,18 @@ def _client(address: str | SpecCluster, security: Security | None = None) -> Cli
 # --- this machine -----------------------------------------------------------------------------------------------------
 
 
-class _Scheduler(Scheduler):  # type: ignore[misc]
+class _Scheduler(Scheduler):
     """Without Dask's web pages."""
 
     def start_http_server(self, *arguments: Any, **options: Any) -> None:  # noqa: ARG002 (Dask's signature)
-        self.http_server = None
+        self.http_server = None  # type: ignore[assignment]  # which Dask looks for before it ends it
 
 
-class _Worker(Worker):  # type: ignore[misc]
+class _Worker(Worker):
     """Without Dask's web pages."""
 
     def start_http_server(self, *arguments: Any, **options: Any) -> None:  # noqa: ARG002 (Dask's signature)
-        self.http_server = None
+        self.http_server = None  # type: ignore[assignment]  # which Dask looks for before it ends it
 
 
 def _local(spec: RunSpec, folder: RunFolder) -> Cluster:
