@@ -8,11 +8,15 @@ import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import duckdb
 import pytest
 
 from gptailor.__main__ import command_parser
+from gptailor.launch.devices import Device
+from gptailor.scoring.memory import Memory, predict_memory
+from gptailor.spec import load_spec
 from gptailor.store.tables import known_tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,6 +144,40 @@ def test_the_queries_of_the_store_page_answer_what_they_say() -> None:
         assert (config_id, round(retention, 3)) == (2, 1.034)  # as `show` says of the shipped run
         of_best = [row for row in con.execute(layers).fetchall() if row[0] == config_id]
     assert [row[1] for row in of_best if row[2] == "removed"] == [5, 7, 8]
+
+
+@pytest.mark.slow
+def test_the_gpu_page_says_what_check_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama-2-7B by its shapes: 32 layers of 4096 units, MLP of 11008, 32,000 tokens; three full fine-tunes."""
+    width, mlp, vocabulary, n_layers = 4096, 11008, 32000, 32
+    layer = 4 * width**2 + 3 * width * mlp + 2 * width
+    n = n_layers * layer + 2 * vocabulary * width + width
+    models = {"base": 2 * n, **dict.fromkeys(("math", "chat", "code"), 2 * n_layers * layer)}
+    family = SimpleNamespace(
+        model_bytes=models,
+        distinct_bytes=sum(models.values()),
+        vocab_size=vocabulary,
+        hidden_size=width,
+        n_parameters=n,
+        layer_parameters=[layer] * n_layers,
+    )
+    monkeypatch.setattr("gptailor.family.residence.pick_devices", lambda _: ["cuda:0"])
+
+    def predicted(gigabytes: int) -> Memory:
+        size = gigabytes << 30
+        card = Device("cuda:0", "a card", size - 500_000_000, size)
+        monkeypatch.setattr("gptailor.scoring.memory.free_devices", lambda: [card])
+        return predict_memory(load_spec("data/presets/llama-2-7b.yaml"), family)
+
+    said = {row[0]: row[1] for row in rows(DOCS / "gpus.md")}
+    parts = predicted(24).parts
+    named = {"base": "base", "three candidates' layers": "candidates", "working memory": "working memory"}
+    assert {row: said[row] for row in named} == {row: f"{parts[part] / 1e9:.2f} GB" for row, part in named.items()}
+    assert said["merged layers, a cache"] == f"{parts['merged layers'] / 1e9:.2f} GB at most"
+    assert said["needed on the card"] == f"{(sum(parts.values()) - parts['candidates']) / 1e9:.2f} GB"
+    for gigabytes in (16, 24, 80):
+        assert predicted(gigabytes).verdict.startswith(f"{said[f'{gigabytes} GB']}:")
+    assert predicted(48).verdict.startswith(f"{said['24 GB']}:")
 
 
 @cache
