@@ -245,7 +245,7 @@ class Browsers:
                     await socket.send(self._ask(page, fragment))
 
             async for data in socket:
-                message = ForwardMsg.FromString(data)  # type: ignore[arg-type]
+                message = ForwardMsg.FromString(data)
                 kind = message.WhichOneof("type")
                 if kind == "delta" and message.delta.new_element.WhichOneof("type") == "exception":
                     self.exceptions.append(message.delta.new_element.exception.message)

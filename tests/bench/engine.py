@@ -117,7 +117,7 @@ def pipeline(setting: Setting, plan: StitchPlan, tasks: list[str], n: int) -> fl
         score += ["--include_path", *setting.spec.include_path]
         took = 0.0
         for command in (merge, score):
-            spent, done = timed(lambda c=command: subprocess.run(c, cwd=ROOT, capture_output=True, text=True))
+            spent, done = timed(lambda c=command: subprocess.run(c, cwd=ROOT, capture_output=True, text=True))  # type: ignore[misc]
             if done.returncode:
                 raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
             took += spent
@@ -199,7 +199,7 @@ def _matmul_rate(shapes: list[tuple[int, ...]], dtype: torch.dtype, rows: int = 
             for x, w in work:
                 torch.nn.functional.linear(x, w)
         repeats = 5
-        seconds, _ = timed(lambda w=work, r=repeats: [torch.nn.functional.linear(x, y) for _ in range(r) for x, y in w])
+        seconds, _ = timed(lambda w=work, r=repeats: [torch.nn.functional.linear(x, y) for _ in range(r) for x, y in w])  # type: ignore[misc]
         best = max(best, repeats * sum(2 * size * m * k for m, k in shapes) / seconds)
     return best
 
@@ -345,7 +345,7 @@ def main() -> None:
     changes = {"engine": 0, "resident": 0, "of": 0}
     largest_gap = 0.0
     for plan in plans:
-        seconds, scored = timed(lambda plan=plan: bench.score(plan, n))
+        seconds, scored = timed(lambda plan=plan: bench.score(plan, n))  # type: ignore[misc]
         by_way["engine"].append(seconds)
         by_way["stitch"].append(scored.stitch_seconds)
         if "floor" in rows:
@@ -372,7 +372,7 @@ def main() -> None:
         shapes = [(30, 3), (40, 4)]
         results["suggest"] = {f"{a}x{b}": suggest_seconds(a, b, this.spec.trials) for a, b in shapes}
     if "search" in rows:
-        results["search"] = search_rows(this, peer, batch_size, arguments.peer_trials)
+        results["search"] = search_rows(this, peer, batch_size, arguments.peer_trials)  # type: ignore[arg-type]
     if "memory" in rows:
         results["memory"] = memory_row(this)
     results["peak_of_this_process"] = peak_memory()

@@ -108,7 +108,7 @@ class Soak:
         elif slot.n_done:  # before its first trial, it would begin as a run of more trials begins
             acts["extend"] = lambda: self._extend(slot)
         if slot.n_done >= FIRST // 2:
-            acts["delete"] = lambda: (self.check(slot, last=True), slot.replace())
+            acts["delete"] = lambda: (self.check(slot, last=True), slot.replace())  # type: ignore[func-returns-value]
         name = self._draw.choice(sorted(acts))
         try:
             acts[name]()

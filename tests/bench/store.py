@@ -71,7 +71,7 @@ def main(n_trials: int = 500, n_readers: int = 0) -> None:
             n = draw.choice(RUNGS)
             configuration = {f"layer_{i}": draw.random() for i in range(3 * N_LAYERS)}
             trial = Trial(trial_id, trial_id, n, 0, Origin.MODEL, configuration, datetime.now(UTC), 0.1)
-            starts.time(lambda trial=trial: writer.start_trial(trial))
+            starts.time(lambda trial=trial: writer.start_trial(trial))  # type: ignore[misc]
             scores = tuple(Score(name, "acc", draw.random(), 0.01, n, True) for name in benchmarks)
             items = {name: [float(draw.random() < 0.5) for _ in range(n)] for name in benchmarks}
 

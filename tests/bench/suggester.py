@@ -42,7 +42,7 @@ class Plain(Suggester):
     def __init__(self, spec: RunSpec, space: PlanSpace, initial: Sequence[StitchPlan], output: Path) -> None:
         logging.getLogger("smac").setLevel(logging.WARNING)
         self._space, self._learnt, scenario = space, {}, scenario_of(spec, space, output)
-        self._smac = MultiFidelityFacade(  # type: ignore[assignment]
+        self._smac = MultiFidelityFacade(
             scenario,
             never,
             initial_design=Listed(scenario, [space.encode(plan) for plan in initial]),

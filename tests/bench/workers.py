@@ -77,7 +77,7 @@ def pair(arguments: argparse.Namespace) -> int:
     one = load_spec(ROOT / "data" / "experiments" / "families" / "smollm2.yaml", changes)
     one = one.model_copy(update={"objectives": one.objectives[:2]})
     models = {"base_model": str(family / "base"), "workers": None}
-    models |= {"candidates": {p.name: str(p) for p in sorted(family.iterdir()) if p.is_dir() and p.name != "base"}}
+    models |= {"candidates": {p.name: str(p) for p in sorted(family.iterdir()) if p.is_dir() and p.name != "base"}}  # type: ignore[dict-item]
     single = build_spec(one.model_dump(mode="json") | models)
     double = build_spec(single.model_dump(mode="json") | {"workers": {"local": 2}})
     with tempfile.TemporaryDirectory(prefix="gptailor-workers-") as scratch:

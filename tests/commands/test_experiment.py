@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -167,7 +168,7 @@ def test_runs_end_in_one_table(tiny_family: Path, tmp_path: Path) -> None:
         ({"run": "r.yaml", "runs": {"a": 3}}, "runs.a: expected keys of a run file"),
     ],
 )
-def test_mistakes(tmp_path: Path, data: dict, message: str) -> None:
+def test_mistakes(tmp_path: Path, data: dict[Any, Any], message: str) -> None:
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(data))
     with pytest.raises(UserError, match=message):
         load_experiment(tmp_path / "x.yaml")

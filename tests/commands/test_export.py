@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def run(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
 
 @pytest.fixture(scope="module")
 def exported(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
-    out, said = tmp_path_factory.mktemp("exports") / "model", []
+    out, said = tmp_path_factory.mktemp("exports") / "model", []  # type: ignore[var-annotated]
     export_model(run, CONFIG, out, said.append)
     return out, said
 
@@ -40,7 +41,7 @@ def test_an_export_is_the_plan(exported: tuple[Path, list[Event]]) -> None:
     assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 4
     assert str(said[0]) == "  0% opening the family" and str(said[-2]) == "100% done"
     assert "4 layers" in said[-1].text and "logits differ" in said[-1].text
-    assert said[-1].result["folder"] == str(out) and said[-1].result["n_layers"] == 4
+    assert said[-1].result["folder"] == str(out) and said[-1].result["n_layers"] == 4  # type: ignore[index]
 
 
 def test_the_card_tells_scores_and_how_it_was_found(exported: tuple[Path, list[Event]]) -> None:
@@ -113,7 +114,9 @@ def test_an_export_goes_to_the_hub(run: RunFolder, tmp_path: Path) -> None:
     ]
 
 
-def test_what_does_not_go_together_is_refused(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_what_does_not_go_together_is_refused(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["export", run.run_id, str(CONFIG), str(tmp_path / "out"), "--runs", str(run.root)]
     for options, sentence in {
         ("--dry-run",): "--dry-run lists what --push would send; add --push OWNER/NAME",
@@ -125,7 +128,7 @@ def test_what_does_not_go_together_is_refused(run: RunFolder, tmp_path: Path, ca
     assert not (tmp_path / "out").exists()
 
 
-def answers(run: RunFolder, prompt: str = "the cat sat", **options: object) -> dict[str, dict]:
+def answers(run: RunFolder, prompt: str = "the cat sat", **options: object) -> dict[str, dict[Any, Any]]:
     said: list[Event] = []
     generate(run, CONFIG, prompt, said.append, max_tokens=6, **options)  # type: ignore[arg-type]
     assert [event.text for event in said if event.result is None] == [

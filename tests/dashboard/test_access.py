@@ -89,7 +89,7 @@ def test_who_is_not_known_sees_nothing_but_the_way_in(
 
 
 def test_roles_by_address_domain_and_group() -> None:
-    rules = read_rules(SECRETS["access"] | {"groups_claim": "roles"})
+    rules = read_rules(SECRETS["access"] | {"groups_claim": "roles"})  # type: ignore[operator]
     assert rules.role(person("Ada@Lab.Example")) is Role.OPERATOR
     assert rules.role(person("bob@lab.example")) is Role.VIEWER
     assert rules.role(person("bob@sub.lab.example")) is rules.role(person("bob@notlab.example")) is Role.NOBODY
@@ -186,7 +186,7 @@ def looker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     if request.param == "viewer":
         return lambda *a, **k: opened(person("bob@lab.example"), *a, **k), NOT_AN_OPERATOR
     monkeypatch.setenv(access.READ_ONLY, "1")
-    return lambda *a, **k: opened({}, *a, secrets={}, **k), access.IS_READ_ONLY
+    return lambda *a, **k: opened({}, *a, secrets={}, **k), access.IS_READ_ONLY  # type: ignore[misc]
 
 
 def test_a_looker_sees_everything_and_changes_nothing(store: Path, looker: Any) -> None:

@@ -266,7 +266,7 @@ def test_data_and_downloads_open_on_demand() -> None:
     app.session_state["data.shares"] = True
     app.run()
     assert not app.exception
-    assert [button.label for button in app.get("download_button")] == ["CSV", "PNG", "SVG"]
+    assert [button.label for button in app.get("download_button")] == ["CSV", "PNG", "SVG"]  # type: ignore[union-attr]
     assert len(app.dataframe) == 1
 
 

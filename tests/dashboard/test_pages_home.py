@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.make_runs import make_run
@@ -37,7 +38,7 @@ def tick(app: AppTest, rows: Sequence[int]) -> AppTest:
     return app
 
 
-def button(app: AppTest, label: str):  # type: ignore[no-untyped-def]
+def button(app: AppTest, label: str):
     return next(found for found in app.button if found.label == label)
 
 
@@ -75,7 +76,7 @@ def test_a_fresh_clone_has_the_example(tmp_path: Path) -> None:
     ],
     ids=["single trial", "only failures", "lost", "queued", "finished", "three objectives"],
 )
-def test_every_kind_of_run(store: Path, options: dict, state: str, done: str, retention: bool) -> None:
+def test_every_kind_of_run(store: Path, options: dict[Any, Any], state: str, done: str, retention: bool) -> None:
     make_run(store, **({"failures": 0.0} | options))
     app = open_home()
     row = app.dataframe[0].value.iloc[0]

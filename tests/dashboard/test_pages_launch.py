@@ -84,7 +84,7 @@ def words(app: AppTest) -> str:
     return "\n".join(element.value for kind in kinds for element in kind)
 
 
-def start(app: AppTest):  # type: ignore[no-untyped-def]
+def start(app: AppTest):
     return next(button for button in app.button if button.label == "Start the search")
 
 
@@ -175,14 +175,17 @@ def test_settings_reach_the_run_file() -> None:
     code = "\n".join(block.value for block in app.code)
     assert "--set trials=22" in code and "--set budget.max=90" in code and "walltime: 1h" in code
     assert list(app.dataframe[0].value["Trials"]) == [9, 8, 5]
-    assert not any("remote" in widget.label.lower() for kind in ("toggle", "checkbox") for widget in app.get(kind))
+    assert not any("remote" in widget.label.lower() for kind in ("toggle", "checkbox") for widget in app.get(kind))  # type: ignore[union-attr]
 
 
 @pytest.mark.usefixtures("root", "unchecked")
 def test_what_a_key_means_is_said_beside_its_field(spec: RunSpec) -> None:
     app = open_launch()
     widgets = {
-        w.key.rpartition(".")[2]: w for kind in WIDGETS for w in app.get(kind) if str(w.key).startswith("launch.tiny.")
+        str(w.key).rpartition(".")[2]: w
+        for kind in WIDGETS
+        for w in app.get(kind)
+        if str(w.key).startswith("launch.tiny.")
     }
     assert len(widgets) >= len(form.values_of(spec)) - len({"scale_low", "scale_high"})
     for name, widget in widgets.items():

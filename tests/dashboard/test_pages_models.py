@@ -6,6 +6,7 @@ import fcntl
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.make_runs import make_run
@@ -42,7 +43,7 @@ def words(app: AppTest) -> str:
     return "\n".join(element.value for kind in kinds for element in kind)
 
 
-def button(app: AppTest, label: str):  # type: ignore[no-untyped-def]
+def button(app: AppTest, label: str):
     return next(found for found in app.button if found.label == label)
 
 
@@ -74,7 +75,7 @@ def test_nothing_to_take_home_yet(root: Path) -> None:
     [{"n_trials": 1}, {"status": RunStatus.RUNNING}, {}, {"benchmarks": ("a", "b", "c/word_perplexity")}],
     ids=["single trial", "lost", "finished", "three objectives"],
 )
-def test_every_kind_of_run(root: Path, options: dict) -> None:
+def test_every_kind_of_run(root: Path, options: dict[Any, Any]) -> None:
     app = open_models(make_run(root, **({"failures": 0.0} | options)))
     metrics = {metric.label: metric.value for metric in app.metric}
     assert metrics["Layers"] == "22 of 30" and metrics["Parameters"] == "106 M"

@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.browser import Server
@@ -86,7 +87,12 @@ def test_another_name_for_this_machine_is_not_answered(server: Server, path: str
     body = answer.read().decode()
     assert answer.status == 403 and "has no sign-in" in body and "GPTAILOR_OPEN=1" in body
     assert answer.headers["Content-Security-Policy"]
-    socket = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec_WebSocket_Key": KEY, "Sec_WebSocket_Version": "13"}
+    socket: dict[str, Any] = {
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec_WebSocket_Key": KEY,
+        "Sec_WebSocket_Version": "13",
+    }
     assert ask(server, "/_stcore/stream", host="rebound.example", **socket).status == 403
     assert ask(server, "/_stcore/stream", Origin="http://else.where", **socket).status == 403
     assert ask(server, "/_stcore/stream", **socket).status == 101

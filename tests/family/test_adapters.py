@@ -25,7 +25,9 @@ def scored(spec: RunSpec, plan: StitchPlan, budget: int) -> tuple[list[Any], lis
     return list(result.scores), [items for _, _, items in result.fresh]
 
 
-def assert_equal(make: Callable[[Mapping[str, str]], RunSpec], places: tuple[dict, dict], plan: StitchPlan) -> None:
+def assert_equal(
+    make: Callable[[Mapping[str, str]], RunSpec], places: tuple[dict[Any, Any], dict[Any, Any]], plan: StitchPlan
+) -> None:
     adapters, folders = (scored(make(candidates), plan, 27) for candidates in places)
     assert adapters == folders
     assert all(len(items) == 27 for items in adapters[1])
@@ -86,4 +88,4 @@ def test_scores_of_the_real_adapters_are_those_of_their_folders(make_spec: Calla
     places = tuple(
         {name: str(root / name) for name in names} for root in (SHARED / "smollm2" / "adapters", Path(built))
     )
-    assert_equal(make, places, mixed(30, range(18, 26), "math", "code"))
+    assert_equal(make, places, mixed(30, range(18, 26), "math", "code"))  # type: ignore[arg-type]

@@ -58,7 +58,7 @@ def shard(folder: Path) -> list[str]:
     """Split model.safetensors in two, with an index."""
     tensors = load_file(folder / "model.safetensors")
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     for file, part in zip(files, (names[:20], names[20:]), strict=True):
         save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
@@ -158,7 +158,7 @@ def fake_seven_billion(folder: Path, shards: int) -> None:
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": layers}
     config |= {"hidden_size": hidden, "vocab_size": vocab}
     (folder / "config.json").write_text(json.dumps(config))
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for s in range(shards):
         file, offset, header = f"model-{s + 1:05}-of-{shards:05}.safetensors", 0, {}
         for name in sorted(tensors)[s::shards]:
@@ -416,13 +416,13 @@ def hub_on_loopback(folder: Path):
             path = unquote(urlparse(self.path).path)
             listing = re.fullmatch(r"/api/models/(\w+/\w+)(/revision/\w+|/tree/\w+)?", path)
             file = re.fullmatch(r"/(\w+/\w+)/resolve/\w+/(.+)", path)
-            here = folder / (listing or file)[1] if listing or file else folder / "nowhere"
+            here = folder / (listing or file)[1] if listing or file else folder / "nowhere"  # type: ignore[index]
             if listing and here.is_dir():
                 files = sorted(p for p in here.iterdir())
                 if "/tree/" in path:
                     data = [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": p.name} for p in files]
                 else:
-                    data = {"id": listing[1], "sha": "1" * 40, "siblings": [{"rfilename": p.name} for p in files]}
+                    data = {"id": listing[1], "sha": "1" * 40, "siblings": [{"rfilename": p.name} for p in files]}  # type: ignore[assignment]
                 self.answer(200, json.dumps(data).encode(), {"Content-Type": "application/json"})
             elif file and (here / file[2]).is_file():
                 content = (here / file[2]).read_bytes()

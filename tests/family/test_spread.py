@@ -56,7 +56,7 @@ def test_where_layers_live(rooms: list[Room], counts: list[int] | None) -> None:
     """Six layers of 10 bytes, and 20 bytes that are no layer."""
     named = dict(zip("ab", rooms, strict=False))
     homes = place_layers([10] * 6, 20, named)
-    assert (homes and [homes.count(name) for name in named]) == counts
+    assert (homes and [homes.count(name) for name in named]) == counts  # type: ignore[misc]
     assert homes is None or homes == sorted(homes), "neighbours live together"
 
 
@@ -80,12 +80,12 @@ def test_a_70b_base_does_not_fit_on_one_h100() -> None:
 
 
 @pytest.fixture(scope="module")
-def plain(tiny_family: Path, make_spec: Callable) -> Family:
+def plain(tiny_family: Path, make_spec: Callable[..., Any]) -> Family:
     return open_family(make_spec(tiny_family))
 
 
 @pytest.fixture
-def family(tiny_family: Path, make_spec: Callable) -> Family:
+def family(tiny_family: Path, make_spec: Callable[..., Any]) -> Family:
     return open_family(make_spec(tiny_family))
 
 
@@ -272,7 +272,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
         (2, 3, ["cuda:0", "cuda:1", "cuda:0-2"]),
     ],
 )
-def test_workers_divide_the_gpus(gpus: Callable, n: int, workers: Any, named: list[str]) -> None:
+def test_workers_divide_the_gpus(gpus: Callable[..., Any], n: int, workers: Any, named: list[str]) -> None:
     gpus(n, GB)
     assert places(workers, "auto") == named
 
@@ -289,7 +289,7 @@ def test_a_worker_sees_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.alone
 def test_dask_starts_workers_that_have_several_gpus(
-    gpus: Callable, tiny_family: Path, make_spec: Callable, tmp_path: Path
+    gpus: Callable[..., Any], tiny_family: Path, make_spec: Callable[..., Any], tmp_path: Path
 ) -> None:
     gpus(4, GB)
     cluster = start(make_spec(tiny_family, device="auto", workers={"local": 2}), RunFolder.of(tmp_path, "run-1"))
@@ -304,7 +304,7 @@ def test_dask_starts_workers_that_have_several_gpus(
 
 
 def test_a_run_waits_for_all_that_it_computes_on(
-    gpus: Callable, tiny_family: Path, make_spec: Callable, monkeypatch: pytest.MonkeyPatch
+    gpus: Callable[..., Any], tiny_family: Path, make_spec: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make_spec(tiny_family, device="auto", workers={"local": 2})
     gpus(5, GB)
@@ -356,7 +356,9 @@ def test_verdicts(memory: Memory, verdict: str) -> None:
     assert memory.verdict == verdict
 
 
-def test_memory_is_predicted_for_the_gpus_of_a_worker(gpus: Callable, tiny_family: Path, make_spec: Callable) -> None:
+def test_memory_is_predicted_for_the_gpus_of_a_worker(
+    gpus: Callable[..., Any], tiny_family: Path, make_spec: Callable[..., Any]
+) -> None:
     spec = make_spec(tiny_family, device="auto", workers={"local": 2})
     found = replace(preflight(spec), vocab_size=1, hidden_size=1)  # no working memory to speak of
     base = found.model_bytes["base"]

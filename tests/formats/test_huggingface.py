@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def logits(model) -> torch.Tensor:
         return model(IDS, use_cache=False).logits
 
 
-def front_matter(text: str) -> dict:
+def front_matter(text: str) -> dict[Any, Any]:
     return yaml.safe_load(text.split("---\n")[1])
 
 
@@ -102,7 +103,7 @@ def test_other_architectures(make_family, make_spec, tmp_path, model_type, optio
         assert theirs.get_input_embeddings().weight is theirs.get_output_embeddings().weight
     ids = IDS[:, :10]
     ours = Stitcher(family).stitch(UNSCALED)
-    assert torch.equal(*(m.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=2) for m in (ours, theirs)))
+    assert torch.equal(*(m.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=2) for m in (ours, theirs)))  # type: ignore[operator]
 
 
 def test_an_export_can_be_a_base_again(family, make_spec, tiny_family, tmp_path):
@@ -284,7 +285,7 @@ def test_an_empty_folder_is_filled_and_an_earlier_export_left_alone(family, tmp_
 
 def test_a_folder_that_does_not_give_the_logits_never_appears(family, tmp_path, monkeypatch):
     """A fault between writing and loading: one weight of the written file is changed."""
-    save: Callable = type(family.model).save_pretrained
+    save: Callable[..., Any] = type(family.model).save_pretrained
 
     def damaged(model, folder, **options):
         save(model, folder, **options)

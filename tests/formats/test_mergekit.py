@@ -24,7 +24,7 @@ def expected(family: Path, plan: StitchPlan) -> dict[str, torch.Tensor]:
         for key in (k for k in weights[BASE] if k.startswith(prefix)):
             base = weights[BASE][key]
             if choice.is_merged:
-                value = base + choice.factor * sum(weights[name][key] - base for name in choice.sources)
+                value = base + choice.factor * sum(weights[name][key] - base for name in choice.sources)  # type: ignore[operator]
             else:
                 value = weights[choice.sources[0] if choice.sources else BASE][key]
             if "o_proj" in key or "down_proj" in key:

@@ -86,9 +86,9 @@ class Cluster:
 async def serve(address: str, n: int) -> None:
     from distributed import Worker
 
-    class Plain(Worker):  # type: ignore[misc]
+    class Plain(Worker):
         def start_http_server(self, *arguments: object, **options: object) -> None:  # noqa: ARG002 (Dask's signature)
-            self.http_server = None
+            self.http_server = None  # type: ignore[assignment]  # which Dask looks for before it ends it
 
     workers = [Plain(address, nthreads=1, memory_limit=0, name=f"w{i}", host="127.0.0.1") for i in range(n)]
     await asyncio.gather(*workers)

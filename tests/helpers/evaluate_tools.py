@@ -71,7 +71,7 @@ def rows(
     words: tuple[int, int] = (1, 4),
     context: tuple[int, int] = (3, 20),
     options: tuple[int, ...] = (3,),
-) -> list[dict]:
+) -> list[dict[Any, Any]]:
     rng = random.Random(seed)
     made = []
     for _ in range(n):
@@ -80,7 +80,7 @@ def rows(
     return made
 
 
-def write_task(folder: Path, name: str, text: str = CHOICE, extra: str = "", **splits: list[dict]) -> None:
+def write_task(folder: Path, name: str, text: str = CHOICE, extra: str = "", **splits: list[dict[Any, Any]]) -> None:
     """A task file in `folder` with its rows beside it; splits not given get 20 rows of many-token options."""
     place = folder / name
     place.mkdir(parents=True)
@@ -96,8 +96,8 @@ def opened(folder: Path, tokenizer: Any, *specs: Benchmark, **settings: Any) -> 
 
 
 def evaluator(benchmarks: Sequence[OpenBenchmark], tokenizer: Any, **settings: Any) -> Evaluator:
-    settings = {"rungs": [5, 10], "device": "cpu", "max_length": 256} | settings
-    return Evaluator(benchmarks, tokenizer, **settings)
+    chosen: dict[str, Any] = {"rungs": [5, 10], "device": "cpu", "max_length": 256}
+    return Evaluator(benchmarks, tokenizer, **(chosen | settings))
 
 
 def lm_eval_says(

@@ -69,7 +69,7 @@ def search(root: Path, spec: RunSpec, kills: int = 0, seed: int = 0) -> RunFolde
     folder = prepare(root, spec)
     start(folder)
     for moment in sorted(draw.uniform(0, spec.trials) for _ in range(kills)):
-        wait_for(lambda moment=moment: n_stored(folder) >= int(moment) or not is_alive(folder))
+        wait_for(lambda moment=moment: n_stored(folder) >= int(moment) or not is_alive(folder))  # type: ignore[misc]
         time.sleep(draw.uniform(0, 0.4))
         if not is_alive(folder):  # it was quicker
             break

@@ -18,11 +18,11 @@ LINES = ("the cat sat on a mat and one plus two is three", "Größe = 3.14 # 東
 
 def read(folder: str) -> dict[str, object]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)  # type: ignore[misc]
+    assert not info["missing_keys"] and not info["unexpected_keys"], info  # type: ignore[has-type]
     ids = [tokenizer(line).input_ids for line in LINES]
     with torch.inference_mode():
-        losses = [float(model(torch.tensor([row]), labels=torch.tensor([row])).loss) for row in ids]
+        losses = [float(model(torch.tensor([row]), labels=torch.tensor([row])).loss) for row in ids]  # type: ignore[has-type]
     turns = [{"role": "user", "content": "hello"}]
     chat = tokenizer.apply_chat_template(turns, tokenize=False) if tokenizer.chat_template else None
     return {"ids": ids, "text": [tokenizer.decode(row) for row in ids], "losses": losses, "chat": chat}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import urllib.request
+from typing import Any
 
 import gguf
 import xllamacpp
@@ -23,7 +24,7 @@ def main(path: str, text: str, n_tokens: str) -> None:
     settings.port = 0
     server = xllamacpp.Server(settings)
 
-    def post(place: str, **question: object) -> dict:
+    def post(place: str, **question: object) -> dict[Any, Any]:
         data = json.dumps(question).encode()
         request = urllib.request.Request(server.listening_address + place, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:

@@ -142,7 +142,7 @@ def _layer_frame(plans: Mapping[int, StitchPlan], n_layers: int) -> pd.DataFrame
                 position, c = kept[layer]
                 rows.append((config_id, layer, position, c.operation.value, list(c.sources), c.method, c.factor, 1.0))
             else:
-                rows.append((config_id, layer, None, "removed", [], None, None, None))
+                rows.append((config_id, layer, None, "removed", [], None, None, None))  # type: ignore[arg-type]
     columns = ["config_id", "layer", "position", "operation", "sources", "method", "factor", "output_scale"]
     return pd.DataFrame(rows, columns=columns).astype({"factor": float})
 

@@ -69,7 +69,7 @@ def simulated_workers(folder: Path, n: int, seconds: float) -> Iterator[tuple[Cl
     os.environ |= {SECONDS: str(seconds), DONE: str(done)}
     cluster = Cluster(folder)
     asked = dask_scorer.answer, dask_scorer.influence_orders
-    dask_scorer.answer, dask_scorer.influence_orders = answer, influence_orders  # type: ignore[assignment]
+    dask_scorer.answer, dask_scorer.influence_orders = answer, influence_orders
     try:
         cluster.start_simulated(n)
         yield cluster, done

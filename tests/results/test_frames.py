@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,11 +32,11 @@ DENSE = [
 ]
 
 
-def success(config_id: int, budget: int, piqa: float, ppl: float) -> dict:
+def success(config_id: int, budget: int, piqa: float, ppl: float) -> dict[Any, Any]:
     return {"config_id": config_id, "budget": budget, "scores": {"piqa/acc": piqa, "wiki/ppl": ppl}}
 
 
-def crash(config_id: int, budget: int, error: str | None = "Traceback …\nOutOfMemoryError: 2 GiB") -> dict:
+def crash(config_id: int, budget: int, error: str | None = "Traceback …\nOutOfMemoryError: 2 GiB") -> dict[str, Any]:
     return {"config_id": config_id, "budget": budget, "status": "crashed", "error": error}
 
 

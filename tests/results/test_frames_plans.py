@@ -102,7 +102,7 @@ def test_scaled_objectives_run_from_worst_to_best() -> None:
 
 
 def test_parallel_rows_keep_the_front_and_the_chosen_plan() -> None:
-    view = plan_run({c: (0.4 + 0.01 * c, 10 + c) for c in range(10)} | {50: (0.3, 40)})
+    view = plan_run({c: (0.4 + 0.01 * c, 10 + c) for c in range(10)} | {50: (0.3, 40)})  # type: ignore[arg-type]
     rows = tradeoffs.parallel(view.plans, view.facts, selected=50, limit=11)
     assert rows["config_id"].nunique() == 11 and rows[rows["selected"]]["config_id"].unique().tolist() == [50]
     assert len(rows) == 22

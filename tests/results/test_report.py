@@ -21,6 +21,7 @@ from gptailor.results.frames.view import View
 from gptailor.results.report import html
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
+from gptailor.trial import ItemKey
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = '<script>alert("x")</script><img src=http://example.com/a>'
@@ -57,7 +58,7 @@ def view(held_out: bool = True) -> View:
 
 DENSE = {"piqa/acc": 0.8, "wiki/ppl": 8.0}
 ITEMS = {
-    (subject, name, "acc", "test"): [1] * round(40 * score) + [0] * (40 - round(40 * score))
+    ItemKey(subject, name, "acc", "test"): [1] * round(40 * score) + [0] * (40 - round(40 * score))
     for subject, score in SUBJECTS.items()
     for name in ("piqa", "arc")
 }

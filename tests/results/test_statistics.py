@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from scipy import stats
 
 from gptailor.plan import StitchPlan
 from gptailor.results import scores, statistics
-from gptailor.trial import Subject, SubjectKind
+from gptailor.trial import ItemKey, Subject, SubjectKind
 
 RUN = SPEC | {
     "objectives": [{"benchmark": "piqa", "metric": "acc", "split": "validation"}],
@@ -103,7 +105,7 @@ def test_nothing_is_held_out_yet() -> None:
 A, B = Subject.config(1), Subject.config(2)
 
 
-def pair_of(first: list, second: list, metric: str = "acc", higher: bool = True) -> pd.DataFrame:
+def pair_of(first: list[Any], second: list[Any], metric: str = "acc", higher: bool = True) -> pd.DataFrame:
     frame = pd.DataFrame(
         {
             "subject": [str(A), str(B)],
@@ -115,7 +117,7 @@ def pair_of(first: list, second: list, metric: str = "acc", higher: bool = True)
             "higher": higher,
         }
     )
-    items = {("A", "x", metric, "test"): first, ("B", "x", metric, "test"): second}
+    items = {ItemKey("A", "x", metric, "test"): first, ItemKey("B", "x", metric, "test"): second}
     return statistics.paired(frame, items, A, B)
 
 
@@ -142,13 +144,14 @@ def test_other_numbers_are_tested_by_bootstrap() -> None:
 
 
 def test_the_average_is_tested_over_benchmarks() -> None:
-    rows, items = [], {}
+    rows: list[tuple[Any, ...]] = []
+    items: dict[ItemKey, list[Any]] = {}
     for name, gap in (("x", 6), ("y", -2)):
         for subject, right in ((str(A), 50 + gap), (str(B), 50)):
             rows.append((subject, subject, name, "acc", "test", 100, True))
-            items[(subject, name, "acc", "test")] = [1] * right + [0] * (100 - right)
+            items[ItemKey(subject, name, "acc", "test")] = [1] * right + [0] * (100 - right)
     rows.append((str(A), str(A), "wiki", "ppl", "test", 3, False))
-    items[(str(A), "wiki", "ppl", "test")] = [[-3.0, 2], [-4.0, 3], [-1.0, 1]]
+    items[ItemKey(str(A), "wiki", "ppl", "test")] = [[-3.0, 2], [-4.0, 3], [-1.0, 1]]
     columns = ["subject", "plan_hash", "benchmark", "metric", "split", "n", "higher"]
     found = statistics.paired(pd.DataFrame(rows, columns=columns), items, A, B)
     assert list(found.benchmark) == ["x", "y", "average"]

@@ -25,11 +25,11 @@ def test_a_worker_of_another_version_is_refused(client: Client, package: str, tm
     run = Run("run", "topic", build_spec(asked), engines, None)
     refused = client.submit(answer, run, 0, [], pure=False).result(timeout=60).refused
     mine = installed_versions()[package]
-    assert f"it has {package} {mine}, the engine 0.0.1; install the same" in refused
+    assert f"it has {package} {mine}, the engine 0.0.1; install the same" in refused  # type: ignore[operator]
 
 
 def test_a_worker_of_the_same_versions_goes_on_to_the_models(client: Client, tmp_path: Path) -> None:
     asked = {"name": "x", "base_model": str(tmp_path / "none"), "remove": 1, "objectives": [{"benchmark": "words"}]}
     run = Run("run", "topic", build_spec(asked), installed_versions(), None)
     refused = client.submit(answer, run, 0, [], pure=False).result(timeout=60).refused
-    assert "base_model" in refused and "install the same" not in refused
+    assert "base_model" in refused and "install the same" not in refused  # type: ignore[operator]

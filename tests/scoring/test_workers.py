@@ -168,7 +168,7 @@ def test_a_client_that_gives_up_its_scheduler_says_nothing(run_file: Path, tmp_p
     client = started.connect()
     heard: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = heard.append  # type: ignore[method-assign]
+    handler.emit = heard.append  # type: ignore[assignment, method-assign]
     loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
     for logger in loggers:
         logger.addHandler(handler)

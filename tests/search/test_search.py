@@ -19,6 +19,7 @@ from gptailor.schedule import schedule
 from gptailor.spec import Budget
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
+from gptailor.trial import ItemKey
 
 
 def results(folder: RunFolder) -> list[tuple[Any, ...]]:
@@ -70,7 +71,7 @@ def test_low_rungs_are_the_beginning_of_high_rungs(finished: RunFolder) -> None:
     hashes = dict(zip(tables.plans.config_id, tables.plans.plan_hash, strict=True))
     merged = tables.scores.merge(tables.trials, on="trial_id")
     for row in merged.itertuples():
-        items = examples[(hashes[row.config_id], row.benchmark, row.metric, "validation")]
+        items = examples[ItemKey(hashes[row.config_id], str(row.benchmark), str(row.metric), "validation")]
         assert sum(items[: row.n_samples]) / row.n_samples == pytest.approx(row.score)
 
 

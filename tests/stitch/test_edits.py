@@ -107,7 +107,7 @@ def test_an_edit_needs_its_texts(family) -> None:
 
 def test_edited_layers_are_computed_once_and_are_the_plans_own(family) -> None:
     asked = []
-    stitcher = Stitcher(family, cache_bytes=0, texts=lambda of, _dense: asked.append(of) or texts())
+    stitcher = Stitcher(family, cache_bytes=0, texts=lambda of, _dense: asked.append(of) or texts())  # type: ignore[func-returns-value]
     plan = CUT.edited(Edit("refit", texts=TEXTS))
     first = logits(stitcher.stitch(plan))
     before = logits(stitcher.stitch(CUT))
@@ -121,7 +121,7 @@ def test_edited_layers_are_computed_once_and_are_the_plans_own(family) -> None:
 def test_edits_follow_one_another(family) -> None:
     refit, scale = Edit("refit", texts=TEXTS), Edit("prune_comp", texts=TEXTS)
     found = [logits(stitcher_of(family).stitch(CUT.edited(*edits))) for edits in ((refit, scale), (scale, refit))]
-    assert not torch.allclose(*found, rtol=1e-3)
+    assert not torch.allclose(*found, rtol=1e-3)  # type: ignore[arg-type, misc]
 
 
 def test_progress_is_told_and_may_stop(family) -> None:
@@ -146,7 +146,7 @@ def narrower(case: EditCase) -> list[torch.nn.Module]:
     """Every layer with fewer MLP channels, and half of its KV groups in every second one."""
     edited = []
     for position, layer in enumerate(case.layers):
-        state, own = layer.state_dict(), {}
+        state, own = layer.state_dict(), {}  # type: ignore[var-annotated]
         width = 40 + 8 * position
         own |= {f"mlp.{name}.weight": state[f"mlp.{name}.weight"][:width] for name in ("gate_proj", "up_proj")}
         own["mlp.down_proj.weight"] = state["mlp.down_proj.weight"][:, :width]
@@ -176,7 +176,8 @@ def test_layers_may_each_have_their_own_widths(family, monkeypatch) -> None:
     plain = score_rows(model, windows, 256)
     assert [f.precise for f in fast] == pytest.approx([p.precise for p in plain], abs=1e-3)
     written = [
-        model.generate(IDS, max_new_tokens=8, do_sample=False, use_cache=use, pad_token_id=2) for use in (True, False)
+        model.generate(IDS, max_new_tokens=8, do_sample=False, use_cache=use, pad_token_id=2)  # type: ignore[operator]
+        for use in (True, False)
     ]
     assert torch.equal(*written)
 
@@ -236,7 +237,7 @@ def test_with_few_texts_and_no_structure_the_weights_stay() -> None:
     fit, judge = (Normal.of(inputs, targets, weights, rows) for rows in (~held, held))
     assert best_ridge(fit, judge) is None
     least = fit.solve(1e-8)
-    assert fit.error(least) < 0.1 * fit.square and judge.error(least) > judge.square, "free least squares overfits"
+    assert fit.error(least) < 0.1 * fit.square and judge.error(least) > judge.square, "free least squares overfits"  # type: ignore[arg-type]
     structured = inputs @ torch.randn(64, 32, generator=generator)
     fit, judge = (Normal.of(inputs, structured, weights, rows) for rows in (~held, held))
     assert best_ridge(fit, judge) is not None
@@ -255,7 +256,7 @@ def test_normal_equations_are_those_of_float64_least_squares() -> None:
     problem = Normal.of(inputs, targets, weights, torch.ones(5000, dtype=torch.bool))
     a, r = inputs.double() * weights[:, None], targets.double() * weights[:, None]
     x = torch.linalg.lstsq(a, r).solution.T
-    assert torch.allclose(problem.solve(0.0), x, atol=1e-10)
+    assert torch.allclose(problem.solve(0.0), x, atol=1e-10)  # type: ignore[arg-type]
     assert problem.error(x) == pytest.approx(float((a @ x.T - r).square().sum()))
 
 

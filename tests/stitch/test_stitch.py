@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -247,7 +248,7 @@ def test_merge_methods_are_checked_by_name_and_parameter():
         (("della", {"epsilon": "big"}, 2), "merge.parameters.epsilon: input should be a valid number"),
     ]
     for arguments, message in cases:
-        assert (merge_method_problem(*arguments) or "").startswith(message), arguments
+        assert (merge_method_problem(*arguments) or "").startswith(message), arguments  # type: ignore[arg-type]
     assert merge_source_counts("slerp") == merge_source_counts("nuslerp") == (2, 2)
     assert merge_source_counts("task_arithmetic") == merge_source_counts("ties") == (2, None)
 
@@ -258,7 +259,7 @@ def test_a_plan_equals_mergekits_own_yaml_merge(stitcher, tiny_family, tmp_path)
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
 
-    def piece(choice: LayerChoice) -> dict:
+    def piece(choice: LayerChoice) -> dict[Any, Any]:
         span = [choice.layer, choice.layer + 1]
         base = {"model": str(tiny_family / "base"), "layer_range": span}
         lenders = [
@@ -275,7 +276,7 @@ def test_a_plan_equals_mergekits_own_yaml_merge(stitcher, tiny_family, tmp_path)
         (LayerChoice(0), LayerChoice(1, ("prose",)), merged(3, "code", "math", factor=0.45), merged(5, "code", "math")),
     )
     document = {"merge_method": "task_arithmetic", "base_model": str(tiny_family / "base")}
-    document |= {"parameters": {"normalize": False}, "slices": [piece(choice) for choice in plan.kept]}
+    document |= {"parameters": {"normalize": False}, "slices": [piece(choice) for choice in plan.kept]}  # type: ignore[dict-item]
     config = MergeConfiguration.model_validate(yaml.safe_load(yaml.safe_dump(document | {"dtype": "float32"})))
     run_merge(config, str(tmp_path / "merged"), MergeOptions(quiet=True, copy_tokenizer=False, write_model_card=False))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
@@ -404,7 +405,7 @@ ARCHITECTURES = {
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_architectures_are_stitched_generically(make_family, make_spec, model_type):
     """Every kept layer computes what it computed in the base; generation agrees with and without a cache."""
-    folder = make_family(model_type, **ARCHITECTURES[model_type])
+    folder = make_family(model_type, **ARCHITECTURES[model_type])  # type: ignore[arg-type]
     family = open_family(make_spec(folder))
     stitcher = Stitcher(family)
     dense = AutoModelForCausalLM.from_pretrained(folder / "base")
@@ -419,10 +420,10 @@ def test_architectures_are_stitched_generically(make_family, make_spec, model_ty
     assert config.num_hidden_layers == 4
     for name, values in family.per_layer_lists.items():
         assert getattr(config, name) == [values[i] for i in (0, 2, 3, 5)]
-    if "layer_types" in ARCHITECTURES[model_type]:
+    if "layer_types" in ARCHITECTURES[model_type]:  # type: ignore[operator]
         assert config.layer_types == [SLIDING[i] for i in (0, 2, 3, 5)]
     with_cache, without = (
-        model.generate(IDS, max_new_tokens=12, do_sample=False, use_cache=cache, pad_token_id=2)
+        model.generate(IDS, max_new_tokens=12, do_sample=False, use_cache=cache, pad_token_id=2)  # type: ignore[operator]
         for cache in (True, False)
     )
     assert torch.equal(with_cache, without)

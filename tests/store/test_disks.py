@@ -196,7 +196,10 @@ def test_an_export_whose_disk_fills_up_leaves_nothing(
     monkeypatch.setattr(huggingface, "_refuse_small_disk", lambda _folder, _n_bytes: None)  # others take it meanwhile
     with pytest.raises(UserError, match=r"could not be written|No space"):
         huggingface.export_hf(
-            family, plan, out, progress=lambda step, _share: fill(small_disk) if step == "writing weights" else None
+            family,
+            plan,
+            out,
+            progress=lambda step, _share: fill(small_disk) if step == "writing weights" else None,  # type: ignore[arg-type]
         )
     assert [path.name for path in small_disk.iterdir()] == ["filler"], "nothing half done is left"
     (small_disk / "filler").unlink()

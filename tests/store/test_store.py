@@ -10,6 +10,7 @@ import string
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -26,7 +27,7 @@ from gptailor.store.connection import StoreMissing, StoreNewer, known_version, o
 from gptailor.store.folder import RunFolder, new_run_id, run_folders
 from gptailor.store.notes import Notes, read_notes, write_notes
 from gptailor.store.writer import RunWriter
-from gptailor.trial import DENSE, Evaluation, Outcome, RunRecord, RunStatus, Subject, TrialStatus
+from gptailor.trial import DENSE, Evaluation, ItemKey, Outcome, RunRecord, RunStatus, Subject, TrialStatus
 
 
 def test_what_is_recorded_is_read_back(tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_summary_is_kept_and_equals_the_databases(tmp_path: Path) -> None:
     assert kept.hypervolume == pytest.approx(0.6 / 40 + 0.4 * (1 / 12.5 - 1 / 40))
     writer.folder.summary.unlink()
     computed = queries.run_summary(writer.folder)
-    same = {"size": 0, "last_activity": None}
+    same: dict[str, Any] = {"size": 0, "last_activity": None}
     assert replace(computed, **same) == replace(kept, **same)
 
 
@@ -211,7 +212,9 @@ def test_examples_in_their_nested_order(tmp_path: Path) -> None:
     writer.record_examples(*key, 9, [5.0])  # behind a gap
     writer.record_examples("other", "piqa", "acc", "validation", 0, [True])
     items = queries.load_examples(writer.folder)
-    assert repr(items[key]) == repr([1.0, 0.0, math.nan, [1, 2]]) and items["other", *key[1:]] == [True]
+    assert repr(items[ItemKey(*key)]) == repr([1.0, 0.0, math.nan, [1, 2]]) and items[
+        ItemKey("other", "piqa", "acc", "validation")
+    ] == [True]
     assert set(queries.items_of(writer.folder, [PLAN.hash])) == {key}
 
 

@@ -21,6 +21,7 @@ from gptailor.store.folder import RunFolder
 from gptailor.store.journal import append, read_journal
 from gptailor.store.repair import rebuild
 from gptailor.store.writer import RunWriter
+from gptailor.trial import ItemKey
 
 
 @pytest.fixture
@@ -84,7 +85,8 @@ def test_readers_and_a_writer_at_once(tmp_path: Path) -> None:
     process = child(WRITE_FOR_EVER, folder.path, 0)
     assert process.stdout is not None
     process.stdout.readline()
-    seen, end = [], time.monotonic() + 60
+    seen: list[float] = []
+    end = time.monotonic() + 60
     while time.monotonic() < end and (len(seen) < 8 or seen[-1] < seen[0] + 3):
         seen.append(len(queries.read_run(folder, patience=10).trials))
     done = len(kill(process).split())
@@ -250,12 +252,12 @@ def test_a_full_disk_pauses_and_loses_nothing(small_disk: Path) -> None:
             writer_.record_examples(PLAN.hash, "piqa", "acc", "validation", trial_id * 100, [0.5] * 100)
             writer_.finish_trial(trial_id, success())
     told: list[str] = []
-    writer_.retry = lambda error: told.append(str(error)) or len(told) < 3  # waits, then gives up
+    writer_.retry = lambda error: told.append(str(error)) or len(told) < 3  # type: ignore[func-returns-value]  # waits, then gives up
     with pytest.raises(StoreFull):
         writer_.flush()
     assert len(told) == 3
     assert len(queries.read_run(writer_.folder).trials) >= 3, "readers still read"
-    writer_.retry = lambda _error: filler.unlink() or True  # waits until somebody makes room
+    writer_.retry = lambda _error: filler.unlink() or True  # type: ignore[func-returns-value]  # waits until somebody makes room
     writer_.flush()
     assert writer_.behind == 0
     assert queries.read_run(writer_.folder).trials.trial_id.tolist() == list(range(done))
@@ -293,7 +295,7 @@ def test_a_file_size_limit(tmp_path: Path) -> None:
     )
     output = child(code, folder.path, 0).communicate()[0]
     assert output == "full\nbehind 0\n"
-    assert len(queries.load_examples(folder)[PLAN.hash, "b", "m", "s"]) == 20_000
+    assert len(queries.load_examples(folder)[ItemKey(PLAN.hash, "b", "m", "s")]) == 20_000
     assert not read_journal(folder.journal).damaged
 
 

@@ -76,7 +76,7 @@ def test_a_live_run_is_copied_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["csv", "parquet"])
 def test_tables_for_other_tools(run: RunFolder, tmp_path: Path, format: str) -> None:
-    manifest = json.loads(export_tables(run, tmp_path / "out", format).read_text())
+    manifest = json.loads(export_tables(run, tmp_path / "out", format).read_text())  # type: ignore[arg-type]
     tables = queries.read_run(run)
     for name in ("trials", "scores", "layers", "evaluations", "examples", "plans", "runs"):
         file = tmp_path / "out" / f"{name}.{format}"
@@ -97,8 +97,8 @@ def test_no_cell_is_a_formula(tmp_path: Path) -> None:
     with open(out / "trials.csv", newline="", encoding="utf-8") as file:
         errors = [row["error"] for row in csv.DictReader(file)]
     assert errors == [text if text.startswith("plain") else "'" + text for text in dangerous]
-    for file in out.glob("*.csv"):
-        with open(file, newline="", encoding="utf-8") as opened:
+    for file in out.glob("*.csv"):  # type: ignore[assignment]
+        with open(file, newline="", encoding="utf-8") as opened:  # type: ignore[call-overload]
             for row in csv.reader(opened):
                 assert not any(cell[:1] in "=+-@\t\r" for cell in row if cell and not _is_number(cell)), row
 
@@ -177,9 +177,9 @@ ZIPS: dict[str, tuple[Callable[[zipfile.ZipFile], None], str]] = {
     "absolute": (lambda z: z.writestr("/etc/cron.d/x", "x"), "leads out"),
     "windows": (lambda z: z.writestr("C:\\run.yaml", "x"), "leads out"),
     "link": (lambda z: z.writestr(link("engine.log"), "/etc/passwd"), "is a link"),
-    "twice": (lambda z: [z.writestr("run.duckdb", "x"), z.writestr("run.duckdb", "y")], "twice"),
+    "twice": (lambda z: [z.writestr("run.duckdb", "x"), z.writestr("run.duckdb", "y")], "twice"),  # type: ignore[dict-item, func-returns-value]
     "bomb": (lambda z: z.writestr("notes.json", b"0" * 20_000_000), "too large"),
-    "many": (lambda z: [z.writestr(f"smac/{i}", b"") for i in range(2001)], "2001 files"),
+    "many": (lambda z: [z.writestr(f"smac/{i}", b"") for i in range(2001)], "2001 files"),  # type: ignore[dict-item, func-returns-value]
     "no database": (lambda z: z.writestr("run.yaml", "name: x"), "no run.duckdb"),
     "rubbish": (lambda z: z.writestr("run.duckdb", b"x" * 9000), "not a valid DuckDB"),
 }
