@@ -165,7 +165,7 @@ def scores_of(tables: queries.RunTables, config_id: int) -> list[Score]:
 
 def facts_of(tables: queries.RunTables, spec: RunSpec, config_id: int) -> dict[str, str]:
     """How it was found, for the model card."""
-    trials, run = tables.trials, tables.runs.iloc[0]
+    trials = tables.trials
     facts = {
         "Run": f"{spec.name} ({tables.run_id}), configuration {config_id}, seed {spec.seed}",
         "Trials": f"{len(trials)}, of which {int((trials.status == TrialStatus.SUCCESS).sum())} succeeded, on rungs of "
@@ -176,8 +176,8 @@ def facts_of(tables: queries.RunTables, spec: RunSpec, config_id: int) -> dict[s
     for score in _scores(_with_split(dense)):
         error = "" if score.stderr is None else f" ± {score.stderr:.4f}"
         facts[f"Dense base on {score.name}"] = f"{score.score:.4f}{error} ({score.n_samples} examples)"
-    versions = json.loads(run.versions) if isinstance(run.versions, str) else {}
-    facts["Made with"] = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "device")
+    made_with = tables.versions.items()
+    facts["Made with"] = ", ".join(f"{name} {version}" for name, version in made_with if name != "device")
     return {name: value for name, value in facts.items() if value}
 
 

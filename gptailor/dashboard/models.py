@@ -17,7 +17,6 @@ from gptailor.launch.events import Event
 from gptailor.launch.jobs import JobState, JobStatus
 from gptailor.measures import retention
 from gptailor.results.frames import tradeoffs
-from gptailor.results.frames.facts import Facts
 from gptailor.results.frames.view import View
 from gptailor.trial import DENSE, Subject
 
@@ -36,7 +35,7 @@ def facts(view: View, run: Run, config_id: int) -> None:
     layers, parameters, size, kept = st.columns(4)
     layers.metric("Layers", f"{row['kept_layers']:.0f} of {whole.n_layers}", border=True)
     parameters.metric("Parameters", wording.size(row["parameters"]), border=True)
-    dtype = str(whole.spec.get("dtype", "auto"))
+    dtype = view.tables.spec.dtype
     width = WIDTHS.get(dtype, 2)
     size.metric(
         "Size on disk",
@@ -63,7 +62,7 @@ def results(view: View, config_id: int) -> pd.DataFrame:
     dense = _judged(view, DENSE)
     keys = ["benchmark", "metric", "split", "n_samples"]
     both = mine.merge(dense[[*keys, "score", "stderr"]], on=keys, how="left", suffixes=("", "_dense"))
-    choosers = {(o["benchmark"], o["metric"], o["split"]) for o in view.facts.spec.get("selection") or ()}
+    choosers = {one.key for one in view.tables.spec.selection}
     kept = [retention(*row) for row in zip(both["score"], both["score_dense"], both["higher"], strict=True)]
     frame = pd.DataFrame(
         {
@@ -93,7 +92,7 @@ def _searched(view: View, config_id: int) -> pd.DataFrame:
     done = trials[(trials["config_id"] == config_id) & (trials["status"] == "success")].sort_values("budget")
     last = done["trial_id"].iloc[-1] if len(done) else -1
     scores = view.tables.scores[view.tables.scores["trial_id"] == last]
-    splits = {(o["benchmark"], o["metric"]): o["split"] for o in view.facts.spec.get("objectives", ())}
+    splits = {(one.benchmark, one.metric): one.split for one in view.tables.spec.objectives}
     split = [splits.get(key, "") for key in zip(scores["benchmark"], scores["metric"], strict=True)]
     return _columns(scores.assign(split=split), objective=True)
 
@@ -111,7 +110,7 @@ def _columns(rows: pd.DataFrame, objective: bool) -> pd.DataFrame:
 def show_results(view: View, run: Run, config_id: int) -> None:
     """The plan's scores beside the dense base's, and what of the held-out benchmarks is known."""
     frame = results(view, config_id)
-    asked = len(view.facts.spec.get("held_out") or ())
+    asked = len(view.tables.spec.held_out)
     known = int((frame["Used in the search"] == "no").sum())
     st.markdown("**What it scores**")
     st.caption(
@@ -216,7 +215,7 @@ def _export_steps(state: JobState) -> None:
 # --- try it -----------------------------------------------------------------------------------------------------------
 
 
-def try_it(run: Run, facts: Facts, config_id: int) -> None:
+def try_it(run: Run, view: View, config_id: int) -> None:
     """A prompt, and what the plan's model and the dense base make of it, side by side."""
     st.markdown("#### Try it")
     st.caption("Both models continue your text, greedily, in a process of their own. A short base model is no chatbot.")
@@ -230,7 +229,7 @@ def try_it(run: Run, facts: Facts, config_id: int) -> None:
         tokens, device, chat = st.columns([2, 3, 3], vertical_alignment="bottom")
         count = tokens.number_input("New tokens", 1, 512, 64, key="models.tokens")
         devices = {found.name: f"{found.name}: {found.label}" for found in free_devices()}
-        asked = str(facts.spec.get("device", "auto"))
+        asked = view.tables.spec.device
         names = list(devices)
         where = device.selectbox(
             "Device",

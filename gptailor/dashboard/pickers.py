@@ -209,7 +209,7 @@ def pick_plan(view: View, label: str = "Plan") -> int:
     }
     names[next(iter(names))] += " (best)"
     choice = _choice(view)
-    if view.facts.spec.get("selection") and choice != next(iter(names)):
+    if view.tables.spec.selection and choice != next(iter(names)):
         names[choice] += " (chosen by the selection)"
     return int(select("config", label, list(names), names.__getitem__, choice))
 
@@ -217,7 +217,7 @@ def pick_plan(view: View, label: str = "Plan") -> int:
 def _choice(view: View) -> int:
     """config_id of the plan that the run calls its best: the selection's choice, else the best by the search."""
     judged = view.plans["config_id"].astype(int).tolist()
-    if not view.facts.spec.get("selection"):
+    if not view.tables.spec.selection:
         return judged[0]
     from gptailor.results import scores  # scipy, which runs without a selection do not need
 

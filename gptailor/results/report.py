@@ -6,7 +6,7 @@ It needs nothing but the file (see `document.py`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -22,6 +22,7 @@ from gptailor.results.frames import held_out, layers, progress, tradeoffs
 from gptailor.results.frames.view import View
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
+from gptailor.store.stored_spec import StoredBenchmark, StoredSpec
 from gptailor.trial import SubjectKind
 from gptailor.versions import VERSION
 
@@ -48,7 +49,7 @@ def html(view: View, items: statistics.Items) -> str:
             f"{facts.status}. Written by gptailor {VERSION} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
         ),
         "<h2>What was asked</h2>",
-        _asked(facts.spec),
+        _asked(view.tables.spec),
         "<h2>What was found</h2>",
         *_found(view),
         "<h2>What it proves</h2>",
@@ -59,25 +60,24 @@ def html(view: View, items: statistics.Items) -> str:
     return document.page(title, parts)
 
 
-def _asked(spec: Mapping[str, Any]) -> str:
-    def benchmarks(key: str) -> str:
-        return "; ".join(f"{o['benchmark']} {o['metric']} ({o['split']})" for o in spec.get(key) or ()) or "none"
+def _asked(spec: StoredSpec) -> str:
+    def named(benchmarks: Sequence[StoredBenchmark]) -> str:
+        return "; ".join(f"{one.benchmark} {one.metric} ({one.split})" for one in benchmarks) or "none"
 
-    candidates = spec.get("candidates") or {}
-    budget = spec.get("budget") or {}
+    budget = spec.budget
     rows = [
-        ("Base model", spec.get("base_model", "")),
-        ("Candidates", "; ".join(f"{name}: {place}" for name, place in candidates.items()) or "none"),
-        ("Layers to remove", spec.get("remove", "")),
-        ("Operations", ", ".join(spec.get("operations") or ())),
-        ("Objectives", benchmarks("objectives")),
-        ("Held out", benchmarks("held_out")),
-        ("Examples a benchmark", f"{budget.get('min')} to {budget.get('max')}, by {budget.get('eta')}"),
-        ("Trials", spec.get("trials", "")),
-        ("Seed", spec.get("seed", "")),
+        ("Base model", spec.base_model),
+        ("Candidates", "; ".join(f"{name}: {place}" for name, place in spec.candidates.items()) or "none"),
+        ("Layers to remove", "" if spec.remove is None else spec.remove),
+        ("Operations", ", ".join(spec.operations)),
+        ("Objectives", named(spec.objectives)),
+        ("Held out", named(spec.held_out)),
+        ("Examples a benchmark", f"{budget.min} to {budget.max}, by {budget.eta}"),
+        ("Trials", spec.trials),
+        ("Seed", spec.seed),
     ]
-    if spec.get("baselines"):
-        rows.append(("Baselines instead of a search", ", ".join(spec["baselines"])))
+    if spec.baselines:
+        rows.append(("Baselines instead of a search", ", ".join(spec.baselines)))
     return document.table(["", ""], rows)
 
 
@@ -147,8 +147,7 @@ def _proves(view: View, items: statistics.Items) -> Iterable[str]:
 def _how(view: View) -> str:
     run_id = view.facts.run_id
     commands = "\n".join(f"python -m gptailor {command} {run_id}" for command in ("show", "evaluate", "report"))
-    versions = view.tables.runs["versions"].iloc[0] if "versions" in view.tables.runs else None
-    known = json.loads(versions) if isinstance(versions, str) else {}
+    known = view.tables.versions
     return f"<pre>{escape(commands)}</pre>" + (
         document.table(["Made with", ""], sorted(known.items())) if known else ""
     )

@@ -180,7 +180,7 @@ class Search(RunBase):
 
     def _trial_queue(self, space: PlanSpace, initial: list[StitchPlan]) -> TrialQueue:
         def departed(trial_id: int, refused: int) -> None:
-            then = json.loads(queries.read_run(self.folder).runs.versions.iloc[0] or "{}")
+            then = queries.read_run(self.folder).versions
             why = changed_versions(then, installed_versions()) or "its run file or gptailor's search changed"
             self.progress.note(
                 f"trial {trial_id + 1} was stored for another configuration than the search asks for now ({why}): the "

@@ -24,7 +24,7 @@ from gptailor.store.connection import (
     schema_version,
 )
 from gptailor.store.folder import RunFolder, run_folders
-from gptailor.store.stored_spec import StoredSpec, read_stored_spec
+from gptailor.store.stored_spec import StoredSpec, read_stored_spec, read_versions
 from gptailor.store.summary import RunSummary, read_summary, summarise, summary_of_run_file
 from gptailor.store.tables import known_tables
 from gptailor.trial import ItemKey, Subject
@@ -54,6 +54,11 @@ class RunTables:
     def spec(self) -> StoredSpec:
         """What the run asked."""
         return read_stored_spec(self.runs["spec"].iloc[0] if len(self.runs) else None)
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """What the run was made with: package -> version, and the `device`."""
+        return read_versions(self.runs["versions"].iloc[0] if len(self.runs) else None)
 
 
 _ORDER = {

@@ -20,7 +20,13 @@ def client():
 
 @pytest.mark.parametrize("package", SAME_EVERYWHERE)
 def test_a_worker_of_another_version_is_refused(client: Client, package: str, tmp_path: Path) -> None:
-    asked = {"name": "x", "base_model": str(tmp_path / "none"), "remove": 1, "objectives": [{"benchmark": "words"}]}
+    asked = {
+        "name": "x",
+        "base_model": str(tmp_path / "none"),
+        "remove": 1,
+        "operations": ["remove"],
+        "objectives": [{"benchmark": "words"}],
+    }
     engines = installed_versions() | {package: "0.0.1"}
     run = Run("run", "topic", build_spec(asked), engines, None)
     refused = client.submit(answer, run, 0, [], pure=False).result(timeout=60).refused
@@ -29,7 +35,13 @@ def test_a_worker_of_another_version_is_refused(client: Client, package: str, tm
 
 
 def test_a_worker_of_the_same_versions_goes_on_to_the_models(client: Client, tmp_path: Path) -> None:
-    asked = {"name": "x", "base_model": str(tmp_path / "none"), "remove": 1, "objectives": [{"benchmark": "words"}]}
+    asked = {
+        "name": "x",
+        "base_model": str(tmp_path / "none"),
+        "remove": 1,
+        "operations": ["remove"],
+        "objectives": [{"benchmark": "words"}],
+    }
     run = Run("run", "topic", build_spec(asked), installed_versions(), None)
     refused = client.submit(answer, run, 0, [], pure=False).result(timeout=60).refused
     assert "base_model" in refused and "install the same" not in refused  # type: ignore[operator]
