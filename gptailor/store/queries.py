@@ -53,12 +53,15 @@ class RunTables:
     @cached_property
     def spec(self) -> StoredSpec:
         """What the run asked."""
-        return read_stored_spec(self.runs["spec"].iloc[0] if len(self.runs) else None)
+        return read_stored_spec(self._of_run("spec"))
 
     @cached_property
     def versions(self) -> dict[str, str]:
         """What the run was made with: package -> version, and the `device`."""
-        return read_versions(self.runs["versions"].iloc[0] if len(self.runs) else None)
+        return read_versions(self._of_run("versions"))
+
+    def _of_run(self, column: str) -> object:
+        return self.runs.iloc[0].get(column) if len(self.runs) else None
 
 
 _ORDER = {
