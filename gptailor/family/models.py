@@ -29,15 +29,17 @@ from transformers.utils import logging
 from gptailor.errors import UserError
 from gptailor.family.adapters import Adapter
 from gptailor.family.checkpoint import Checkpoint, TensorInfo
+from gptailor.family.proof import prove
 from gptailor.family.preflight import FLOATS, Preflight, inspect_family
+from gptailor.family.renumbering import Renumbering, find_renumbering
+from gptailor.family.repointing import Repointing
 from gptailor.family.residence import Visitors, n_bytes, pick_devices, rooms_for, settle, tensors_of
+from gptailor.family.skeleton import skeleton_of
 from gptailor.family.spread import home_of
 from gptailor.family.structure import (
-    check_renumbering,
     find_layers,
     find_output_projections,
     layer_list,
-    per_layer_lists,
     with_tensors,
 )
 from gptailor.plan import BASE
@@ -70,6 +72,7 @@ class Family:
         tokenizer: PreTrainedTokenizerBase,
         candidates: Mapping[str, list[nn.Module]],
         preflight: Preflight,
+        renumbering: Renumbering,
         device: torch.device,
         spec: RunSpec,
         labels: Mapping[str, str],
@@ -78,6 +81,7 @@ class Family:
         self.model = model
         self.tokenizer = tokenizer
         self.preflight = preflight
+        self.renumbering = renumbering
         self.device = device
         self.spec = spec
         self.dtype: torch.dtype = model.dtype
@@ -87,7 +91,8 @@ class Family:
         self._homes = [home_of(layer) for layer in self._layers[BASE]]
         self._labels = dict(labels)
         self._projections: tuple[str, str] | None = None
-        self.per_layer_lists = per_layer_lists(model.config.get_text_config())
+        self.live = Repointing(model, renumbering)
+        self.per_layer_lists = renumbering.per_layer_lists
         self.layer_parameters = tuple(sum(p.numel() for p in layer.parameters()) for layer in self._layers[BASE])
         self.other_parameters = sum(p.numel() for p in model.parameters()) - sum(self.layer_parameters)
 
@@ -169,7 +174,8 @@ def _open(spec: RunSpec, preflight: Preflight, checkpoints: Mapping[str, Checkpo
     devices = pick_devices(spec.device)
     base = checkpoints[BASE]
     model, tokenizer = _open_base(base, getattr(torch, preflight.dtype), spec.trust_remote_code)
-    check_renumbering(model)
+    renumbering = find_renumbering(skeleton_of(model.config), spec.n_removed(preflight.n_layers))
+    prove(model, renumbering, spec.n_removed(preflight.n_layers))
     candidates = {
         name: _adapted_layers(model, base, checkpoint)
         if checkpoint.is_adapter
@@ -181,7 +187,7 @@ def _open(spec: RunSpec, preflight: Preflight, checkpoints: Mapping[str, Checkpo
     if devices[0].type != "cpu":
         visitors = settle(model, candidates, rooms_for(n_bytes(tensors_of([model])), devices))
     labels = {name: checkpoint.label for name, checkpoint in checkpoints.items()}
-    family = Family(model, tokenizer, candidates, preflight, devices[0], spec, labels, visitors)
+    family = Family(model, tokenizer, candidates, preflight, renumbering, devices[0], spec, labels, visitors)
     if spec.output_scale is not None:
         _ = family.output_projections  # refused now, not in the first trial
     return family

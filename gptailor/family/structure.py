@@ -8,6 +8,7 @@ else than its exported folder would be worse than none.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,20 +19,31 @@ from transformers.pytorch_utils import Conv1D
 
 from gptailor.errors import UserError
 
+NOT_TEXT = re.compile(r"vision|image|audio|speech")
 NOT_PER_LAYER = ("architectures", "token_id", "token_ids", "token_index")
 
 
 def find_layers(model: PreTrainedModel) -> str:
     """Qualified name of the one nn.ModuleList that holds the layers, e.g. 'model.layers'. Raises UserError."""
-    n_layers = model.config.get_text_config().num_hidden_layers
-    fitting = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
-    outer = [name for name in fitting if not any(name.startswith(f"{other}.") for other in fitting)]
+    n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if not isinstance(n_layers, int):
+        raise UserError(f"{type(model).__name__}: its configuration does not say how many layers there are")
+    decoder: Any = model.get_decoder()  # a vision tower may have as many layers
+    outer = _lists_of(model, decoder, n_layers) or _lists_of(model, model, n_layers)
     if len(outer) != 1:
         raise UserError(
             f"{type(model).__name__} has {len(outer)} lists of {n_layers} modules {outer or ''}; "
             "only architectures whose layers form one list can be stitched"
         )
     return outer[0]
+
+
+def _lists_of(model: nn.Module, part: nn.Module, length: int) -> list[str]:
+    """Qualified names of the outermost lists of so many modules in a part of the model."""
+    start = next(name for name, module in model.named_modules() if module is part)
+    inside = [(f"{start}.{name}".strip("."), m) for name, m in part.named_modules() if isinstance(m, nn.ModuleList)]
+    fitting = [name for name, m in inside if len(m) == length and not NOT_TEXT.search(name)]
+    return [name for name in fitting if not any(name.startswith(f"{other}.") for other in fitting)]
 
 
 def layer_list(model: PreTrainedModel) -> nn.ModuleList:
@@ -49,27 +61,6 @@ def per_layer_lists(config: PreTrainedConfig) -> dict[str, tuple[Any, ...]]:
         for name, value in vars(config).items()
         if isinstance(value, (list, tuple)) and len(value) == n_layers and not name.endswith(NOT_PER_LAYER)
     }
-
-
-def check_renumbering(model: PreTrainedModel) -> None:
-    """Raise UserError, naming the architecture, where a layer cannot stand at another position."""
-    config, name = model.config.get_text_config(), type(model).__name__
-    if getattr(config, "is_heterogeneous", False):
-        raise UserError(f"{name} overrides its configuration layer by layer (per_layer_config); it cannot be stitched")
-    if getattr(config, "num_kv_shared_layers", 0):
-        raise UserError(f"{name} shares keys and values between layers (num_kv_shared_layers); it cannot be stitched")
-    kinds: dict[tuple[Any, ...], tuple[int, Any]] = {}
-    lists = per_layer_lists(config)
-    for index, layer in enumerate(layer_list(model)):
-        kind = tuple(str(values[index]) for values in lists.values())
-        build = {key: tuple(tensor.shape) for key, tensor in layer.state_dict().items()}
-        first, expected = kinds.setdefault(kind, (index, build))
-        if build != expected:
-            key = min(build.items() ^ expected.items())[0]
-            raise UserError(
-                f"{name}: layers {first} and {index} differ in {key}, and no list in its configuration says which is "
-                "which, so its layers cannot be renumbered"
-            )
 
 
 def with_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], prefix: str = "") -> nn.Module:
@@ -92,11 +83,18 @@ def with_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], prefix:
     return twin
 
 
-def set_layer_index(layer: nn.Module, index: int) -> None:
-    """Tell every part of a layer where it stands, so that it finds its keys and values in the cache."""
-    for module in layer.modules():
-        if isinstance(module.__dict__.get("layer_idx"), int):
-            module.__dict__["layer_idx"] = index
+def set_layer_index(layer: nn.Module, index: int, attributes: Mapping[tuple[str, str], int]) -> None:
+    """Tell every part of a layer where it stands, so that it finds its keys and values in the cache.
+
+    attributes: (path inside the layer, name) of what says so, with what it adds to the index.
+    """
+    for (path, name), offset in attributes.items():
+        try:
+            settings = layer.get_submodule(path).__dict__
+        except AttributeError:
+            continue  # of another kind of layer
+        if isinstance(settings.get(name), int):
+            settings[name] = index + offset
 
 
 def find_output_projections(model: PreTrainedModel, asked: str = "output_scale") -> tuple[str, str]:

@@ -21,7 +21,7 @@ from gptailor.errors import UserError
 from gptailor.family.models import Family
 from gptailor.family.residence import n_bytes, tensors_of
 from gptailor.family.spread import devices_of, home_of
-from gptailor.family.structure import scaled, set_layer_index, with_tensors
+from gptailor.family.structure import scaled, with_tensors
 from gptailor.plan import BASE, Edit, LayerChoice, StitchPlan
 from gptailor.stitch.edits.case import CalibrationTexts, EditCase, no_texts
 from gptailor.stitch.edits.registry import EDITS, edit_problem, keeps_shapes
@@ -82,8 +82,6 @@ class Stitcher:
         self.cache = LayerCache(capacity)
         self.edited = LayerCache(capacity, keeps_last=True)
         self.texts = texts
-        self._parent = family.model.get_submodule(family.layers_path.rpartition(".")[0])
-        self._config = family.model.config.get_text_config()
 
     def stitch(self, plan: StitchPlan, between: Between = lambda _what, _share: None) -> PreTrainedModel:
         """The plan's model: the family's own, re-pointed, and therefore valid until the next call.
@@ -95,13 +93,7 @@ class Stitcher:
 
     def point(self, plan: StitchPlan, layers: Sequence[nn.Module]) -> PreTrainedModel:
         """The family's model with these layers in the places of the plan's kept ones."""
-        for position, layer in enumerate(layers):
-            set_layer_index(layer, position)
-        setattr(self._parent, self.family.layers_path.rpartition(".")[2], nn.ModuleList(layers))
-        self._config.num_hidden_layers = len(layers)
-        for name, values in self.family.per_layer_lists.items():
-            setattr(self._config, name, [values[choice.layer] for choice in plan.kept])
-        return self.family.model
+        return self.family.live.show(layers, [choice.layer for choice in plan.kept])
 
     def layers(self, plan: StitchPlan, between: Between = lambda _what, _share: None) -> list[nn.Module]:
         """The plan's layers with their edits; to compute those, other models are stitched on the way."""
