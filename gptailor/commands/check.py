@@ -75,16 +75,14 @@ class Check:
 
 
 def check(spec: RunSpec, runs: str | Path | None = None) -> Check:
-    """Look at a run that is asked for.
-
-    runs: the folder of saved runs, whose pace is taken where one has the same base model; by default runs_root().
-    """
-    from gptailor.family.preflight import preflight
+    """Look at a run that is asked for. runs: the folder of saved runs, whose pace is taken where one has the same base
+    model; by default runs_root()."""
+    from gptailor.family.models import prove_small
 
     planned = Check(schedule(spec.budget, spec.trials), n_examples(spec))
     problems = [*_benchmark_problems(spec), *_merge_problems(spec)]
     try:
-        found = preflight(spec)
+        found = prove_small(spec)
         family = _fit(spec, found)
         memory = predict_memory(spec, found)
     except UserError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,15 +18,21 @@ from torch import nn
 
 from gptailor.errors import UserError
 from gptailor.family.checkpoint import ADAPTER, Checkpoint, TensorInfo
+from gptailor.family.skeleton import Shape
 
 _TENSOR = re.compile(
     r"base_model\.model\.(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|"
-    r"bias|weight|base_layer\.bias|modules_to_save\.\w+)(\.weight)?"
+    r"bias|weight|base_layer\.(bias|weight)|modules_to_save\.\w+|token_adapter\.trainable_tokens_\w+|"
+    r"trainable_tokens_\w+)(\.weight)?"
 )
 
 
-def adapter_problems(adapter: Checkpoint, base: Checkpoint) -> Iterator[str]:
-    """What of a LoRA adapter does not fit the base: its kind, its target modules, its shapes."""
+def adapter_problems(adapter: Checkpoint, shapes: Mapping[str, Shape], path: str) -> Iterator[str]:
+    """What of a LoRA adapter does not fit the base: its kind, its target modules, its shapes.
+
+    shapes: of the base's tensors, by the model's own names; path: of its list of layers. What is adapted outside the
+    layers is not used, and so not looked at.
+    """
     config = adapter.config
     if str(config.get("peft_type")).upper() != "LORA":
         yield f"is a {config.get('peft_type')} adapter; only LoRA adapters can be merged into layers"
@@ -35,42 +41,72 @@ def adapter_problems(adapter: Checkpoint, base: Checkpoint) -> Iterator[str]:
         yield "is made for Megatron layers (megatron_config), which this base does not have"
     if config.get("layer_replication"):
         yield "replicates layers (layer_replication); give an adapter that keeps the base's layers"
-    if not any(name.endswith(".lora_A.weight") for name in adapter.tensors):
-        yield f"{ADAPTER} holds no LoRA tensors"
+    if config.get("target_parameters"):
+        yield "adapts single parameters (target_parameters), such as stacked experts, which is not known here"
+        return
+    in_layers = [name for name in adapter.tensors if name.startswith(f"base_model.model.{path}.")]
+    if not in_layers:
+        yield f"{ADAPTER} holds nothing for the base's layers ({path}); embeddings and head stay the base's"
     ranks: dict[str, set[int]] = defaultdict(set)
     swapped = bool(config.get("fan_in_fan_out"))
-    for name, info in adapter.tensors.items():
-        match = _TENSOR.fullmatch(name)
+    for name in in_layers:
+        info, match = adapter.tensors[name], _TENSOR.fullmatch(name)
         if match is None:
             yield f"{ADAPTER}: tensor {name} is not one that PEFT writes for LoRA"
             continue
         module, part = match["module"], match["part"]
-        target = base.tensors.get(f"{module}.weight")
+        target = shapes.get(f"{module}.weight")
         if target is None:
             yield f"{ADAPTER}: adapts module {module}, which the base does not have"
-        elif part in ("lora_A", "lora_B") and len(target.shape) == 2:
+        elif part in ("lora_A", "lora_B") and len(target) == 2:
             yield from _shape_problem(name, info, target, part, swapped)
             ranks[module].add(info.shape[0 if part == "lora_A" else 1] if len(info.shape) == 2 else 0)
+        elif part == "weight" and info.shape != target:
+            yield f"{ADAPTER}: tensor {name} has shape {list(info.shape)}, the base's has {list(target)}"
     for module, found in ranks.items():
         if len(found) > 1 or (not config.get("rank_pattern") and found != {config.get("r")}):
             yield f"adapter_config.json says rank {config.get('r')}, {ADAPTER} has rank {sorted(found)} for {module}"
     targets = config.get("target_modules")
     for module in targets if isinstance(targets, list) else ():
-        if not any(f".{module}.lora_" in name for name in adapter.tensors):
+        if not any(f".{module}." in name for name in adapter.tensors):
             yield f"adapter_config.json targets {module}, but {ADAPTER} has no weights for it"
 
 
-def _shape_problem(name: str, info: TensorInfo, target: TensorInfo, part: str, swapped: bool) -> Iterator[str]:
-    n_out, n_in = reversed(target.shape) if swapped else target.shape
+def _shape_problem(name: str, info: TensorInfo, target: Shape, part: str, swapped: bool) -> Iterator[str]:
+    n_out, n_in = reversed(target) if swapped else target
     wanted = n_in if part == "lora_A" else n_out
     if len(info.shape) != 2 or info.shape[1 if part == "lora_A" else 0] != wanted:
         yield f"{ADAPTER}: tensor {name} has shape {list(info.shape)}, the base's module is {n_in} to {n_out} wide"
 
 
-def adapter_targets(adapter: Checkpoint, base: Checkpoint) -> set[str]:
+def adapter_targets(adapter: Checkpoint, shapes: Mapping[str, Shape]) -> set[str]:
     """Names of the base's tensors that the adapter changes."""
     modules = {match["module"] for name in adapter.tensors if (match := _TENSOR.fullmatch(name))}
-    return {f"{module}.weight" for module in modules if f"{module}.weight" in base.tensors}
+    return {f"{module}.weight" for module in modules if f"{module}.weight" in shapes}
+
+
+def adapter_notes(adapter: Checkpoint, base: Checkpoint, path: str) -> Iterator[str]:
+    """What its owner should know: what of it is not used, and for which base it was made."""
+    outside = sorted(
+        {
+            name.removeprefix("base_model.model.").split(".lora_")[0].split(".token_adapter")[0].removesuffix(".weight")
+            for name in adapter.tensors
+            if not name.startswith(f"base_model.model.{path}.")
+        }
+    )
+    if outside:
+        yield f"it also adapts {', '.join(outside[:3])}; embeddings and head stay the base's"
+    made_for = str(adapter.config.get("base_model_name_or_path") or "").rstrip("/")
+    if made_for and not _is_named(made_for, base):
+        yield f"adapter_config.json says that it was made for {made_for}; the base here is {base.label}"
+
+
+def _is_named(made_for: str, base: Checkpoint) -> bool:
+    """Whether an adapter's word for its base may mean this one: its id, its folder, or a folder of the same name."""
+    name = made_for.replace("\\", "/").rpartition("/")[2].lower()
+    own = [base.label.rpartition("/")[2], *([] if base.folder is None else [base.folder.name])]
+    named = base.config.get("_name_or_path")
+    return name in [one.lower() for one in (*own, *([str(named).rstrip("/").rpartition("/")[2]] if named else []))]
 
 
 class Adapter:
@@ -108,6 +144,7 @@ class Adapter:
         config.modules_to_save = [
             name for name in config.modules_to_save or () if any(f".{name}." in tensor for tensor in mine)
         ] or None
+        config.trainable_token_indices = None  # of the embeddings, which stay the base's
         try:
             model = PeftModel(holder, config)
             outcome: Any = set_peft_model_state_dict(model, mine)

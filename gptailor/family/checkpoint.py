@@ -71,11 +71,9 @@ class Checkpoint:
 
     @cached_property
     def layer_prefix(self) -> str | None:
-        """What stands before the layer number in tensor names ('model.layers.').
-
-        The numbering 0 to L-1 that holds most tensors, with L from the configuration; None where no such numbering is
-        found.
-        """
+        """What stands before the layer number in tensor names ('model.layers.'): the numbering from 0 to L-1 or further
+        that holds most tensors, with L from the configuration; None where no such numbering is found. Numbers from L on
+        are layers that predict further tokens (DeepSeek-V3, GLM-4.5)."""
         numbers: dict[str, set[int]] = defaultdict(set)
         tensors: Counter[str] = Counter()
         for name in self.tensors:
@@ -84,27 +82,45 @@ class Checkpoint:
                 numbers[prefix].add(int(match[1]))
                 tensors[prefix] += 1
         wanted = set(range(self.n_layers or 0))
-        fitting = [prefix for prefix, seen in numbers.items() if seen == wanted]
-        return max(fitting, key=lambda prefix: (tensors[prefix], prefix), default=None)
+        exact = [prefix for prefix, seen in numbers.items() if seen == wanted]
+        further = [prefix for prefix, seen in numbers.items() if seen > wanted and seen == set(range(len(seen)))]
+        return max(exact or further, key=lambda prefix: (tensors[prefix], prefix), default=None) if wanted else None
 
     @property
     def n_layers(self) -> int | None:
         for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
             if isinstance(self.text_config.get(key), int):
                 return int(self.text_config[key])
-        return None
+        kinds = self.text_config.get("layers_block_type")  # Nemotron-H says it in this way alone
+        return len(kinds) if isinstance(kinds, list) else None
 
     def size(self, *keys: str) -> int | None:
         """A whole number of the configuration under the first of several names, e.g. ('hidden_size', 'n_embd')."""
         return next((int(self.text_config[k]) for k in keys if isinstance(self.text_config.get(k), int)), None)
 
     def layer_of(self, name: str) -> int | None:
-        """Index of the layer that a tensor belongs to; None for embeddings, norms and heads."""
+        """Index of the layer that a tensor belongs to; None for embeddings, norms and heads, and for layers beyond the
+        model's own."""
+        number = self._number(name)
+        return number if number is not None and number < (self.n_layers or 0) else None
+
+    def is_beyond_layers(self, name: str) -> bool:
+        """Whether a tensor belongs to a layer that is numbered after the model's last."""
+        number = self._number(name)
+        return number is not None and number >= (self.n_layers or 0)
+
+    def _number(self, name: str) -> int | None:
         prefix = self.layer_prefix
         if prefix is None or not name.startswith(prefix):
             return None
         number = name[len(prefix) :].split(".", 1)[0]
         return int(number) if number.isdigit() else None
+
+    @cached_property
+    def inner_tensors(self) -> dict[str, TensorInfo]:
+        """The layers' tensors by what follows the prefix: '7.mlp.up_proj.weight'."""
+        start = len(self.layer_prefix or "")
+        return {name[start:]: info for name, info in self.tensors.items() if self.layer_of(name) is not None}
 
 
 def read_checkpoint(folder: Path, where: str, label: str, *, trust_remote_code: bool = False) -> Checkpoint:
@@ -151,6 +167,8 @@ def remote_code_problems(folder: Path, is_adapter: bool) -> list[str]:
             if key.endswith("_implementation") and "/" in str(value):
                 problems.append(f"config.json asks for code from the hub to be run ({key}: {value}); remove the line")
     for name in () if is_adapter else ("config.json", "tokenizer_config.json"):
+        if name == "config.json" and is_built_in(config):
+            continue  # transformers' own class is used, and no code of the folder's
         if (folder / name).is_file() and (wanted := read_json(folder / name).get("auto_map")):
             classes = ", ".join(sorted(wanted)) if isinstance(wanted, dict) else str(wanted)
             problems.append(
@@ -158,6 +176,13 @@ def remote_code_problems(folder: Path, is_adapter: bool) -> list[str]:
                 "built in, or set trust_remote_code: true if you trust its author"
             )
     return problems
+
+
+def is_built_in(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has the architecture as a language model, so that no code of the folder's is needed."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # a second, for who needs it
+
+    return config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -187,7 +212,9 @@ def _weight_files(folder: Path, is_adapter: bool) -> list[str]:
             f"only pickled weights are here ({', '.join(pickles[:3])}); they can run code when opened and are refused: "
             "convert them to safetensors first (save_pretrained of transformers writes it)"
         )
-    raise Unreadable(f"no weights: expected {single}" + ("" if is_adapter else f" or {INDEX}"))
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    hint = f"; {', '.join(others[:3])} is another form of them: rename it if it is whole" if others else ""
+    raise Unreadable(f"no weights: expected {single}" + ("" if is_adapter else f" or {INDEX}") + hint)
 
 
 def _read_header(path: Path) -> tuple[dict[str, TensorInfo], list[str]]:

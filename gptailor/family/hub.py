@@ -30,6 +30,7 @@ from gptailor.family.checkpoint import (
 )
 
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt", "README.md"]
+OTHER_FORMS = ["consolidated*", "*.fp16.*", "*.fp32.*", "original/*", "onnx/*"]  # the same weights once more
 T = TypeVar("T")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -50,7 +51,11 @@ def open_checkpoint(location: str, where: str, *, trust_remote_code: bool, downl
     if folder is None and not download:
         return _remote(location, where, trust_remote_code)
     if folder is None:
-        folder = Path(_ask(location, lambda: hub.snapshot_download(location, allow_patterns=PATTERNS)))
+        folder = Path(
+            _ask(
+                location, lambda: hub.snapshot_download(location, allow_patterns=PATTERNS, ignore_patterns=OTHER_FORMS)
+            )
+        )
     return read_checkpoint(folder, where, location, trust_remote_code=trust_remote_code)
 
 
@@ -63,7 +68,9 @@ def _name_of(folder: Path) -> str:
 def _cached(repo: str) -> Path | None:
     """The snapshot in the local cache, if its weights are all there."""
     try:
-        folder = Path(hub.snapshot_download(repo, allow_patterns=PATTERNS, local_files_only=True))
+        folder = Path(
+            hub.snapshot_download(repo, allow_patterns=PATTERNS, ignore_patterns=OTHER_FORMS, local_files_only=True)
+        )
     except FileNotFoundError:
         return None
     if (folder / WEIGHTS).is_file() or (folder / ADAPTER).is_file():
@@ -80,7 +87,9 @@ def _remote(repo: str, where: str, trust_remote_code: bool) -> Checkpoint:
     siblings = {str(s.rfilename) for s in _ask(repo, lambda: api.model_info(repo)).siblings or ()}
     is_adapter = ADAPTER in siblings and WEIGHTS not in siblings and INDEX not in siblings
     if not is_adapter and not siblings & {WEIGHTS, INDEX}:
-        raise Unreadable(f"{repo}: the hub has no safetensors weights for it; pickled weights are refused")
+        others = sorted(name for name in siblings if name.endswith(".safetensors"))
+        hint = f"; it has {', '.join(others[:3])}, another form of them" if others else "; pickled weights are refused"
+        raise Unreadable(f"{repo}: the hub has no safetensors weights for it{hint}")
     for name in siblings & {"config.json", "adapter_config.json", "tokenizer_config.json"}:
         folder = Path(_ask(repo, partial(hub.hf_hub_download, repo, name))).parent
     config = read_json(folder / ("adapter_config.json" if is_adapter else "config.json"))

@@ -17,7 +17,6 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -28,13 +27,13 @@ from transformers.utils import logging
 
 from gptailor.errors import UserError
 from gptailor.family.adapters import Adapter
-from gptailor.family.checkpoint import Checkpoint, TensorInfo
+from gptailor.family.checkpoint import Checkpoint, TensorInfo, Unreadable, is_built_in
+from gptailor.family.preflight import FLOATS, Inspection, Preflight, inspect_family
 from gptailor.family.proof import prove
-from gptailor.family.preflight import FLOATS, Preflight, inspect_family
-from gptailor.family.renumbering import Renumbering, find_renumbering
+from gptailor.family.renumbering import Renumbering
 from gptailor.family.repointing import Repointing
 from gptailor.family.residence import Visitors, n_bytes, pick_devices, rooms_for, settle, tensors_of
-from gptailor.family.skeleton import skeleton_of
+from gptailor.family.skeleton import configuration_of
 from gptailor.family.spread import home_of
 from gptailor.family.structure import (
     find_layers,
@@ -46,6 +45,8 @@ from gptailor.plan import BASE
 from gptailor.spec import RunSpec
 
 CHUNK = 1 << 20
+SMALL = 1 << 26
+"""Parameters of a base up to which a check opens it; the search tries larger ones when it opens them."""
 
 
 @dataclass(frozen=True)
@@ -154,28 +155,24 @@ class Family:
 
 def open_reader(spec: RunSpec) -> Reader:
     """The base's tokenizer and configuration. Raises UserError as open_family does."""
-    preflight, checkpoints = inspect_family(spec, download=True)
-    base = checkpoints[BASE]
-    try:
-        config = AutoConfig.from_pretrained(str(base.folder), trust_remote_code=spec.trust_remote_code)
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"base_model: transformers cannot open {base.label}: {error}") from error
-    return Reader(_open_tokenizer(base, spec.trust_remote_code), config, preflight)
+    found = inspect_family(spec, download=True)
+    base = found.checkpoints[BASE]
+    return Reader(_open_tokenizer(base, spec.trust_remote_code), found.skeleton.config, found.preflight)
 
 
 def open_family(spec: RunSpec) -> Family:
     """Open base and candidates of a run (see `preflight` for what is refused). Raises UserError."""
-    preflight, checkpoints = inspect_family(spec, download=True)
+    found = inspect_family(spec, download=True)
     with without_progress_bars():
-        return _open(spec, preflight, checkpoints)
+        return _open(spec, found)
 
 
-def _open(spec: RunSpec, preflight: Preflight, checkpoints: Mapping[str, Checkpoint]) -> Family:
+def _open(spec: RunSpec, found: Inspection) -> Family:
     devices = pick_devices(spec.device)
+    checkpoints, preflight = found.checkpoints, found.preflight
     base = checkpoints[BASE]
-    model, tokenizer = _open_base(base, getattr(torch, preflight.dtype), spec.trust_remote_code)
-    renumbering = find_renumbering(skeleton_of(model.config), spec.n_removed(preflight.n_layers))
-    prove(model, renumbering, spec.n_removed(preflight.n_layers))
+    tokenizer = _open_tokenizer(base, spec.trust_remote_code)
+    model = open_base(base, getattr(torch, preflight.dtype), spec.trust_remote_code)
     candidates = {
         name: _adapted_layers(model, base, checkpoint)
         if checkpoint.is_adapter
@@ -186,11 +183,28 @@ def _open(spec: RunSpec, preflight: Preflight, checkpoints: Mapping[str, Checkpo
     visitors = None
     if devices[0].type != "cpu":
         visitors = settle(model, candidates, rooms_for(n_bytes(tensors_of([model])), devices))
+    prove(model, found.renumbering, spec.n_removed(preflight.n_layers))
     labels = {name: checkpoint.label for name, checkpoint in checkpoints.items()}
-    family = Family(model, tokenizer, candidates, preflight, renumbering, devices[0], spec, labels, visitors)
+    family = Family(model, tokenizer, candidates, preflight, found.renumbering, devices[0], spec, labels, visitors)
     if spec.output_scale is not None:
         _ = family.output_projections  # refused now, not in the first trial
     return family
+
+
+def prove_small(spec: RunSpec) -> Preflight:
+    """preflight, and the proof on the base's own weights where they are here and few: what the search would refuse.
+    Raises UserError."""
+    found = inspect_family(spec)
+    base, n_removed = found.checkpoints[BASE], spec.n_removed(found.preflight.n_layers)
+    if base.folder is None or found.preflight.n_parameters > SMALL:
+        return found.preflight
+    with without_progress_bars():
+        model = open_base(base, getattr(torch, found.preflight.dtype), spec.trust_remote_code)
+        try:
+            prove(model, found.renumbering, n_removed)
+        except UserError as error:
+            raise UserError(f"the models do not fit together: 1 problem\nbase_model: {error}") from error
+    return found.preflight
 
 
 @contextmanager
@@ -213,21 +227,25 @@ def _open_tokenizer(base: Checkpoint, trust_remote_code: bool) -> PreTrainedToke
         raise UserError(f"base_model: transformers cannot open {base.label}: {error}") from error
 
 
-def _open_base(
-    base: Checkpoint, dtype: torch.dtype, trust_remote_code: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    folder = str(base.folder)
-    tokenizer = _open_tokenizer(base, trust_remote_code)
+def open_base(base: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The base's live model, on the host. Raises UserError."""
+    assert base.folder is not None
+    trusted = trust_remote_code and not is_built_in(base.config)
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=trust_remote_code
+            str(base.folder),
+            config=configuration_of(base.config, base.folder, trust_remote_code),
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=trusted,
         )
-    except (ValueError, OSError, ImportError, RuntimeError, KeyError, AttributeError) as error:
+    except (Unreadable, ValueError, OSError, ImportError, RuntimeError, KeyError, AttributeError) as error:
         # transformers has no error of its own for a folder that it cannot make a model of
         raise UserError(f"base_model: transformers cannot open {base.label}: {error}") from error
     model, info = opened
     _complain("base_model", info)
-    return model.eval().requires_grad_(False), tokenizer
+    return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
 def _complain(where: str, info: Mapping[str, Any]) -> None:
@@ -246,8 +264,9 @@ def _full_layers(model: PreTrainedModel, base: Checkpoint, checkpoint: Checkpoin
     path = find_layers(model)
     own = model.state_dict()
     state = {name: tensor for name, tensor in own.items() if not name.startswith(f"{path}.")}
-    for name, tensor in _mapped_layers(checkpoint):
-        same = name in own and _equal_bytes(checkpoint, base, name)
+    for inner, tensor in _mapped_layers(checkpoint):
+        name = f"{path}.{inner}"
+        same = name in own and _equal_bytes(checkpoint, base, inner)
         state[name] = own[name] if same else tensor
     opened: Any = type(model).from_pretrained(
         None, config=model.config, state_dict=state, dtype=model.dtype, output_loading_info=True
@@ -280,7 +299,7 @@ def _adapted_layers(model: PreTrainedModel, base: Checkpoint, checkpoint: Checkp
     adapted = []
     for index, layer in enumerate(layer_list(model)):
         mine = layer.state_dict()
-        originals = {name: stored.get(f"{path}.{index}.{name}", tensor) for name, tensor in mine.items()}
+        originals = {name: stored.get(f"{index}.{name}", tensor) for name, tensor in mine.items()}
         # Copies, as PEFT merges in place: in a float32 run these would be the base's own tensors.
         exact = {name: tensor.to(torch.float32, copy=True) for name, tensor in originals.items()}
         merged = adapter.merge_into(with_tensors(layer, exact), f"{path}.{index}") or {}
@@ -290,25 +309,21 @@ def _adapted_layers(model: PreTrainedModel, base: Checkpoint, checkpoint: Checkp
 
 
 def _mapped_layers(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and mapped tensor of everything that belongs to a layer."""
+    """Name (the layer's number and what follows) and mapped tensor of everything that belongs to a layer."""
     assert checkpoint.folder is not None
     files: dict[str, list[str]] = {}
-    for name, info in checkpoint.tensors.items():
-        if checkpoint.layer_of(name) is not None:
-            files.setdefault(info.file, []).append(name)
+    for inner, info in checkpoint.inner_tensors.items():
+        files.setdefault(info.file, []).append(inner)
     for file, names in files.items():
         with safe_open(checkpoint.folder / file, framework="pt") as opened:
-            for name in names:
-                yield name, opened.get_tensor(name)
+            for inner in names:
+                yield inner, opened.get_tensor(f"{checkpoint.layer_prefix}{inner}")
 
 
-def _equal_bytes(mine: Checkpoint, other: Checkpoint, name: str) -> bool:
-    """Is a tensor the same, bit for bit, in two checkpoints?
-
-    Read from the files, so that nothing is mapped for it; different tensors differ in their first bytes, so it is cheap
-    to find out.
-    """
-    a, b = mine.tensors[name], other.tensors.get(name)
+def _equal_bytes(mine: Checkpoint, other: Checkpoint, inner: str) -> bool:
+    """Is a layer's tensor the same, bit for bit, in two checkpoints? Read from the files, so that nothing is mapped for
+    it; different tensors differ in their first bytes, so it is cheap to find out."""
+    a, b = mine.inner_tensors[inner], other.inner_tensors.get(inner)
     if b is None or (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     with _at(mine, a) as first, _at(other, b) as second:

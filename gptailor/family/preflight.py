@@ -2,38 +2,43 @@
 
 A wrong folder found after twenty minutes of loading is the commonest complaint about merging tools; here every problem
 of every model is named at once (model, file, tensor, sizes), in well under two seconds for 7 billion parameters.
+What fits is what transformers loads (skeleton.py); what can be shortened is what a configuration can say
+(renumbering.py). A base that is small enough is tried as well (proof.py), so that what the search would refuse is
+refused here.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from gptailor.errors import UserError
-from gptailor.family.adapters import adapter_problems, adapter_targets
-from gptailor.family.checkpoint import DTYPE_BYTES, Checkpoint, Unreadable, has_tokenizer
+from gptailor.family.adapters import adapter_notes, adapter_problems, adapter_targets
+from gptailor.family.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo, Unreadable, has_tokenizer, is_built_in
 from gptailor.family.hub import open_checkpoint
+from gptailor.family.renumbering import Renumbering, find_renumbering
+from gptailor.family.settings import differing_settings
+from gptailor.family.skeleton import (
+    Loading,
+    Shape,
+    configuration_of,
+    load_headers,
+    skeleton_of,
+)
+from gptailor.family.structure import find_layers, layer_list
+from gptailor.family.weights import distance, first_non_finite
 from gptailor.plan import BASE
 from gptailor.spec import RunSpec
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 MAX_LINES_A_MODEL = 5
-TOKEN_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
-# What a layer's arithmetic takes from the configuration: always the base's, so a difference is worth a note. Versions
-# of transformers name the same thing differently, so that only what both state is compared.
-SILENT = (
-    "num_attention_heads",
-    "num_key_value_heads",
-    "rope_theta",
-    "rope_parameters",
-    "rope_scaling",
-    "rms_norm_eps",
-    "layer_norm_eps",
-    "hidden_act",
-    "sliding_window",
-)
+UNRELATED = 1.0
+"""Distance of weights, in units of the base's own, from which a candidate is hardly a fine-tune of it: two models that
+have nothing in common are 1.4 apart."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Preflight:
     layer_parameters: of each layer of the base. other_parameters: embeddings, final norm and head (a tied head counts
     once). model_bytes: what each model adds in the run's type if nothing is shared, candidates by their layers alone;
     distinct_bytes: their sum, an upper bound of what the open family holds. licences: by model, where one is named.
+    fixed: layers that every plan keeps, as no configuration can do without them.
     """
 
     architecture: str
@@ -55,6 +61,7 @@ class Preflight:
     model_bytes: Mapping[str, int]
     licences: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    fixed: tuple[int, ...] = ()
 
     @property
     def n_parameters(self) -> int:
@@ -66,13 +73,24 @@ class Preflight:
         return sum(self.model_bytes.values())
 
 
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a family that fits: `preflight` for everybody; for who opens it, the checkpoints by name (the
+    base's is BASE), the base on the meta device, and how its layers can be renumbered."""
+
+    preflight: Preflight
+    checkpoints: Mapping[str, Checkpoint]
+    skeleton: PreTrainedModel
+    renumbering: Renumbering
+
+
 def preflight(spec: RunSpec) -> Preflight:
     """Check the base model and all candidates of a run. Raises UserError with one line for each problem found."""
-    return inspect_family(spec)[0]
+    return inspect_family(spec).preflight
 
 
-def inspect_family(spec: RunSpec, *, download: bool = False) -> tuple[Preflight, dict[str, Checkpoint]]:
-    """preflight, and the checkpoints by name (the base's is BASE); `download` fetches hub models that are not here."""
+def inspect_family(spec: RunSpec, *, download: bool = False) -> Inspection:
+    """preflight, and what was found on the way; `download` fetches hub models that are not here."""
     problems: list[str] = []
     checkpoints: dict[str, Checkpoint] = {}
     for name, location in {BASE: spec.base_model, **spec.candidates}.items():
@@ -85,166 +103,263 @@ def inspect_family(spec: RunSpec, *, download: bool = False) -> tuple[Preflight,
             checkpoints[name] = checkpoint
             problems += [f"{where}: {problem}" for problem in checkpoint.problems]
     base = checkpoints.get(BASE)
-    base_problems = [] if base is None else list(_base_problems(base, spec.trust_remote_code))
-    if base is not None and not base_problems:
+    if base is None:
+        raise _refusal(problems)
+    judge = BaseJudge(base, spec)
+    base_problems = _few(list(judge.problems()))
+    if judge.skeleton is not None and not base_problems:
         for name, candidate in checkpoints.items():
-            found = [] if name == BASE else list(_candidate_problems(candidate, base))
-            if len(found) > MAX_LINES_A_MODEL:
-                found[MAX_LINES_A_MODEL - 1 :] = [f"and {len(found) - MAX_LINES_A_MODEL + 1} more tensors do not fit"]
+            found = [] if name == BASE else _few(list(_candidate_problems(candidate, judge)))
             problems += [f"{candidate.where}: {problem}" for problem in found]
     problems += [f"base_model: {problem}" for problem in base_problems]
-    if problems or base is None:
-        title = f"the models do not fit together: {len(problems)} problem{'s' * (len(problems) != 1)}"
-        raise UserError("\n".join([title, *problems]))
-    return _summary(base, checkpoints, spec), checkpoints
+    if problems or judge.skeleton is None:
+        raise _refusal(problems)
+    try:
+        renumbering = find_renumbering(judge.skeleton, spec.n_removed(base.n_layers or 0))
+    except UserError as error:
+        raise _refusal([f"base_model: {error}"]) from error
+    return Inspection(_summary(judge, checkpoints, renumbering), checkpoints, judge.skeleton, renumbering)
 
 
-def _base_problems(base: Checkpoint, trust_remote_code: bool) -> Iterator[str]:
-    if base.is_adapter:
-        yield "is a LoRA adapter; the base must be a full model"
-        return
-    yield from _architecture_problems(base.config, trust_remote_code)
-    if base.folder is not None and not has_tokenizer(base.folder):
-        yield "has no tokenizer (tokenizer.json or tokenizer.model)"
-    if base.n_layers is None:
-        yield "config.json does not say how many layers there are (num_hidden_layers)"
-    elif base.layer_prefix is None:
-        yield f"its tensors are not numbered as the {base.n_layers} layers that config.json announces"
-    else:
-        yield from _uneven_layers(base)
-    expected = [base.size("vocab_size"), base.size("hidden_size", "n_embd", "d_model")]
-    for name, info in base.tensors.items():
-        if name.endswith(TOKEN_EMBEDDINGS) and None not in expected and list(info.shape) != expected:
-            yield (
-                f"{info.file}: tensor {name} has shape {list(info.shape)}, "
-                f"config.json has vocab_size {expected[0]} and hidden_size {expected[1]}"
-            )
+def _refusal(problems: Sequence[str]) -> UserError:
+    title = f"the models do not fit together: {len(problems)} problem{'s' * (len(problems) != 1)}"
+    return UserError("\n".join([title, *problems]))
+
+
+def _few(problems: list[str]) -> list[str]:
+    if len(problems) > MAX_LINES_A_MODEL:
+        problems[MAX_LINES_A_MODEL - 1 :] = [f"and {len(problems) - MAX_LINES_A_MODEL + 1} more tensors do not fit"]
+    return problems
+
+
+class BaseJudge:
+    """The base, judged by what transformers makes of it: problems() first, then the skeleton is there if there are
+    none. notes: what of it is not used, or read otherwise than it stands there."""
+
+    def __init__(self, base: Checkpoint, spec: RunSpec) -> None:
+        self.base = base
+        self.spec = spec
+        self.skeleton: PreTrainedModel | None = None
+        self.loading = Loading()
+        self.notes: list[str] = []
+
+    def problems(self) -> Iterator[str]:
+        base, trusted = self.base, self.spec.trust_remote_code
+        if base.is_adapter:
+            yield "is a LoRA adapter; the base must be a full model"
+            return
+        refused = list(_architecture_problems(base.config, trusted))
+        yield from refused
+        if base.folder is not None and not has_tokenizer(base.folder):
+            yield "has no tokenizer (tokenizer.json or tokenizer.model)"
+        if base.n_layers is None:
+            yield "config.json does not say how many layers there are (num_hidden_layers)"
+        elif base.layer_prefix is None:
+            yield f"its tensors are not numbered as the {base.n_layers} layers that config.json announces"
+        elif not refused:
+            yield from self._as_loaded()
+
+    def _as_loaded(self) -> Iterator[str]:
+        try:
+            config = configuration_of(self.base.config, self.base.folder, self.spec.trust_remote_code)
+            skeleton = skeleton_of(config, self.spec.trust_remote_code)
+            self.loading = load_headers(skeleton, self.base.tensors)
+            find_layers(skeleton)
+        except (Unreadable, UserError) as error:
+            yield str(error)
+            return
+        yield from _loading_problems(self.loading, self.base)
+        if (name := first_non_finite(self.base)) is not None:
+            yield f"{self.base.tensors[name].file}: tensor {name} holds NaN or infinite values"
+        self.skeleton = skeleton
+        self.notes += [f"base_model: {note}" for note in _base_notes(self.base, self.loading)]
+
+
+def _loading_problems(loading: Loading, base: Checkpoint) -> Iterator[str]:
+    for name in loading.missing:
+        tied = "; tie_word_embeddings is false there" if name.endswith("lm_head.weight") else ""
+        yield f"tensor {name} is missing: the model that config.json describes has it{tied}"
+    for name, its, expected in loading.mismatched:
+        file = next((f"{info.file}: " for key, info in base.tensors.items() if name.endswith(key)), "")
+        yield f"{file}tensor {name} has shape {list(its)}, the model that config.json describes has {list(expected)}"
+    yield from loading.errors
+
+
+def _base_notes(base: Checkpoint, loading: Loading) -> Iterator[str]:
+    if base.config.get("auto_map") and is_built_in(base.config):
+        yield "its config.json names code of its own (auto_map); transformers has this architecture, and that is used"
+    further = [name for name in base.tensors if base.is_beyond_layers(name)]
+    if further:
+        yield (
+            f"{len(further)} tensors belong to layers beyond the {base.n_layers} of the model, which predict further "
+            f"tokens ({further[0]}); they are not used"
+        )
+    unused = [name for name in loading.unexpected if name not in further]
+    if unused:
+        yield f"{len(unused)} of its tensors are not used by transformers, the first is {unused[0]}"
 
 
 def _architecture_problems(config: Mapping[str, Any], trust_remote_code: bool) -> Iterator[str]:
     from transformers import __version__
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     name = architecture_name(config)
     if config.get("is_encoder_decoder"):
         yield f"{name} is an encoder-decoder; only decoder-only language models can be stitched"
-    elif config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not trust_remote_code:
+    elif not is_built_in(config) and not trust_remote_code:
         yield f"{name} is not a decoder-only language model that transformers {__version__} has built in"
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown method")
-        yield f"its weights are quantised ({method}); give the unquantised model"
+    if (quantised := _quantised(config)) is not None:
+        yield f"its weights are quantised ({quantised}); give the unquantised model"
+
+
+def _quantised(config: Mapping[str, Any]) -> str | None:
+    """The method by which the weights are quantised, None if they are not."""
+    found = config.get("quantization_config")
+    if not found:
+        return None
+    return str(found.get("quant_method", "unknown method")) if isinstance(found, Mapping) else str(found)[:100]
 
 
 def architecture_name(config: Mapping[str, Any]) -> str:
-    names = config.get("architectures") or []
-    return str(names[0]) if names else f"model_type {config.get('model_type')!r}"
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else f"model_type {config.get('model_type')!r}"
 
 
-def _uneven_layers(base: Checkpoint) -> Iterator[str]:
-    """Tensors that a layer lacks, or has in a shape of its own, where its neighbours agree.
-
-    Architectures with several kinds of layers are legitimate: a layer with tensors of its own is another kind.
-    """
-    layers: list[dict[str, tuple[int, ...]]] = [{} for _ in range(base.n_layers or 0)]
-    for name, info in base.tensors.items():
-        index = base.layer_of(name)
-        if index is not None:
-            layers[index][name[len(f"{base.layer_prefix}{index}.") :]] = info.shape
-    usual = Counter(frozenset(layer) for layer in layers).most_common(1)[0][0]
-    for index, layer in enumerate(layers):
-        prefix = f"{base.layer_prefix}{index}."
-        if layer.keys() < usual:
-            missing = ", ".join(prefix + suffix for suffix in sorted(usual - layer.keys())[:MAX_LINES_A_MODEL])
-            yield f"tensor {missing} is missing (other layers have it)"
-        for suffix, shape in layer.items():
-            shapes = Counter(other[suffix] for other in layers if suffix in other)
-            expected, count = shapes.most_common(1)[0]
-            if shapes[shape] == 1 and count > 1 and len(shapes) == 2:
-                file = base.tensors[prefix + suffix].file
-                yield f"{file}: tensor {prefix}{suffix} has shape {list(shape)}, other layers have {list(expected)}"
-
-
-def _candidate_problems(candidate: Checkpoint, base: Checkpoint) -> Iterator[str]:
+def _candidate_problems(candidate: Checkpoint, judge: BaseJudge) -> Iterator[str]:
+    base, skeleton = judge.base, judge.skeleton
+    assert skeleton is not None
     if candidate.is_adapter:
-        yield from adapter_problems(candidate, base)
+        yield from adapter_problems(candidate, _shapes(skeleton), find_layers(skeleton))
         return
     for what, keys in (("layers", ("num_hidden_layers", "n_layer")), ("hidden_size", ("hidden_size", "n_embd"))):
         mine, its = base.size(*keys), candidate.size(*keys)
         if mine != its:
             yield f"config.json has {its} {what}, the base has {mine}; it is no fine-tune of this base"
             return
-    if candidate.config.get("model_type") != base.config.get("model_type"):
+    if _text_type(candidate.text_config) != _text_type(base.text_config):
         yield f"is a {architecture_name(candidate.config)}, the base is a {architecture_name(base.config)}"
         return
-    if candidate.config.get("quantization_config"):
+    if _quantised(candidate.config) is not None:
         yield "its weights are quantised; give the unquantised model"
-    for name, expected in base.tensors.items():
-        if base.layer_of(name) is None:
-            continue
-        info = candidate.tensors.get(name)
-        if info is None:
-            yield f"tensor {name} is missing (the base has it, in {expected.file})"
-        elif info.shape != expected.shape:
-            yield (f"{info.file}: tensor {name} has shape {list(info.shape)}, the base's has {list(expected.shape)}")
+    yield from _layer_problems(candidate, judge, skeleton)
+    for key, its_value, mine_value, changes_all in differing_settings(base, candidate):
+        if changes_all:
+            yield f"its {key} is {its_value}, the base's is {mine_value}; its layers cannot work in the base"
 
 
-def _summary(base: Checkpoint, checkpoints: Mapping[str, Checkpoint], spec: RunSpec) -> Preflight:
-    n_layers = base.n_layers or 0
-    layer_parameters = [0] * n_layers
-    other = 0
-    tied = bool(base.text_config.get("tie_word_embeddings"))
-    by_dtype: dict[str, int] = defaultdict(int)
-    for name, info in base.tensors.items():
-        index = base.layer_of(name)
-        by_dtype[info.dtype] += info.n_elements
-        if index is None and tied and name.endswith("lm_head.weight"):
-            continue
-        if index is None:
-            other += info.n_elements
-        else:
-            layer_parameters[index] += info.n_elements
-    stored = max(by_dtype, key=lambda dtype: by_dtype[dtype])
-    dtype = FLOATS.get(stored, "float32") if spec.dtype == "auto" else spec.dtype
+def _text_type(config: Mapping[str, Any]) -> str:
+    """model_type of the language model, whether it stands alone or in a composite configuration."""
+    return str(config.get("model_type")).removesuffix("_text")
+
+
+def _layer_problems(candidate: Checkpoint, judge: BaseJudge, skeleton: PreTrainedModel) -> Iterator[str]:
+    """What of its layers' tensors would be missing, dropped or of another shape in the base's model."""
+    base, path = judge.base, find_layers(skeleton)
+    if candidate.layer_prefix is None:
+        yield f"its tensors are not numbered as the {base.n_layers} layers of the base"
+        return
+    mine, its = base.inner_tensors, candidate.inner_tensors
+    if {name: info.shape for name, info in mine.items()} == {name: info.shape for name, info in its.items()}:
+        return  # what transformers made of the base's, it makes of these
+    try:
+        loading = load_headers(skeleton, {f"{path}.{name}": info for name, info in its.items()})
+    except Unreadable as error:
+        yield str(error)
+        return
+    for name in loading.missing:
+        inner = name.removeprefix(f"{path}.")
+        if name.startswith(f"{path}."):
+            place = mine[inner].file if inner in mine else "its files"
+            yield f"tensor {candidate.layer_prefix}{inner} is missing (the base has it, in {place})"
+    for name, shape, expected in loading.mismatched:
+        inner = name.removeprefix(f"{path}.")
+        file = f"{its[inner].file}: " if inner in its else ""
+        yield f"{file}tensor {name} has shape {list(shape)}, the base's has {list(expected)}"
+    for name in loading.unexpected:
+        inner = name.removeprefix(f"{path}.")
+        if inner in its and inner not in mine:
+            yield (
+                f"{its[inner].file}: tensor {candidate.layer_prefix}{inner} has no place in the base's layers, and its "
+                "layers are not what they are without it"
+            )
+
+
+def _shapes(skeleton: PreTrainedModel) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+
+
+def _summary(judge: BaseJudge, checkpoints: Mapping[str, Checkpoint], renumbering: Renumbering) -> Preflight:
+    base, skeleton, spec = judge.base, judge.skeleton, judge.spec
+    assert skeleton is not None
+    layer_parameters = tuple(sum(p.numel() for p in layer.parameters()) for layer in layer_list(skeleton))
+    total = sum(p.numel() for p in skeleton.parameters())
+    dtype = _dtype(base.tensors, spec)
     width = DTYPE_BYTES[next(short for short, long in FLOATS.items() if long == dtype)]
-    model_bytes = {BASE: (sum(layer_parameters) + other) * width}
-    notes: list[str] = []
+    model_bytes = {BASE: total * width}
+    shapes = _shapes(skeleton)
+    notes: list[str] = [*judge.notes]
     for name, candidate in checkpoints.items():
         if name == BASE:
             continue
-        changed = adapter_targets(candidate, base) if candidate.is_adapter else candidate.tensors
-        model_bytes[name] = width * sum(
-            base.tensors[tensor].n_elements
-            for tensor in changed
-            if tensor in base.tensors and base.layer_of(tensor) is not None
-        )
-        notes += _notes(candidate, base)
+        model_bytes[name] = width * sum(layer_parameters)
+        if candidate.is_adapter:
+            changed = adapter_targets(candidate, shapes)
+            path = find_layers(skeleton)
+            model_bytes[name] = width * sum(_elements(shapes[one]) for one in changed if one.startswith(f"{path}."))
+        notes += [f"{candidate.where}: {note}" for note in _notes(candidate, base, skeleton)]
+    if renumbering.fixed:
+        fixed = ", ".join(map(str, sorted(renumbering.fixed)))
+        notes.append(f"base_model: layers that no {renumbering.name} can do without stay in every plan: {fixed}")
     return Preflight(
         architecture=architecture_name(base.config),
-        n_layers=n_layers,
+        n_layers=renumbering.n_layers,
         hidden_size=base.size("hidden_size", "n_embd", "d_model") or 0,
         vocab_size=base.size("vocab_size") or 0,
         dtype=dtype,
-        layer_parameters=tuple(layer_parameters),
-        other_parameters=other,
+        layer_parameters=layer_parameters,
+        other_parameters=total - sum(layer_parameters),
         model_bytes=model_bytes,
         licences={name: found.licence for name, found in checkpoints.items() if found.licence},
         notes=tuple(notes),
+        fixed=tuple(sorted(renumbering.fixed)),
     )
 
 
-def _notes(candidate: Checkpoint, base: Checkpoint) -> Iterator[str]:
+def _elements(shape: Shape) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _dtype(tensors: Mapping[str, TensorInfo], spec: RunSpec) -> str:
+    """The run's number type: as asked for, or the one that most of the base is stored in."""
+    if spec.dtype != "auto":
+        return spec.dtype
+    by_dtype: dict[str, int] = defaultdict(int)
+    for info in tensors.values():
+        by_dtype[info.dtype] += info.n_elements
+    return FLOATS.get(max(by_dtype, key=lambda dtype: by_dtype[dtype]), "float32")
+
+
+def _notes(candidate: Checkpoint, base: Checkpoint, skeleton: PreTrainedModel) -> Iterator[str]:
     """Differences that do not hinder stitching but that its owner should know of."""
     if candidate.is_adapter:
-        outside = [name for name in adapter_targets(candidate, base) if base.layer_of(name) is None]
-        if outside:
-            yield f"{candidate.where}: it also adapts {', '.join(outside[:3])}; embeddings and head stay the base's"
+        yield from adapter_notes(candidate, base, find_layers(skeleton))
         return
+    if candidate.config.get("auto_map") and is_built_in(candidate.config):
+        yield "its config.json names code of its own (auto_map); transformers has this architecture, and that is used"
     if candidate.size("vocab_size") != base.size("vocab_size"):
         yield (
-            f"{candidate.where}: its vocabulary has {candidate.size('vocab_size')} entries, the base's has "
-            f"{base.size('vocab_size')}; embeddings, head and tokenizer stay the base's"
+            f"its vocabulary has {candidate.size('vocab_size')} entries, the base's has {base.size('vocab_size')}; "
+            "embeddings, head and tokenizer stay the base's"
         )
-    for key in SILENT:
-        mine, its = base.text_config.get(key), candidate.text_config.get(key)
-        if key in base.text_config and key in candidate.text_config and mine != its:
-            yield f"{candidate.where}: its {key} is {its}, the base's is {mine}; the base's is used"
+    for key, its, mine, changes_all in differing_settings(base, candidate):
+        if not changes_all:
+            yield f"its {key} is {its}, the base's is {mine}; the base's is used"
+    if (name := first_non_finite(candidate)) is not None:
+        yield f"{candidate.tensors[name].file}: tensor {name} holds NaN or infinite values; plans with it will fail"
+    elif (apart := distance(candidate, base)) is not None and apart >= UNRELATED:
+        yield (
+            f"its layers are {apart:.2f} times the base's own size away from the base's (unrelated models are 1.41, "
+            "fine-tunes far below 1); it may be no fine-tune of this base"
+        )

@@ -21,6 +21,7 @@ from gptailor.errors import UserError
 from gptailor.family.renumbering import Renumbering
 from gptailor.family.repointing import Repointing, passing_through
 from gptailor.family.skeleton import quiet, reason_of
+from gptailor.family.spread import is_spread
 from gptailor.family.structure import layer_list
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -71,13 +72,16 @@ def _problem(live: Repointing, layers: Sequence[nn.Module], gone: Sequence[int],
     found = _logits(shorter)
     if _apart(found, expected) > _tolerance(model):
         return "is not what its other layers computed in the base: they depend on their number, or on each other"
+    with_cache = _cached_logits(shorter) if caches else None
+    if caches and with_cache is None:
+        return "cannot keep a cache, so that it cannot generate"
+    if is_spread(model):
+        return None  # made again, it would not fit on one device
     rebuilt = _rebuilt(shorter)
-    if _apart(_logits(rebuilt), found) > _tolerance(model):
+    theirs = _cached_logits(rebuilt) if with_cache is not None else None
+    same_cache = with_cache is None or (theirs is not None and _apart(with_cache, theirs) <= ROUGH)
+    if _apart(_logits(rebuilt), found) > _tolerance(model) or not same_cache:
         return "cannot be written as a configuration: read again, it computes something else"
-    if caches:
-        with_cache, theirs = _cached_logits(shorter), _cached_logits(rebuilt)
-        if with_cache is None or theirs is None or _apart(with_cache, theirs) > ROUGH:
-            return "cannot keep a cache, so that it cannot generate"
     return None
 
 
@@ -112,9 +116,10 @@ def _cached_logits(model: PreTrainedModel) -> torch.Tensor | None:
     """Logits of the last two tokens, each given after a cache of those before it; None where that cannot be done."""
     ids, caller = _ids(model), cast(Any, model)
     try:
-        first = caller(input_ids=ids[:, :-2], use_cache=True)
-        second = caller(input_ids=ids[:, -2:-1], past_key_values=first.past_key_values, use_cache=True)
-        third = caller(input_ids=ids[:, -1:], past_key_values=second.past_key_values, use_cache=True)
+        with quiet():  # versions of transformers differ in the argument's name
+            first = caller(input_ids=ids[:, :-2], use_cache=True)
+            second = caller(input_ids=ids[:, -2:-1], past_key_values=first.past_key_values, use_cache=True)
+            third = caller(input_ids=ids[:, -1:], past_key_values=second.past_key_values, use_cache=True)
     except Exception:  # no such argument, no cache, or one that cannot be used like this
         return None
     return torch.cat([second.logits, third.logits], dim=1).float().cpu()
@@ -123,11 +128,12 @@ def _cached_logits(model: PreTrainedModel) -> torch.Tensor | None:
 @torch.inference_mode()
 def _rebuilt(model: PreTrainedModel) -> PreTrainedModel:
     """The model as anybody makes it of its configuration and its tensors."""
+    where = {} if model.device.type == "cpu" else {"device_map": {"": model.device}}
     with quiet():
         made: PreTrainedModel = type(model).from_pretrained(
-            None, config=copy.deepcopy(model.config), state_dict=dict(model.state_dict()), dtype=model.dtype
+            None, config=copy.deepcopy(model.config), state_dict=dict(model.state_dict()), dtype=model.dtype, **where
         )
-    return made.eval().to(model.device)  # type: ignore[arg-type]
+    return made.eval()
 
 
 def _apart(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -152,4 +158,3 @@ def _refuse_non_finite(model: PreTrainedModel, logits: torch.Tensor) -> None:
         f"base_model: {type(model).__name__} gives NaN in {str(model.dtype).removeprefix('torch.')}; "
         "try another dtype, such as float32"
     )
-

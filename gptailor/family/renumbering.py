@@ -30,7 +30,13 @@ from gptailor.family.structure import find_layers, per_layer_lists
 
 NUMBERS = re.compile(r"layers?$|indices$|idxs?$|layer_ids$|layers_enum$")
 """Names of lists of layer numbers."""
-FIRST = ("first_k_dense_replace", "num_dense_layers", "first_num_dense_layers", "moe_layer_start_index", "num_hash_layers")
+FIRST = (
+    "first_k_dense_replace",
+    "num_dense_layers",
+    "first_num_dense_layers",
+    "moe_layer_start_index",
+    "num_hash_layers",
+)
 LAST = ("num_kv_shared_layers",)
 """Names of counts: so many layers at the beginning, or at the end, are of another kind than the rest."""
 END = ("moe_layer_end_index",)
@@ -44,7 +50,7 @@ IDLE = ("store_full_length_kv",)
 """Settings that tell a layer to leave something for later ones: without effect where none of those is left."""
 
 PLAIN = (bool, int, float, str, type(None), FunctionType)
-MAX_SHORTFALL = 0.5
+MAX_FIXED = 0.5
 """Share of the layers that may be fixed; beyond, the architecture counts as one that cannot be shortened."""
 
 
@@ -194,7 +200,9 @@ class Renumbering:
             shapes, others = _shapes(module), _shapes(other)
             if shapes != others:
                 name = min(key for key in {*shapes, *others} if shapes.get(key) != others.get(key))
-                return f"tensor {f'{path}.{name}'.lstrip('.')} {_said(shapes.get(name))}, then {_said(others.get(name))}"
+                return (
+                    f"tensor {f'{path}.{name}'.lstrip('.')} {_said(shapes.get(name))}, then {_said(others.get(name))}"
+                )
             values, theirs = _settings(module), _settings(other)
             for name in sorted({*values, *theirs}):
                 value, its_value = values.get(name), theirs.get(name)
@@ -269,7 +277,7 @@ def _settle(found: Renumbering, dense: PreTrainedModel, n_removed: int) -> str |
     single = {layer: without([layer]) for layer in everything}
     found.fixed |= {layer for layer, text in single.items() if text is not None}
     free = found.n_layers - len(found.fixed)
-    if free <= n_removed or free < found.n_layers * MAX_SHORTFALL:
+    if free <= n_removed or free < found.n_layers * MAX_FIXED:
         return next((text for text in single.values() if text is not None), (reasons or [FEW])[0])
     for probe in _probes(found, n_removed, found.fixed):
         text = without(probe)
@@ -281,14 +289,13 @@ def _settle(found: Renumbering, dense: PreTrainedModel, n_removed: int) -> str |
 
 
 def _probes(found: Renumbering, n_removed: int, fixed: frozenset[int]) -> list[list[int]]:
-    """Sets of layers to try without: whole kinds that a plan could remove, two of the size that is asked for, and every
-    other layer."""
+    """Sets of layers to try without: whole kinds that a plan could remove, as many as are asked for, every other layer."""
     rng = random.Random(0)
     free = [layer for layer in range(found.n_layers) if layer not in fixed]
     size = min(max(n_removed, 1), len(free) - 1)
     kinds = [[layer for layer in kind if layer not in fixed] for kind in _kinds(found)]
     whole = [kind for kind in kinds if 0 < len(kind) <= n_removed and len(kind) < found.n_layers]
-    return [*whole, *(sorted(rng.sample(free, size)) for _ in range(2)), free[1::2]] if size > 0 else []
+    return [*whole, sorted(rng.sample(free, size)), free[1::2]] if size > 0 else []
 
 
 def _read_by_others(lists: Iterable[Sequence[Any]]) -> set[int]:

@@ -20,10 +20,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from gptailor.family.checkpoint import TensorInfo, Unreadable
+from gptailor.family.checkpoint import TensorInfo, Unreadable, is_built_in
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 ATTENTION_KEYS = ("_attn_implementation", "attn_implementation", "_attn_implementation_internal")
@@ -40,11 +39,6 @@ class Loading:
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[tuple[str, Shape, Shape], ...] = ()
     errors: tuple[str, ...] = ()
-
-
-def is_built_in(config: Mapping[str, Any]) -> bool:
-    """Whether transformers has the architecture, so that no code of the folder's is needed."""
-    return config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def configuration_of(config: Mapping[str, Any], folder: Path | None, trust_remote_code: bool) -> PreTrainedConfig:
@@ -90,7 +84,7 @@ def load_headers(model: PreTrainedModel, tensors: Mapping[str, TensorInfo]) -> L
     }
     try:
         with quiet():
-            _, info = type(model).from_pretrained(  # type: ignore[misc]
+            opened: Any = type(model).from_pretrained(
                 None,
                 config=copy.deepcopy(model.config),
                 state_dict=state,
@@ -100,6 +94,7 @@ def load_headers(model: PreTrainedModel, tensors: Mapping[str, TensorInfo]) -> L
             )
     except Exception as error:  # tensors that cannot be stacked, say
         raise Unreadable(f"transformers cannot load its tensors: {reason_of(error)}") from error
+    _, info = opened
     return Loading(
         tuple(sorted(info["missing_keys"])),
         tuple(sorted(info["unexpected_keys"])),

@@ -120,10 +120,9 @@ def test_a_larger_vocabulary_and_other_settings_are_noted(copied, make_spec):
             tensors[name] = torch.cat([tensors[name], torch.zeros(12, 32)])
 
     edit_weights(copied / "code", grow)
-    edit_json(copied / "code" / "config.json", vocab_size=312, rms_norm_eps=0.5, num_attention_heads=2)
+    edit_json(copied / "code" / "config.json", vocab_size=312, rms_norm_eps=0.5)
     edit_json(copied / "math" / "config.json", rope_parameters=None, rope_theta=10000.0)  # as transformers 4 wrote it
     notes = "\n".join(preflight(make_spec(copied)).notes)
-    assert "candidates.code: its num_attention_heads is 2, the base's is 4; the base's is used" in notes
     assert "candidates.math" not in notes
     assert "candidates.code: its vocabulary has 312 entries, the base's has 300" in notes
     assert "candidates.code: its rms_norm_eps is 0.5, the base's is 1e-06; the base's is used" in notes
@@ -137,9 +136,9 @@ def test_seven_billion_parameters_take_less_than_two_seconds(tmp_path, tiny_fami
         fake_seven_billion(folder / name, shards)
         shutil.copy(tiny_family / "base" / "tokenizer.json", folder / name)
     preflight(make_spec(tiny_family))  # transformers' import is not what is measured
-    started = time.perf_counter()
+    started = time.process_time()  # of this process alone: others may keep the machine busy
     found = preflight(make_spec(folder))
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
     assert 6.7e9 < found.n_parameters < 6.8e9
     assert found.dtype == "float16" and found.model_bytes["base"] == 2 * found.n_parameters
 
@@ -194,7 +193,9 @@ def test_a_wrong_shape_is_named_with_both_sizes(copied, make_spec):
 
 def test_a_tensor_missing_in_the_base_is_named(copied, make_spec):
     edit_weights(copied / "base", lambda tensors: tensors.pop(UP))
-    assert f"base_model: tensor {UP} is missing (other layers have it)" in refusal(make_spec(copied))
+    assert f"base_model: tensor {UP} is missing: the model that config.json describes has it" in refusal(
+        make_spec(copied)
+    )
 
 
 def test_a_wrong_shape_in_the_base_is_named(copied, make_spec):
@@ -208,8 +209,12 @@ def test_a_wrong_shape_in_the_base_is_named(copied, make_spec):
         ({"num_hidden_layers": 5}, "config.json has 5 layers, the base has 6; it is no fine-tune of this base"),
         ({"hidden_size": 48}, "config.json has 48 hidden_size, the base has 32"),
         ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "is a Qwen3ForCausalLM, the base is a Llama"),
-        ({"auto_map": {"AutoModelForCausalLM": "x.Y"}}, "config.json asks for code of its own to be run"),
         ({"quantization_config": {"quant_method": "gptq"}}, "its weights are quantised"),
+        (
+            {"num_attention_heads": 2},
+            "its num_attention_heads is 2, the base's is 4; its layers cannot work in the base",
+        ),
+        ({"hidden_act": "gelu"}, "its hidden_act is gelu, the base's is silu; its layers cannot work in the base"),
     ],
 )
 def test_candidates_that_are_no_fine_tunes(copied, make_spec, change, message):
@@ -224,8 +229,15 @@ def test_candidates_that_are_no_fine_tunes(copied, make_spec, change, message):
         ({"model_type": "t5", "is_encoder_decoder": True}, "is an encoder-decoder; only decoder-only"),
         ({"num_hidden_layers": 7}, "its tensors are not numbered as the 7 layers"),
         ({"num_hidden_layers": None}, "config.json does not say how many layers"),
-        ({"vocab_size": 256}, "embed_tokens.weight has shape [300, 32], config.json has vocab_size 256"),
+        (
+            {"vocab_size": 256},
+            "embed_tokens.weight has shape [300, 32], the model that config.json describes has [256, ",
+        ),
         ({"quantization_config": {"quant_method": "awq"}}, "its weights are quantised (awq)"),
+        ({"quantization_config": "awq"}, "its weights are quantised (awq)"),
+        ({"hidden_size": "wide"}, "config.json: transformers cannot read it"),
+        ({"rope_parameters": "linear"}, "config.json: transformers cannot"),
+        ({"architectures": "LlamaForCausalLM", "model_type": None}, "model_type None is not a decoder-only"),
     ],
 )
 def test_bases_that_cannot_be_stitched(copied, make_spec, change, message):
@@ -586,7 +598,9 @@ def test_layers_without_room_on_the_device_visit_it(tiny_family, make_spec):
     assert waiting["input_layernorm.weight"].device.type == "meta", "shared with the base, which lives there"
 
     assert visitors.keys() == {device} and visitors[device].capacity == 2 * own
-    settled = Family(family.model, family.tokenizer, layers, family.preflight, device, family.spec, {}, visitors)
+    settled = Family(
+        family.model, family.tokenizer, layers, family.preflight, family.renumbering, device, family.spec, {}, visitors
+    )
     assert settled.layer(3, "code") is layers["code"][3]
     guests = [settled.layer(i, "math") for i in range(6)]
     assert {t.device.type for t in tensors_of(guests)} == {"meta"}

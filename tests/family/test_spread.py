@@ -179,7 +179,7 @@ def test_a_merge_happens_where_its_layer_lives(family: Family) -> None:
     """Layers that are folded into, or merged over, one of another device are moved to it."""
     spread(family.model, [CPU] * 3 + [META] * 3, CPU)
     names = {name: [family.layer(index, name) for index in range(6)] for name in family.names}
-    half = Family(family.model, family.tokenizer, names, family.preflight, CPU, family.spec, {})
+    half = Family(family.model, family.tokenizer, names, family.preflight, family.renumbering, CPU, family.spec, {})
     stitcher = Stitcher(half, cache_bytes=10**6)
     for choice in (
         LayerChoice(4, folds=((1, 0.5),)),
@@ -221,7 +221,9 @@ def test_candidates_live_beside_the_base_or_visit_it(family: Family) -> None:
     homes = [home_of(layer) for layer in family.model.model.layers]
     assert homes == [CPU] * 2 + [META] * 4 and is_spread(family.model)
     assert {tensor.device for tensor in tensors_of([family.model.lm_head, family.model.model.norm])} == {CPU}
-    settled = Family(family.model, family.tokenizer, layers, family.preflight, CPU, family.spec, {}, visitors)
+    settled = Family(
+        family.model, family.tokenizer, layers, family.preflight, family.renumbering, CPU, family.spec, {}, visitors
+    )
     assert visitors[META].capacity == 2 * own, "no candidate's four layers fit"
     for name in family.names:
         assert home_of(layers[name][2]) == CPU, "it waits on the host"

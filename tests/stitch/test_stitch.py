@@ -429,22 +429,6 @@ def test_architectures_are_stitched_generically(make_family, make_spec, model_ty
     assert torch.equal(with_cache, without)
 
 
-@pytest.mark.parametrize(
-    ("model_type", "options", "message"),
-    [
-        ("deepseek_v2", {"first_k_dense_replace": 1, "n_routed_experts": 2, "kv_lora_rank": 8, "q_lora_rank": None,
-                         "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "n_group": 1, "topk_group": 1,
-                         "num_experts_per_tok": 1, "moe_intermediate_size": 16, "n_shared_experts": 1,
-                         "num_key_value_heads": 4, "head_dim": 4},
-         "DeepseekV2ForCausalLM: layers 0 and 1 differ in mlp"),
-    ],
-)  # fmt: skip
-def test_layers_that_cannot_be_renumbered_are_refused_by_name(make_family, make_spec, model_type, options, message):
-    folder = make_family(model_type, **options)
-    with pytest.raises(UserError, match=message):
-        open_family(make_spec(folder))
-
-
 def test_stitching_does_not_copy(family, stitcher):
     """Re-pointing 6 layers is bookkeeping: no tensor but the merged layers' is new."""
     rng = random.Random(0)
