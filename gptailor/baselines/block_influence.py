@@ -48,7 +48,8 @@ def block_influence(model: PreTrainedModel, token_batches: Iterable[torch.Tensor
 def cut(case: Case) -> StitchPlan:
     """The model less its least influential layers."""
     case.passes += 1
-    return plan(case.n_layers, block_influence(case.model(), case.batches), case.n_removed, case.source)
+    order = removal_order(block_influence(case.model(), case.batches))
+    return case.plan([layer for layer in order if layer in case.free][: case.n_removed])
 
 
 def removal_order(scores: Sequence[float]) -> list[int]:

@@ -50,6 +50,11 @@ class Case:
     def n_layers(self) -> int:
         return self.stitcher.family.n_layers
 
+    @property
+    def free(self) -> list[int]:
+        """Layers that may be removed, ascending."""
+        return [layer for layer in range(self.n_layers) if layer not in self.stitcher.family.renumbering.fixed]
+
     def plan(self, removed: Iterable[int] = ()) -> StitchPlan:
         """The model less some layers."""
         return StitchPlan.without(set(removed), self.n_layers, self.source)
@@ -67,6 +72,8 @@ class Case:
         The layers before a tried one do the same work whatever is tried: they run once a batch, and what enters each
         tried layer, a batch's residual stream a layer, enters the one behind it instead.
         """
+        if len(self.free) < self.n_layers:
+            return self._losses_one_by_one(tried, removed)
         kept = [layer for layer in range(self.n_layers) if layer not in removed]
         sums = {layer: LossSum() for layer in tried}
         for batch in self.batches:
@@ -79,6 +86,16 @@ class Case:
                 with _fed(model, entering[layer]) if behind else nullcontext():
                     total.add(model, batch)
                 self.passes += (len(behind) or len(kept) - 1) / (len(kept) - 1) / len(self.batches)
+        return {layer: total.mean() for layer, total in sums.items()}
+
+    def _losses_one_by_one(self, tried: Collection[int], removed: Collection[int]) -> dict[int, float]:
+        """The same from whole models, where some layers cannot be left out even for a moment."""
+        sums = {layer: LossSum() for layer in tried}
+        for layer, total in sums.items():
+            model = self.model({*removed, layer})
+            for batch in self.batches:
+                total.add(model, batch)
+            self.passes += 1
         return {layer: total.mean() for layer, total in sums.items()}
 
     def score(self, removed: Iterable[int], n: int) -> float:

@@ -12,7 +12,7 @@ Block Influence, and ends when it has scored as many examples as the search may.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from gptailor.baselines import block_influence
 from gptailor.baselines.case import Case
@@ -29,12 +29,12 @@ Cut = frozenset[int]
 def cut(case: Case) -> StitchPlan:
     """The model less the layers that evolution ends with."""
     rng = random.Random(f"evolution/{case.seed}/{case.source}")
-    first = [frozenset(rng.sample(range(case.n_layers), case.n_removed)) for _ in range(CHILDREN - 1)]
+    first = [frozenset(rng.sample(case.free, case.n_removed)) for _ in range(CHILDREN - 1)]
     best = _select(case, [frozenset(block_influence.cut(case).removed), *first], None)
     idle = 0
     while case.examples < case.allowed and idle < IDLE_GENERATIONS:
         before = case.examples
-        best = _select(case, [_mutated(best, case.n_layers, rng) for _ in range(CHILDREN)], best)
+        best = _select(case, [_mutated(best, case.free, rng) for _ in range(CHILDREN)], best)
         idle = idle + 1 if case.examples == before else 0
     return case.plan(best)
 
@@ -51,9 +51,9 @@ def _select(case: Case, cuts: Iterable[Cut], parent: Cut | None) -> Cut:
     return left[0]
 
 
-def _mutated(parent: Cut, n_layers: int, rng: random.Random) -> Cut:
+def _mutated(parent: Cut, free: Sequence[int], rng: random.Random) -> Cut:
     swaps = min(rng.randint(1, MOST_SWAPS), rng.randint(1, MOST_SWAPS))
     gone = sorted(parent)
-    kept = [layer for layer in range(n_layers) if layer not in parent]
+    kept = [layer for layer in free if layer not in parent]
     swaps = min(swaps, len(gone), len(kept))
     return parent - set(rng.sample(gone, swaps)) | set(rng.sample(kept, swaps))

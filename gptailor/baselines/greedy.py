@@ -19,7 +19,7 @@ def cut(case: Case) -> StitchPlan:
     n = max(1, min(case.rungs[-1], case.allowed // max(n_plans, 1)))
     removed: list[int] = []
     for _ in range(case.n_removed):
-        left = [layer for layer in range(case.n_layers) if layer not in removed]
+        left = [layer for layer in case.free if layer not in removed]
         scores = {layer: case.score([*removed, layer], n) for layer in left}
         removed.append(max(left, key=lambda layer: (scores[layer], layer)))
     return case.plan(removed)

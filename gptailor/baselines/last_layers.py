@@ -12,4 +12,4 @@ from gptailor.plan import StitchPlan
 
 def cut(case: Case) -> StitchPlan:
     """The model less its last layers."""
-    return case.plan(range(case.n_layers - case.n_removed, case.n_layers))
+    return case.plan(case.free[len(case.free) - case.n_removed :])

@@ -14,4 +14,4 @@ from gptailor.plan import StitchPlan
 
 def cut(case: Case) -> StitchPlan:
     """The model less layers drawn by the case's seed."""
-    return case.plan(random.Random(f"random/{case.seed}").sample(range(case.n_layers), case.n_removed))
+    return case.plan(random.Random(f"random/{case.seed}").sample(case.free, case.n_removed))

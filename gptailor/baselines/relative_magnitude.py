@@ -33,4 +33,5 @@ def magnitudes(case: Case) -> dict[int, float]:
 
 def cut(case: Case) -> StitchPlan:
     """The model less the layers of the least relative magnitude."""
-    return case.plan(lowest(magnitudes(case), case.n_removed, "relative magnitude"))
+    found = magnitudes(case)
+    return case.plan(lowest({layer: found[layer] for layer in case.free}, case.n_removed, "relative magnitude"))

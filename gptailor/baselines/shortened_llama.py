@@ -24,15 +24,15 @@ FIRST, LAST = 4, 2
 
 def perplexity_cut(case: Case) -> StitchPlan:
     """The model less the layers that the texts miss least, one by one."""
-    losses = case.losses(range(case.n_layers))
+    losses = case.losses(case.free)
     return case.plan(lowest(losses, case.n_removed, "Shortened LLaMA, perplexity"))
 
 
 def taylor_cut(case: Case) -> StitchPlan:
     """The model less the layers of the least first-order importance."""
     scores = taylor_scores(case)
-    inner = range(FIRST, case.n_layers - LAST)
-    usable = inner if len(inner) >= case.n_removed else range(case.n_layers)
+    inner = [layer for layer in case.free if FIRST <= layer < case.n_layers - LAST]
+    usable = inner if len(inner) >= case.n_removed else case.free
     return case.plan(lowest({layer: scores[layer] for layer in usable}, case.n_removed, "Shortened LLaMA, Taylor"))
 
 

@@ -16,8 +16,8 @@ BARRIER = 1
 
 def cut(case: Case) -> StitchPlan:
     """The model less the layers that greedy removal by perplexity picks."""
-    inner = range(BARRIER, case.n_layers - BARRIER)
-    open_layers = set(inner if len(inner) >= case.n_removed else range(case.n_layers))
+    inner = [layer for layer in case.free if BARRIER <= layer < case.n_layers - BARRIER]
+    open_layers = set(inner if len(inner) >= case.n_removed else case.free)
     removed: list[int] = []
     for _ in range(case.n_removed):
         losses = case.losses(sorted(open_layers), removed)

@@ -26,7 +26,7 @@ from gptailor.family.structure import layer_list
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 ROUGH = 5e-2
-"""Largest difference of logits, relative to the largest one: the same numbers in another order, or in half precision."""
+"""Largest difference of logits, relative to the largest: the same numbers in another order, or in half precision."""
 MANY = 10**9
 """Parameters from which one plan has to do."""
 N_TOKENS = 10
@@ -64,7 +64,7 @@ def prove(model: PreTrainedModel, renumbering: Renumbering, n_removed: int) -> N
 
 
 def _problem(live: Repointing, layers: Sequence[nn.Module], gone: Sequence[int], caches: bool) -> str | None:
-    """What is wrong with the model less some layers; None if nothing is. caches: whether the dense one keeps a cache."""
+    """What is wrong with the model less some layers; None if nothing is. caches: whether the dense one keeps one."""
     model, kept = live.model, [layer for layer in range(len(layers)) if layer not in gone]
     with passing_through([layers[layer] for layer in gone]):
         expected = _logits(live.show(layers, range(len(layers))))

@@ -46,7 +46,8 @@ def configuration_of(config: Mapping[str, Any], folder: Path | None, trust_remot
     machine may lack. Raises Unreadable with transformers' reason."""
     try:
         if is_built_in(config):
-            data = without_wishes(config)
+            stored = config if folder is None else PreTrainedConfig.get_config_dict(str(folder))[0]  # infinities too
+            data = without_wishes(stored)
             read: PreTrainedConfig = CONFIG_MAPPING[data["model_type"]].from_dict(data)
         else:
             read = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)

@@ -27,6 +27,7 @@ class LocalScorer:
         self.plan_scorer.known = known
         self.cache = self.plan_scorer.cache
         self.n_layers = self.plan_scorer.family.n_layers
+        self.fixed = self.plan_scorer.family.renumbering.fixed
         self._spec, self._should_stop, self._hung = spec, should_stop, hung
         self._taken: tuple[int, StitchPlan, int] | None = None
 

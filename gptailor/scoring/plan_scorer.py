@@ -144,7 +144,7 @@ class PlanScorer:
         return _padded(texts, self.family.device)
 
     def influence_orders(self, benchmarks: Sequence[OpenBenchmark] | None = None) -> list[tuple[str, list[int]]]:
-        """Layers by rising Block Influence (the order in which to remove them), of the base and of each candidate.
+        """Layers by rising Block Influence (the order in which to remove those that may be), of base and candidates.
 
         A candidate that yields no numbers has none. Raises UserError where the base yields none.
         """
@@ -153,7 +153,8 @@ class PlanScorer:
         for name in (BASE, *self.family.names):
             model = self.stitcher.stitch(StitchPlan.dense(self.family.n_layers, name))
             try:
-                orders.append((name, removal_order(block_influence(model, batches))))
+                order = removal_order(block_influence(model, batches))
+                orders.append((name, [layer for layer in order if layer not in self.family.renumbering.fixed]))
             except UserError as problem:
                 if name == BASE:
                     raise

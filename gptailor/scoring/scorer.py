@@ -44,10 +44,12 @@ class Scorer(Protocol):
     """Scores plans of one run.
 
     begin: take a trial, if there is `room`; others: how many more are to come at once, that want a worker too. wait:
-    the trials that ended, at least one; of those that are given up because the run is to stop, all.
+    the trials that ended, at least one; of those that are given up because the run is to stop, all. fixed: layers that
+    every plan keeps.
     """
 
     n_layers: int
+    fixed: frozenset[int]
     cache: ItemCache
 
     @property

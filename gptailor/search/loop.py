@@ -61,7 +61,7 @@ class Search(RunBase):
     def run(self) -> tuple[RunStatus, str | None]:
         spec = self.spec
         with self._scorer() as scorer:
-            space = build_space(spec, scorer.n_layers, merge_source_counts(spec.merge.method))
+            space = build_space(spec, scorer.n_layers, merge_source_counts(spec.merge.method), scorer.fixed)
             self.progress.started(spec, len(self.history.finished))
             initial = self._start(scorer, space)
             self._order(scorer, initial)

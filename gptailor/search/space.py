@@ -81,7 +81,8 @@ class PlanConfigurationSpace(ConfigurationSpace):
 
 @dataclass(frozen=True)
 class PlanSpace:
-    """The space of plans of one run. `source_sets[0]` is the base; the order of the rest is the run file's."""
+    """The space of plans of one run. `source_sets[0]` is the base; the order of the rest is the run file's. fixed:
+    layers that stay in every plan."""
 
     n_layers: int
     n_removed: int
@@ -92,6 +93,7 @@ class PlanSpace:
     scale_range: tuple[float, float] | None
     seed: int
     folds: bool = False
+    fixed: frozenset[int] = frozenset()
 
     @cached_property
     def configspace(self) -> ConfigurationSpace:
@@ -197,7 +199,9 @@ class PlanSpace:
         """n x layers: which layers each configuration vector removes."""
         mask = np.zeros((len(vectors), self.n_layers), dtype=bool)
         if self.n_removed:
-            order = np.argsort(-vectors[:, self.columns["removal"]], axis=1, kind="stable")
+            wishes = vectors[:, self.columns["removal"]].copy()
+            wishes[:, sorted(self.fixed)] = -1.0
+            order = np.argsort(-wishes, axis=1, kind="stable")
             np.put_along_axis(mask, order[:, : self.n_removed], True, axis=1)
         return mask
 
@@ -212,7 +216,7 @@ class PlanSpace:
         return np.array([[name in sources for name in names] for sources in self.source_sets])
 
     def _removed(self, values: Sequence[float]) -> set[int]:
-        order = sorted(range(self.n_layers), key=lambda i: (-values[i], i))
+        order = sorted(set(range(self.n_layers)) - self.fixed, key=lambda i: (-values[i], i))
         return set(order[: self.n_removed])
 
     def _check_within(self, plan: StitchPlan) -> None:
@@ -223,6 +227,8 @@ class PlanSpace:
             )
         if plan.edits:
             raise UserError("the plan edits weights, which a search does once it has chosen")
+        if gone := self.fixed.intersection(plan.removed):
+            raise UserError(f"layers {sorted(gone)} stay in every plan of this base")
         for choice in plan.kept:
             if choice.sources not in self.source_sets:
                 raise UserError(f"layer {choice.layer}: {set_name(choice.sources)} is not among this run's sources")
@@ -235,8 +241,14 @@ class PlanSpace:
             raise UserError("the plan folds layers in a way that this run does not")
 
 
-def build_space(spec: RunSpec, n_layers: int, merge_counts: tuple[int, int | None] = (2, None)) -> PlanSpace:
-    """The space of a run over a base of `n_layers`. merge_counts: how few and how many candidates the method merges."""
+def build_space(
+    spec: RunSpec,
+    n_layers: int,
+    merge_counts: tuple[int, int | None] = (2, None),
+    fixed: frozenset[int] = frozenset(),
+) -> PlanSpace:
+    """The space of a run over a base of `n_layers`. merge_counts: how few and how many candidates the method merges.
+    fixed: layers that no model of this architecture can do without."""
     names, operations = tuple(spec.candidates), set(spec.operations)
     sets: list[SourceSet] = [()]
     if SpaceOperation.SELECT in operations:
@@ -254,6 +266,7 @@ def build_space(spec: RunSpec, n_layers: int, merge_counts: tuple[int, int | Non
         scale_range=spec.output_scale,
         seed=spec.seed,
         folds=SpaceOperation.FOLD in operations,
+        fixed=fixed,
     )
 
 
@@ -285,7 +298,7 @@ def initial_design(space: PlanSpace, influence_orders: Sequence[tuple[str, Seque
     single = [sources for sources in space.source_sets if len(sources) < 2]
     merged = [sources for sources in reversed(space.source_sets) if len(sources) > 1]
     picks = [tuple(order[: space.n_removed]) for _, order in influence_orders]
-    for cuts in (picks, _block_orders(space.n_layers, space.n_removed)):
+    for cuts in (picks, _block_orders(space)):
         plans += [_uniform_plan(space, removed, sources, None) for removed in cuts for sources in single]
         for factor in _factors(space.factor_range):
             plans += [_uniform_plan(space, removed, sources, factor) for sources in merged for removed in cuts]
@@ -324,14 +337,15 @@ def _uniform_plan(space: PlanSpace, removed: Iterable[int], sources: SourceSet, 
     )
 
 
-def _block_orders(n_layers: int, n_removed: int) -> list[tuple[int, ...]]:
+def _block_orders(space: PlanSpace) -> list[tuple[int, ...]]:
     """Contiguous blocks: up to the last layer but one, up to the last, and centred on the third quarter's start.
 
     Published plans remove middle-to-late layers (auto-merge-llm, search_config); the last one is usually worth keeping.
     """
-    starts = [n_layers - 1 - n_removed, n_layers - n_removed, round(0.625 * n_layers - n_removed / 2)]
-    legal = [min(max(start, 0), n_layers - n_removed) for start in starts]
-    return [tuple(range(start, start + n_removed)) for start in dict.fromkeys(legal)]
+    free, n_removed = sorted(set(range(space.n_layers)) - space.fixed), space.n_removed
+    starts = [len(free) - 1 - n_removed, len(free) - n_removed, round(0.625 * len(free) - n_removed / 2)]
+    legal = [min(max(start, 0), len(free) - n_removed) for start in starts]
+    return [tuple(free[start : start + n_removed]) for start in dict.fromkeys(legal)]
 
 
 def _factors(interval: tuple[float, float] | None) -> list[float]:

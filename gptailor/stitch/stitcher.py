@@ -124,6 +124,9 @@ class Stitcher:
         """Raise UserError where the plan belongs to another family or asks for a merge that its method cannot do."""
         if plan.n_layers != self.family.n_layers:
             raise UserError(f"the plan is for {plan.n_layers} layers, this base has {self.family.n_layers}")
+        if gone := self.family.renumbering.fixed.intersection(plan.removed):
+            layers, name = ", ".join(map(str, sorted(gone))), self.family.renumbering.name
+            raise UserError(f"the plan removes layers that no {name} can do without: {layers}")
         unknown = set(plan.candidates) - set(self.family.names)
         if unknown:
             raise UserError(f"the plan takes layers from {sorted(unknown)}; the family has {list(self.family.names)}")

@@ -82,6 +82,7 @@ class DaskScorer:
         reader = open_reader(spec)
         self._preflight = reader.preflight
         self.n_layers = reader.preflight.n_layers
+        self.fixed = frozenset(reader.preflight.fixed)
         self._reader = reader
         self._benchmarks = {OBJECTIVES: open_run_benchmarks(reader, spec, spec.objectives, spec.budget.max)}
         self.cache = ItemCache(self.n_layers, known)
