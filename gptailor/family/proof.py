@@ -128,7 +128,7 @@ def _cached_logits(model: PreTrainedModel) -> torch.Tensor | None:
 @torch.inference_mode()
 def _rebuilt(model: PreTrainedModel) -> PreTrainedModel:
     """The model as anybody makes it of its configuration and its tensors."""
-    where = {} if model.device.type == "cpu" else {"device_map": {"": model.device}}
+    where: dict[str, Any] = {} if model.device.type == "cpu" else {"device_map": {"": model.device}}
     with quiet():
         made: PreTrainedModel = type(model).from_pretrained(
             None, config=copy.deepcopy(model.config), state_dict=dict(model.state_dict()), dtype=model.dtype, **where

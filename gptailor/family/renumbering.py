@@ -61,9 +61,9 @@ class Renumbering:
     """Of one architecture, as its configuration has it.
 
     text: the base's configuration of the language model, dense, a copy. first: the number of the first layer in lists
-    of layer numbers. fixed: layers that every plan keeps. indices: attributes by which a layer's parts know where they stand, with what
-    they add to the layer's place. outside: settings of modules that are no layers and change with the plan. packed:
-    tensors outside the layers that hold a part for each layer side by side, with the dimension.
+    of layer numbers. fixed: layers that every plan keeps. indices: attributes by which a layer's parts know where they
+    stand, with what they add to the layer's place. outside: settings of modules that are no layers and change with the
+    plan. packed: tensors outside the layers that hold a part for each layer side by side, with the dimension.
     """
 
     def __init__(self, model: PreTrainedModel, first: int = 0) -> None:
@@ -289,7 +289,7 @@ def _settle(found: Renumbering, dense: PreTrainedModel, n_removed: int) -> str |
 
 
 def _probes(found: Renumbering, n_removed: int, fixed: frozenset[int]) -> list[list[int]]:
-    """Sets of layers to try without: whole kinds that a plan could remove, as many as are asked for, every other one."""
+    """Sets of layers to try without: whole kinds that a plan could remove, as many as asked for, every other one."""
     rng = random.Random(0)
     free = [layer for layer in range(found.n_layers) if layer not in fixed]
     size = min(max(n_removed, 1), len(free) - 1)
