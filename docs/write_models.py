@@ -1,0 +1,78 @@
+"""Write docs/models.md: every model type that transformers opens as a language model, tried on a tiny random model.
+
+    python docs/write_models.py [MODEL_TYPE ...]
+
+With model types, only those are tried and printed, and the page stays as it is. All of them take about ten minutes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import transformers  # noqa: E402
+from helpers.every_model import Tried, Trying  # noqa: E402
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: E402
+
+PAGE = ROOT / "docs" / "models.md"
+HEAD = """# Models
+
+Which architectures can be searched. Every model type that transformers {version} opens as a language model was tried on a
+tiny random model of six layers: checked, opened, stitched, scored, generated from and exported; the export was read again.
+`python docs/write_models.py` writes this page.
+
+{counts}
+
+What `check` refuses, it refuses in one sentence, before anything is loaded. What transformers can open is more than what can be
+shortened: a shorter model has to be written as a configuration that everybody can read, and a kept layer has to compute what it did.
+
+- **Scored by**: *direct* is the arithmetic written out, *tree* the model's own forward on packed texts, *rows* padded
+  texts ([speed.md](speed.md)). The scores are the same.
+- **Layers that stay**: no configuration can do without them, so that every plan keeps them. They are the ones of this tiny model; `check`
+  names yours.
+- Mixtures of experts, hybrids and windows: every kept layer keeps its kind. The last attention layer of a hybrid stays where all could go.
+- Of a multimodal model, the language model is searched; the rest stays as it is.
+
+| model type | result | scored by | remark |
+|---|---|---|---|
+"""
+
+
+def page_of(tried: Sequence[Tried]) -> str:
+    """The page for what was tried."""
+    counts = Counter(one.result for one in tried)
+    table = "\n".join(f"| {result} | {n} |" for result, n in counts.most_common())
+    counted = f"| result | model types |\n|---|---|\n{table}\n| all | {len(tried)} |"
+    rows = [f"| `{one.model_type}` | {one.result} | {one.path} | {_cell(one.why)} |" for one in tried]
+    return HEAD.format(version=transformers.__version__, counts=counted) + "\n".join(rows) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def main(asked: Sequence[str]) -> None:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    tried = []
+    with tempfile.TemporaryDirectory() as folder:
+        trying = Trying(Path(folder))
+        for model_type in asked or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+            tried.append(trying.attempt(model_type))
+            print(tried[-1], flush=True)
+    if not asked:
+        PAGE.write_text(page_of(tried), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
