@@ -26,20 +26,22 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 PAGE = ROOT / "docs" / "models.md"
 HEAD = """# Models
 
-Which architectures can be searched. Every model type that transformers {version} opens as a language model was tried on a
-tiny random model of six layers: checked, opened, stitched, scored, generated from and exported; the export was read again.
-`python docs/write_models.py` writes this page.
+Which architectures can be searched. Every model type that transformers {version} opens as a language model was tried
+on a tiny random model of six layers: checked, opened, stitched, scored, generated from and exported. The export was
+read again. `python docs/write_models.py` writes this page.
 
 {counts}
 
-What `check` refuses, it refuses in one sentence, before anything is loaded. What transformers can open is more than what can be
-shortened: a shorter model has to be written as a configuration that everybody can read, and a kept layer has to compute what it did.
+What `check` refuses, it refuses in one sentence, before anything is loaded. Not all that transformers opens can be
+shortened. A shorter model has to be written as a configuration that everybody can read, and a kept layer has to compute
+what it did.
 
 - **Scored by**: *direct* is the arithmetic written out, *tree* the model's own forward on packed texts, *rows* padded
   texts ([speed.md](speed.md)). The scores are the same.
-- **Layers that stay**: no configuration can do without them, so that every plan keeps them. They are the ones of this tiny model; `check`
-  names yours.
-- Mixtures of experts, hybrids and windows: every kept layer keeps its kind. The last attention layer of a hybrid stays where all could go.
+- **Layers that stay**: no configuration can do without them, so that every plan keeps them. Here they are those of the
+  tiny model; `check` names yours.
+- Mixtures of experts, hybrids and windows: every kept layer keeps its kind. The last attention layer of a hybrid stays
+  where all could go.
 - Of a multimodal model, the language model is searched; the rest stays as it is.
 
 | model type | result | scored by | remark |
