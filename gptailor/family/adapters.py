@@ -27,6 +27,9 @@ _TENSOR = re.compile(
 )
 
 
+_PART = re.compile(r"\.(?:lora_|token_adapter|trainable_tokens|base_layer|modules_to_save|weight|bias)")
+
+
 def adapter_problems(adapter: Checkpoint, shapes: Mapping[str, Shape], path: str) -> Iterator[str]:
     """What of a LoRA adapter does not fit the base: its kind, its target modules, its shapes.
 
@@ -89,7 +92,7 @@ def adapter_notes(adapter: Checkpoint, base: Checkpoint, path: str) -> Iterator[
     """What its owner should know: what of it is not used, and for which base it was made."""
     outside = sorted(
         {
-            name.removeprefix("base_model.model.").split(".lora_")[0].split(".token_adapter")[0].removesuffix(".weight")
+            _PART.split(name.removeprefix("base_model.model."))[0]
             for name in adapter.tensors
             if not name.startswith(f"base_model.model.{path}.")
         }
