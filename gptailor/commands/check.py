@@ -75,8 +75,10 @@ class Check:
 
 
 def check(spec: RunSpec, runs: str | Path | None = None) -> Check:
-    """Look at a run that is asked for. runs: the folder of saved runs, whose pace is taken where one has the same base
-    model; by default runs_root()."""
+    """Look at a run that is asked for.
+
+    runs: the folder of saved runs, whose pace is taken where one has the same base model; by default runs_root().
+    """
     from gptailor.family.models import prove_small
 
     planned = Check(schedule(spec.budget, spec.trials), n_examples(spec))

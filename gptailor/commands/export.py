@@ -88,17 +88,17 @@ def _mergekit_text(spec: RunSpec, plan: StitchPlan) -> str:
     from gptailor.family.preflight import inspect_family
     from gptailor.formats.mergekit import LINEAR_FILTERS, mergekit_yaml
 
-    preflight, checkpoints = inspect_family(spec, download=True)
+    found = inspect_family(spec, download=True)
     base = _location(spec.base_model)
     models = {BASE: base}
     for name in (name for name in spec.candidates if name in plan.candidates):
         where = _location(spec.candidates[name])
-        models[name] = f"{base}+{where}" if checkpoints[name].is_adapter else where  # mergekit's way to say adapter
+        models[name] = f"{base}+{where}" if found.checkpoints[name].is_adapter else where  # mergekit's way to say adapter
     projections = LINEAR_FILTERS
     if any(choice.output_scale != 1.0 for choice in plan.kept):
         attention, mlp = open_family(spec.model_copy(update={"device": "cpu"})).output_projections
         projections = (attention.rpartition(".")[2], mlp.rpartition(".")[2])
-    return mergekit_yaml(plan, models, dtype=preflight.dtype, projections=projections)
+    return mergekit_yaml(plan, models, dtype=found.preflight.dtype, projections=projections)
 
 
 def _location(named: str) -> str:

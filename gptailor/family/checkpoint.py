@@ -24,6 +24,8 @@ DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16
 MAX_HEADER_BYTES = 64 << 20
 MAX_JSON_BYTES = 32 << 20
 WEIGHTS, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
+NOT_TEXT = re.compile(r"vision|image|audio|speech")
+"""In the names of what a multimodal model has beside its language model."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -71,9 +73,11 @@ class Checkpoint:
 
     @cached_property
     def layer_prefix(self) -> str | None:
-        """What stands before the layer number in tensor names ('model.layers.'): the numbering from 0 to L-1 or further
-        that holds most tensors, with L from the configuration; None where no such numbering is found. Numbers from L on
-        are layers that predict further tokens (DeepSeek-V3, GLM-4.5)."""
+        """What stands before the layer number in tensor names ('model.layers.').
+
+        The numbering from 0 to L-1 or further that holds most tensors, with L from the configuration; None where no
+        such numbering is found. Numbers from L on are layers that predict further tokens (DeepSeek-V3, GLM-4.5).
+        """
         numbers: dict[str, set[int]] = defaultdict(set)
         tensors: Counter[str] = Counter()
         for name in self.tensors:
@@ -82,6 +86,7 @@ class Checkpoint:
                 numbers[prefix].add(int(match[1]))
                 tensors[prefix] += 1
         wanted = set(range(self.n_layers or 0))
+        numbers = {prefix: seen for prefix, seen in numbers.items() if not NOT_TEXT.search(prefix)}
         exact = [prefix for prefix, seen in numbers.items() if seen == wanted]
         further = [prefix for prefix, seen in numbers.items() if seen > wanted and seen == set(range(len(seen)))]
         return max(exact or further, key=lambda prefix: (tensors[prefix], prefix), default=None) if wanted else None
@@ -99,8 +104,10 @@ class Checkpoint:
         return next((int(self.text_config[k]) for k in keys if isinstance(self.text_config.get(k), int)), None)
 
     def layer_of(self, name: str) -> int | None:
-        """Index of the layer that a tensor belongs to; None for embeddings, norms and heads, and for layers beyond the
-        model's own."""
+        """Index of the layer that a tensor belongs to.
+
+        None for embeddings, norms and heads, and for layers beyond the model's own.
+        """
         number = self._number(name)
         return number if number is not None and number < (self.n_layers or 0) else None
 

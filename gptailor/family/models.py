@@ -193,7 +193,9 @@ def _open(spec: RunSpec, found: Inspection) -> Family:
 
 def prove_small(spec: RunSpec) -> Preflight:
     """preflight, and the proof on the base's own weights where they are here and few: what the search would refuse.
-    Raises UserError."""
+
+    Raises UserError.
+    """
     found = inspect_family(spec)
     base, n_removed = found.checkpoints[BASE], spec.n_removed(found.preflight.n_layers)
     if base.folder is None or found.preflight.n_parameters > SMALL:
@@ -321,8 +323,11 @@ def _mapped_layers(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]
 
 
 def _equal_bytes(mine: Checkpoint, other: Checkpoint, inner: str) -> bool:
-    """Is a layer's tensor the same, bit for bit, in two checkpoints? Read from the files, so that nothing is mapped for
-    it; different tensors differ in their first bytes, so it is cheap to find out."""
+    """Is a layer's tensor the same, bit for bit, in two checkpoints?
+
+    Read from the files, so that nothing is mapped for it; different tensors differ in their first bytes, so it is cheap
+    to find out.
+    """
     a, b = mine.inner_tensors[inner], other.inner_tensors.get(inner)
     if b is None or (a.dtype, a.shape) != (b.dtype, b.shape):
         return False

@@ -75,8 +75,11 @@ class Preflight:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of a family that fits: `preflight` for everybody; for who opens it, the checkpoints by name (the
-    base's is BASE), the base on the meta device, and how its layers can be renumbered."""
+    """What is known of a family that fits.
+
+    `preflight` for everybody; for who opens it, the checkpoints by name (the base's is BASE), the base on the meta
+    device, and how its layers can be renumbered.
+    """
 
     preflight: Preflight
     checkpoints: Mapping[str, Checkpoint]
@@ -133,8 +136,11 @@ def _few(problems: list[str]) -> list[str]:
 
 
 class BaseJudge:
-    """The base, judged by what transformers makes of it: problems() first, then the skeleton is there if there are
-    none. notes: what of it is not used, or read otherwise than it stands there."""
+    """The base, judged by what transformers makes of it.
+
+    problems() first, then the skeleton is there if there are none. notes: what of it is not used, or read otherwise
+    than it stands there.
+    """
 
     def __init__(self, base: Checkpoint, spec: RunSpec) -> None:
         self.base = base

@@ -36,14 +36,20 @@ _PROVEN: set[str] = set()
 
 
 def prove(model: PreTrainedModel, renumbering: Renumbering, n_removed: int) -> None:
-    """Raise UserError, naming the architecture, where a shortened model is not what its layers are. model: the base,
-    live, with all of its layers; it is left as it was. What was proven of a configuration holds for other weights."""
-    dense = _logits(model)
+    """Raise UserError, naming the architecture, where a shortened model is not what its layers are.
+
+    model: the base, live, with all of its layers; it is left as it was. What was proven of a configuration holds for
+    other weights.
+    """
+    name, layers = type(model).__name__, list(layer_list(model))
+    try:
+        dense = _logits(model)
+    except Exception as error:  # one that reads more than tokens, say
+        raise UserError(f"{name} does not run on tokens alone: {reason_of(error)}") from error
     _refuse_non_finite(model, dense)
     known = f"{model.config.to_json_string()} {n_removed} {model.dtype}"
     if known in _PROVEN:
         return
-    name, layers = type(model).__name__, list(layer_list(model))
     try:
         if _apart(_logits(model, change_last=True)[:, :-1], dense[:, :-1]) > _tolerance(model):
             raise UserError(f"{name} looks at tokens to come: it is an encoder, and no text can be scored with it")

@@ -91,8 +91,10 @@ class Renumbering:
         return vars(type(self.text).from_dict(copy.deepcopy(self._data)))
 
     def text_configuration(self, kept: Sequence[int]) -> PreTrainedConfig:
-        """The language model's configuration with these layers of the base, ascending. transformers' validators raise
-        errors of many classes where there can be no such model."""
+        """The language model's configuration with these layers of the base, ascending.
+
+        transformers' validators raise errors of many classes where there can be no such model.
+        """
         data = copy.deepcopy(self._data)
         data |= {key: self._shortened(key, value, kept) for key, value in data.items()}
         mapped = getattr(self.text, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
@@ -103,8 +105,10 @@ class Renumbering:
         return type(self.text).from_dict(data)
 
     def settings(self, kept: Sequence[int]) -> dict[str, Any]:
-        """Attributes of the dense configuration that are others with these layers, with their values; None where a
-        shorter one has none."""
+        """Attributes of the dense configuration that are others with these layers, with their values.
+
+        None where a shorter one has none.
+        """
         shorter = vars(self.text_configuration(kept))
         return {key: shorter.get(key) for key in {*shorter, *self._same} if shorter.get(key) != self._same.get(key)}
 
@@ -188,8 +192,10 @@ class Renumbering:
         return self._outside_problem(dense, shorter, len(kept))
 
     def _difference(self, mine: nn.Module, its: nn.Module, kept: Sequence[int]) -> str | None:
-        """What of a layer differs between two models: a module, a shape or a setting; None if nothing does. A list of
-        all layers' kinds may be that of the kept ones."""
+        """What of a layer differs between two models: a module, a shape or a setting; None if nothing does.
+
+        A list of all layers' kinds may be that of the kept ones.
+        """
         a, b = dict(mine.named_modules()), dict(its.named_modules())
         if a.keys() != b.keys():
             return f"module {min(a.keys() ^ b.keys())}"
@@ -245,8 +251,11 @@ class Renumbering:
 
 
 def find_renumbering(dense: PreTrainedModel, n_removed: int) -> Renumbering:
-    """How this model's layers can be renumbered when so many are removed. dense: the base, live or a skeleton, with all
-    of its layers. Raises UserError, naming the architecture and the first layer that would not be what it was."""
+    """How this model's layers can be renumbered when so many are removed.
+
+    dense: the base, live or a skeleton, with all of its layers. Raises UserError, naming the architecture and the first
+    layer that would not be what it was.
+    """
     found = Renumbering(dense)
     reason = _settle(found, dense, n_removed)
     if reason is not None and found.lists_numbers:
@@ -334,8 +343,10 @@ def _entries(value: Any) -> int | None:
 
 
 def _index_attributes(layers: nn.Module) -> dict[tuple[str, str], int]:
-    """(path inside a layer, attribute) -> what it adds to the layer's place, of attributes that say just that in every
-    layer that has them."""
+    """(path inside a layer, attribute) -> what it adds to the layer's place.
+
+    Of attributes that say just that in every layer that has them.
+    """
     seen: dict[tuple[str, str], list[int]] = {}
     for place, layer in enumerate(layers.children()):
         for path, module in layer.named_modules():

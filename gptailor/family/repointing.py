@@ -88,7 +88,7 @@ def passing_through(layers: Sequence[nn.Module]) -> Iterator[None]:
     def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         entered[layer] = (args[0] if args else kwargs["hidden_states"]).clone()
 
-    def after(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def after(layer: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
         states = entered.pop(layer)
         return states if torch.is_tensor(output) else (states, *output[1:])
 

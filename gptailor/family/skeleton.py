@@ -32,8 +32,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Loading:
-    """What transformers says of a checkpoint's tensors, by the model's names: those that it lacks, those that nothing
-    in the model takes, and those of another shape (name, the file's, the model's)."""
+    """What transformers says of a checkpoint's tensors, by the model's names.
+
+    Those that it lacks, those that nothing in the model takes, and those of another shape (name, the file's, the
+    model's).
+    """
 
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
@@ -42,8 +45,10 @@ class Loading:
 
 
 def configuration_of(config: Mapping[str, Any], folder: Path | None, trust_remote_code: bool) -> PreTrainedConfig:
-    """The configuration as transformers reads it, less the wish for a certain implementation of attention, which this
-    machine may lack. Raises Unreadable with transformers' reason."""
+    """The configuration as transformers reads it, less a wish for an implementation of attention.
+
+    This machine may lack that one. Raises Unreadable with transformers' reason.
+    """
     try:
         if is_built_in(config):
             stored = config if folder is None else PreTrainedConfig.get_config_dict(str(folder))[0]  # infinities too

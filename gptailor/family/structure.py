@@ -8,7 +8,6 @@ else than its exported folder would be worse than none.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,8 +17,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gptailor.errors import UserError
+from gptailor.family.checkpoint import NOT_TEXT
 
-NOT_TEXT = re.compile(r"vision|image|audio|speech")
 NOT_PER_LAYER = ("architectures", "token_id", "token_ids", "token_index")
 
 

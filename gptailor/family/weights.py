@@ -37,8 +37,10 @@ def first_non_finite(checkpoint: Checkpoint) -> str | None:
 
 
 def distance(candidate: Checkpoint, base: Checkpoint) -> float | None:
-    """How far the candidate's layers are from the base's, relative to the base's own size: 0 is equal. None where no
-    files are here or the layers have no matrices in common."""
+    """How far the candidate's layers are from the base's, relative to the base's own size: 0 is equal.
+
+    None where no files are here or the layers have no matrices in common.
+    """
     if candidate.folder is None or base.folder is None or candidate.is_adapter:
         return None
     mine, its = base.inner_tensors, candidate.inner_tensors

@@ -81,8 +81,10 @@ class PlanConfigurationSpace(ConfigurationSpace):
 
 @dataclass(frozen=True)
 class PlanSpace:
-    """The space of plans of one run. `source_sets[0]` is the base; the order of the rest is the run file's. fixed:
-    layers that stay in every plan."""
+    """The space of plans of one run.
+
+    `source_sets[0]` is the base; the order of the rest is the run file's. fixed: layers that stay in every plan.
+    """
 
     n_layers: int
     n_removed: int
@@ -247,8 +249,11 @@ def build_space(
     merge_counts: tuple[int, int | None] = (2, None),
     fixed: frozenset[int] = frozenset(),
 ) -> PlanSpace:
-    """The space of a run over a base of `n_layers`. merge_counts: how few and how many candidates the method merges.
-    fixed: layers that no model of this architecture can do without."""
+    """The space of a run over a base of `n_layers`.
+
+    merge_counts: how few and how many candidates the method merges. fixed: layers that no model of this architecture
+    can do without.
+    """
     names, operations = tuple(spec.candidates), set(spec.operations)
     sets: list[SourceSet] = [()]
     if SpaceOperation.SELECT in operations:

@@ -104,7 +104,7 @@ def test_embeddings_of_another_width_are_a_matter_of_design(tmp_path, make_spec)
 def test_a_base_without_the_head_that_it_announces(llamas, make_spec):
     rewrite(llamas / "base", lambda tensors: {n: t for n, t in tensors.items() if n != "lm_head.weight"})
     with pytest.raises(
-        UserError, match="tensor lm_head.weight is missing: the model that config.json describes has it"
+        UserError, match=r"tensor lm_head.weight is missing: the model that config.json describes has it"
     ):
         prove_small(make_spec(llamas))
 
@@ -118,7 +118,7 @@ def test_biases_that_the_base_lacks_are_never_dropped(llamas, make_spec):
     rewrite(llamas / "math", lambda tensors: tensors | biases)
     edit_json(llamas / "math" / "config.json", attention_bias=True)
     with pytest.raises(
-        UserError, match="candidates.math: model.safetensors: tensor model.layers.0.self_attn.k_proj.bias"
+        UserError, match=r"candidates.math: model.safetensors: tensor model.layers.0.self_attn.k_proj.bias"
     ):
         prove_small(make_spec(llamas))
 

@@ -24,30 +24,44 @@ from helpers.families import train_tokenizer
 IDS = (torch.arange(24) * 7 % 280 + 3).reshape(2, 12)
 N_LAYERS, N_REMOVED = 6, 2
 
-SIZES: dict[str, Any] = dict(
+SIZES: dict[str, Any] = {
     # width, depth, heads, by every name that configurations have for them
-    hidden_size=32, n_embd=32, d_model=32, emb_dim=32, embedding_size=32, word_embed_proj_dim=32, hidden_dim=32,
-    intermediate_size=64, ffn_dim=64, n_inner=64, d_inner=64, dim_ff=64, encoder_ffn_dim=64, decoder_ffn_dim=64,
-    num_hidden_layers=6, n_layer=6, num_layers=6, n_layers=6, decoder_layers=6, encoder_layers=2,
-    num_attention_heads=4, n_head=4, n_heads=4, num_heads=4, attention_heads=4, encoder_attention_heads=4,
-    decoder_attention_heads=4, num_key_value_heads=2, head_dim=8,
+    "hidden_size": 32, "n_embd": 32, "d_model": 32, "emb_dim": 32, "embedding_size": 32, "word_embed_proj_dim": 32,
+    "hidden_dim": 32,
+    "intermediate_size": 64, "ffn_dim": 64, "n_inner": 64, "d_inner": 64, "dim_ff": 64, "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "num_hidden_layers": 6, "n_layer": 6, "num_layers": 6, "n_layers": 6, "decoder_layers": 6, "encoder_layers": 2,
+    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "attention_heads": 4,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
     # vocabulary, positions
-    vocab_size=300, bos_token_id=0, eos_token_id=1, pad_token_id=2, tie_word_embeddings=False, initializer_range=0.3,
-    n_positions=256, n_ctx=256, max_position_embeddings=256, max_seq_len=256, sliding_window=8, attention_window_size=8,
+    "vocab_size": 300, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "tie_word_embeddings": False,
+    "initializer_range": 0.3,
+    "n_positions": 256, "n_ctx": 256, "max_position_embeddings": 256, "max_seq_len": 256, "sliding_window": 8,
+    "attention_window_size": 8,
     # experts
-    num_experts=4, num_local_experts=4, n_routed_experts=4, moe_num_experts=4, num_experts_per_tok=2, moe_k=2,
-    moe_topk=2, n_shared_experts=1, num_shared_experts=1, moe_num_shared_experts=1, moe_intermediate_size=16,
-    shared_expert_intermediate_size=16, moe_shared_expert_intermediate_size=16, shared_intermediate_size=16, n_group=1,
-    topk_group=1,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
+    "moe_k": 2,
+    "moe_topk": 2, "n_shared_experts": 1, "num_shared_experts": 1, "moe_num_shared_experts": 1,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16, "moe_shared_expert_intermediate_size": 16, "shared_intermediate_size": 16,
+    "n_group": 1,
+    "topk_group": 1,
     # latent attention, state spaces, linear attention, indexers
-    kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, qk_head_dim=8,
-    mamba_d_state=8, mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=1, mamba_expand=2, mamba_chunk_size=8,
-    mamba_dt_rank=4, mamba_d_ssm=64, mamba_num_heads=4, mamba_head_dim=16, ssm_state_size=8, state_size=8,
-    time_step_rank=4, expand=2, n_groups=1, chunk_size=8, linear_num_key_heads=2, linear_num_value_heads=4,
-    linear_key_head_dim=8, linear_value_head_dim=8, index_n_heads=2, index_head_dim=8, index_topk=8, lru_width=32,
+    "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "qk_head_dim":
+    8,
+    "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_expand": 2,
+    "mamba_chunk_size": 8,
+    "mamba_dt_rank": 4, "mamba_d_ssm": 64, "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8,
+    "state_size": 8,
+    "time_step_rank": 4, "expand": 2, "n_groups": 1, "chunk_size": 8, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 8,
+    "lru_width": 32,
     # what is used elsewhere alone
-    num_nextn_predict_layers=0, vocab_size_per_layer_input=300, hidden_size_per_layer_input=8, global_head_dim=8,
-)  # fmt: skip
+    "num_nextn_predict_layers": 0, "vocab_size_per_layer_input": 300, "hidden_size_per_layer_input": 8,
+    "global_head_dim": 8,
+}  # fmt: skip
 
 LATENT: dict[str, Any] = {"num_key_value_heads": 4, "head_dim": 4}
 WINDOWS = ["sliding_attention", "full_attention"] * 3
@@ -59,13 +73,13 @@ DECODERS = (
 """Encoders in name, which are decoders when their configuration says so."""
 
 SPECIAL: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(DECODERS, {"is_decoder": True}),
+    **{name: {"is_decoder": True} for name in DECODERS},
     **dict.fromkeys(("axk1", "axk2", "youtu", "longcat_flash"), LATENT),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), LATENT | {"first_k_dense_replace": 1}),
-    **dict.fromkeys(("deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"), {"num_key_value_heads": 4}),
-    **dict.fromkeys(("codegen", "gptj"), {"rotary_dim": 8}),
-    **dict.fromkeys(("lfm2", "lfm2_moe"), {"layer_types": ["conv", "full_attention"] * 3}),
-    **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), {"global_head_dim": 16, "layer_types": WINDOWS}),
+    **{name: LATENT | {"first_k_dense_replace": 1} for name in ("deepseek_v2", "deepseek_v3")},
+    **{name: {"num_key_value_heads": 4} for name in ("deepseek_v32", "glm4_moe_lite", "glm_moe_dsa")},
+    **{name: {"rotary_dim": 8} for name in ("codegen", "gptj")},
+    **{name: {"layer_types": ["conv", "full_attention"] * 3} for name in ("lfm2", "lfm2_moe")},
+    **{name: {"global_head_dim": 16, "layer_types": WINDOWS} for name in ("gemma4_text", "gemma4_unified_text")},
     "xmod": {"is_decoder": True, "default_language": "en_XX"},
     "falcon": {"head_dim": ...},
     "xlstm": {"v_head_dim": ..., "head_dim": ..., "qk_head_dim": ...},
@@ -94,8 +108,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Tried:
-    """One model type. result: works, refused (by check), or what went wrong; path: how it is scored; why: the refusal,
-    or a remark."""
+    """One model type.
+
+    result: works, refused (by check), or what went wrong; path: how it is scored; why: the refusal, or a remark.
+    """
 
     model_type: str
     result: str
