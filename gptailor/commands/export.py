@@ -93,7 +93,8 @@ def _mergekit_text(spec: RunSpec, plan: StitchPlan) -> str:
     models = {BASE: base}
     for name in (name for name in spec.candidates if name in plan.candidates):
         where = _location(spec.candidates[name])
-        models[name] = f"{base}+{where}" if found.checkpoints[name].is_adapter else where  # mergekit's way to say adapter
+        # mergekit's way to say adapter
+        models[name] = f"{base}+{where}" if found.checkpoints[name].is_adapter else where
     projections = LINEAR_FILTERS
     if any(choice.output_scale != 1.0 for choice in plan.kept):
         attention, mlp = open_family(spec.model_copy(update={"device": "cpu"})).output_projections
