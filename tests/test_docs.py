@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import duckdb
 import pytest
@@ -153,7 +154,7 @@ def test_the_gpu_page_says_what_check_predicts(monkeypatch: pytest.MonkeyPatch) 
     layer = 4 * width**2 + 3 * width * mlp + 2 * width
     n = n_layers * layer + 2 * vocabulary * width + width
     models = {"base": 2 * n, **dict.fromkeys(("math", "chat", "code"), 2 * n_layers * layer)}
-    family = SimpleNamespace(
+    family: Any = SimpleNamespace(  # as much of a preflight as is asked for
         model_bytes=models,
         distinct_bytes=sum(models.values()),
         vocab_size=vocabulary,
