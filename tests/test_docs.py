@@ -168,7 +168,7 @@ def test_the_gpu_page_says_what_check_predicts(monkeypatch: pytest.MonkeyPatch) 
         size = gigabytes << 30
         card = Device("cuda:0", "a card", size - 500_000_000, size)
         monkeypatch.setattr("gptailor.scoring.memory.free_devices", lambda: [card])
-        return predict_memory(load_spec("data/presets/llama-2-7b.yaml"), family)  # type: ignore[arg-type]
+        return predict_memory(load_spec("data/presets/llama-2-7b.yaml"), family)
 
     said = {row[0]: row[1] for row in rows(DOCS / "gpus.md")}
     parts = predicted(24).parts
