@@ -48,6 +48,7 @@ class Holding:
     """A scorer that takes everything before it gives anything back, in another order."""
 
     n_layers = 6
+    fixed: frozenset[int] = frozenset()
 
     def __init__(self, most: int) -> None:
         self.most = most
