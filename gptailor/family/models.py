@@ -247,7 +247,7 @@ def open_base(base: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = Fa
         raise UserError(f"base_model: transformers cannot open {base.label}: {error}") from error
     model, info = opened
     _complain("base_model", info)
-    return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
+    return model.eval().requires_grad_(False)
 
 
 def _complain(where: str, info: Mapping[str, Any]) -> None:
