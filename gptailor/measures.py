@@ -9,6 +9,9 @@ import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+MAX_HYPERVOLUME = 6
+"""Objectives up to which the hypervolume is computed: its cost is exponential in them. Of a front of a hundred plans, 6
+take 10 ms, 7 take 0.2 s, 8 take 1.5 s, 14 never end."""
 Points = NDArray[np.float64]
 
 
@@ -36,9 +39,14 @@ def pareto_front(values: ArrayLike) -> NDArray[np.bool_]:
     return front
 
 
-def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
-    """Volume between the reference (m values, the worst corner) and n x m points, maximised; 0 if none is better."""
+def hypervolume(values: ArrayLike, reference: ArrayLike) -> float | None:
+    """Volume between the reference (m values, the worst corner) and n x m points, maximised; 0 if none is better.
+
+    None with more than MAX_HYPERVOLUME objectives.
+    """
     points = _points(values)
+    if points.shape[1] > MAX_HYPERVOLUME:
+        return None
     corner = np.asarray(reference, dtype=float)
     inside = points[np.isfinite(points).all(axis=1) & (points > corner).all(axis=1)]
     if not len(inside):

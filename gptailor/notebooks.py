@@ -23,7 +23,7 @@ from gptailor.launch.process import python, python_path
 from gptailor.measures import retention
 from gptailor.plan import BASE, LayerChoice, StitchPlan
 from gptailor.results import scores
-from gptailor.results.story import run_json, stored_plans
+from gptailor.results.story import stored_plans
 from gptailor.spec import Benchmark, RunSpec, load_spec
 from gptailor.store.folder import RunFolder, runs_root
 from gptailor.store.queries import RunTables, read_run
@@ -146,7 +146,7 @@ class SavedRun:
     @property
     def front(self) -> list[int]:
         """Numbers of the best trade-offs at the full budget."""
-        return [int(plan["config_id"]) for plan in run_json(self.folder)["front"]]
+        return scores.searched(self.tables).front
 
     @property
     def best(self) -> int | None:

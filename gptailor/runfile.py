@@ -9,7 +9,7 @@ is refused. pydantic speaks of tuples and dictionaries, which a run file has not
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import yaml
 
 from gptailor import shipped
 from gptailor.errors import UserError
+from gptailor.wording import gigabytes
 
 MAX_BYTES = 256 * 1024
 _WORDS = {
@@ -48,7 +49,7 @@ def read_text(path: Path, what: str) -> str:
     if not path.is_file():
         raise UserError(f"{what} {path}: {'is a folder; name a YAML file' if path.is_dir() else 'no such file'}")
     if path.stat().st_size > MAX_BYTES:
-        raise UserError(f"{what} {path}: larger than {MAX_BYTES // 1024} KiB; is it a {what}?")
+        raise UserError(f"{what} {path}: larger than {gigabytes(MAX_BYTES)}; is it a {what}?")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -99,22 +100,22 @@ def _index(here: list[Any], part: str, change: str) -> int:
     return int(part)
 
 
-def explain(problem: Mapping[str, Any], keys: Mapping[str, Sequence[str]]) -> str:
+def explain(problem: Mapping[str, Any], keys_at: Callable[[Sequence[str]], Sequence[str]]) -> str:
     """One of pydantic's problems as `path: what is wrong, got VALUE`.
 
-    keys: what is accepted under each key that has keys of its own; "" stands for the whole file.
+    keys_at: the keys that are accepted below a path's parts; of the whole file for none.
     """
     location = [str(part) for part in problem["loc"]]
     path = ".".join(location) or "(whole file)"
     message, value = problem["msg"].removeprefix("Value error, "), problem["input"]
     if problem["type"] == "extra_forbidden":
-        return f"  {path}: unknown key{_did_you_mean(location, keys)}"
+        return f"  {path}: unknown key{_did_you_mean(location[-1], keys_at(location[:-1]))}"
     if problem["type"] == "missing":
         return f"  {path}: is required but missing"
     if path == "(whole file)":
         return f"  {message}"
     if problem["type"] == "model_type":
-        message = f"must be keys with values: {', '.join(keys[location[0]])}"
+        message = f"must be keys with values: {', '.join(keys_at(location))}"
     message = _WORDS.get(problem["type"], message).replace("Input should", "must").replace("after validation, ", "")
     return f"  {path}: {message[0].lower() + message[1:]}, got {_short(value)}"
 
@@ -123,9 +124,8 @@ def kind(value: Any) -> str:
     return "an empty file" if value is None else f"a {type(value).__name__}"
 
 
-def _did_you_mean(location: Sequence[str], keys: Mapping[str, Sequence[str]]) -> str:
-    accepted = keys.get(location[0] if len(location) > 1 else "", ())
-    close = difflib.get_close_matches(location[-1], list(accepted), n=1)
+def _did_you_mean(key: str, accepted: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, accepted, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; accepted here: {', '.join(accepted)}"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -440,6 +441,13 @@ class RunSpec(_Record):
                 )
 
     @property
+    def benchmarks(self) -> tuple[Benchmark, ...]:
+        """Every benchmark that the run file names, whatever for."""
+        records = {key: record_of(field.annotation) for key, field in type(self).model_fields.items()}
+        keys = [key for key, record in records.items() if record is not None and issubclass(record, Benchmark)]
+        return tuple(benchmark for key in keys for benchmark in getattr(self, key))
+
+    @property
     def batch_tokens(self) -> int | Literal["auto"]:
         """Packs are cut by tokens, whatever the number of rows: a batch size of N stands for N x 128 tokens."""
         return "auto" if self.batch_size == "auto" else self.batch_size * 128
@@ -483,7 +491,10 @@ def build_spec(data: dict[str, Any], where: str = "run file") -> RunSpec:
     try:
         return RunSpec.model_validate(data)
     except ValidationError as error:
-        lines = [explain(dict(problem), _KEYS) for problem in error.errors(include_url=False)]
+        found = error.errors(include_url=False)
+        if len(found) > 1:  # a list whose one entry is wrong is too short as well, says pydantic
+            found = [problem for problem in found if problem["type"] != "too_short" or not problem["input"]]
+        lines = [explain(dict(problem), keys_at) for problem in found]
         raise UserError("\n".join([f"{where}: {len(lines)} problem{'s' * (len(lines) > 1)}", *lines])) from error
 
 
@@ -503,12 +514,16 @@ def record_of(annotation: Any) -> type[BaseModel] | None:
     return next(filter(None, map(record_of, get_args(annotation))), None)
 
 
-_MODELS: dict[str, type[BaseModel]] = {
-    "": RunSpec,
-    "merge": Merge,
-    "budget": Budget,
-    "objectives": Benchmark,
-    "held_out": HeldOut,
-    "workers": Workers,
-}
-_KEYS = {key: tuple(model.model_fields) for key, model in _MODELS.items()}
+def keys_at(path: Sequence[str]) -> tuple[str, ...]:
+    """The keys that are accepted below a path into a run file, such as `selection.0` or `workers.slurm`.
+
+    None below a plain value. List indices and names of candidates count for nothing.
+    """
+    record: type[BaseModel] = RunSpec
+    for part in path:
+        if part in record.model_fields:
+            below = record_of(record.model_fields[part].annotation)
+            if below is None:
+                return ()
+            record = below
+    return tuple(record.model_fields)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from datetime import UTC, datetime
 from typing import Any
 
 LIMIT = 80
@@ -51,10 +52,12 @@ def csv_safe(value: Any) -> Any:
 
 
 def duration(seconds: float | None) -> str:
-    """'42 s', '3 min', '8 h 20 min', '2 d 4 h'; '-' where unknown."""
+    """'0.25 s', '4.2 s', '42 s', '3 min', '8 h 20 min', '2 d 4 h'; '–' where unknown."""
     if seconds is None or not math.isfinite(seconds) or seconds < 0:
         return "–"
-    if seconds < 60:
+    if seconds < 1:
+        return f"{seconds:.2g} s"
+    if round(seconds) < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     if minutes < 60:
@@ -106,5 +109,15 @@ def as_table(rows: list[tuple[str, ...]]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+def gigabytes(n_bytes: float) -> str:
+    """Bytes: '6.71 GB', '43 MB', '7.2 MB', '310 kB'."""
+    if n_bytes >= 1e8:
+        return f"{n_bytes / 1e9:.2f} GB"
+    if n_bytes >= 1e6:
+        return f"{n_bytes / 1e6:.{1 if n_bytes < 1e7 else 0}f} MB"
+    return f"{n_bytes / 1e3:.0f} kB"
+
+
+def moment(at: datetime) -> str:
+    """A time for readers anywhere: '2026-11-28 23:52 UTC'."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

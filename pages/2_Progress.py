@@ -5,6 +5,7 @@ import streamlit as st
 from gptailor import wording
 from gptailor.dashboard import pickers, readers, steering, widgets
 from gptailor.dashboard.polling import poll
+from gptailor.measures import MAX_HYPERVOLUME
 from gptailor.results.charts import layers as layer_charts
 from gptailor.results.charts import progress as charts
 from gptailor.results.charts.common import draw
@@ -105,11 +106,11 @@ def show_numbers(now: frames.Numbers, view: View) -> None:
         help="Trials that crashed. They have no score; see below for why.",
         border=True,
     )
-    top = view.plans.iloc[0] if len(view.plans) else None
+    top = view.best_row
     best.metric(
         "Best",
         "–" if top is None else wording.value(top["average"], percent=facts.average_is_share),
-        help=f"{facts.average_label}, among {pickers.judged_note(view)}",
+        help=f"{facts.average_label} of the best plan. {pickers.judged_note(view)}",
         border=True,
     )
 
@@ -153,7 +154,7 @@ def show_curves(view: View) -> None:
                 key="hypervolume",
             )
         else:
-            widgets.empty(f"The hypervolume is told for up to {frames.HYPERVOLUME_OBJECTIVES} objectives.")
+            widgets.empty(f"The hypervolume is told for up to {MAX_HYPERVOLUME} objectives.")
 
 
 def show_workers(view: View) -> None:

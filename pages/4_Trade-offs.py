@@ -4,11 +4,11 @@ import streamlit as st
 
 from gptailor import wording
 from gptailor.dashboard import judging, pickers, url, widgets
+from gptailor.measures import MAX_HYPERVOLUME
 from gptailor.results.charts import layers as layer_charts
 from gptailor.results.charts import tradeoffs as charts
 from gptailor.results.frames import layers as layer_frames
 from gptailor.results.frames import tradeoffs as frames
-from gptailor.results.frames.progress import HYPERVOLUME_OBJECTIVES
 from gptailor.wording import plural
 
 widgets.open_page("Trade-offs")
@@ -22,7 +22,8 @@ axes = {axis.label: axis for axis in frames.axes(view.tables, plans, facts)}
 # --- the whole front --------------------------------------------------------------------------------------------------
 on_front = frames.front_of_all(plans, facts)
 knee = frames.knee_of_all(plans, facts)
-best = plans.iloc[0]
+best = view.best_row
+assert best is not None  # there are plans
 first, second, third, fourth = st.columns(4)
 first.metric("Plans judged", wording.count(len(plans)), help=pickers.judged_note(view), border=True)
 second.metric(
@@ -37,13 +38,13 @@ third.metric(
     help=f"Plan {best['config_id']:.0f}, ± one standard error. {pickers.judged_note(view)}",
     border=True,
 )
-exact = len(facts.objectives) <= HYPERVOLUME_OBJECTIVES
+volume = frames.hypervolume_of_all(plans, facts)
 fourth.metric(
     "Hypervolume",
-    wording.value(frames.hypervolume_of_all(plans, facts)) if exact else "–",
+    wording.value(volume),
     help="How much of the space of scores the front covers, from the corner 0; 1 is a perfect score everywhere."
-    if exact
-    else f"Told for up to {HYPERVOLUME_OBJECTIVES} objectives.",
+    if volume is not None
+    else f"Told for up to {MAX_HYPERVOLUME} objectives.",
     border=True,
 )
 

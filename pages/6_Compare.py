@@ -23,15 +23,7 @@ def show_scores() -> None:
     """Who is ahead: the best plan of each run, score by score."""
     st.info(wording.safe(frames.verdict(runs), 600), icon=":material/balance:")
     judged = "; ".join(f"{e.label}: {plural(len(e.plans), 'plan')} at {e.top_budget} examples" for e in runs)
-    shared = plural(len(facts.objectives), "objective")
-    st.caption(
-        wording.safe(
-            f"The best plan of each run by the {shared} that all of them share, at its highest rung so far ({judged}). "
-            "± is one standard error. ★ is better than every other run by more than chance explains, ☆ is ahead by no "
-            "more than chance.",
-            1200,
-        )
-    )
+    st.caption(wording.safe(f"{frames.meaning(runs)} Judged so far: {judged}.", 1200))
     scores, outside = frames.best_scores(runs), frames.held_out_scores(runs)
     st.markdown("**Scores of the best plans**")
     widgets.show_table(frames.score_table(scores, labels), alt="Scores of each run's best plan", height=560)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gptailor.errors import UserError
-from gptailor.spec import Budget, RunSpec, build_spec, load_spec, parse_duration, parse_spec
+from gptailor.spec import Budget, RunSpec, build_spec, keys_at, load_spec, parse_duration, parse_spec, record_of
 
 MINIMAL = """
 name: demo
@@ -101,6 +102,64 @@ def test_refusals_name_the_key_and_the_value(change: str, message: str) -> None:
         parse_spec(MINIMAL, [change])
 
 
+WHOLE = (
+    "held_out=[{benchmark: arc}]",
+    "selection=[{benchmark: boolq}]",
+    "merge={method: ties}",
+    "budget={min: 9}",
+    "workers={slurm: {jobs: 2}}",
+)
+"""What makes every record of a run file stand in MINIMAL."""
+
+
+def nested(record: type = RunSpec, path: str = "") -> Iterator[tuple[str, type | None]]:
+    """Every key of a run file, such as `selection.0.metric`, with the record whose keys stand below it."""
+    for key, field in record.model_fields.items():
+        below = record_of(field.annotation)
+        is_list = below is not None and "tuple" in str(field.annotation)
+        yield f"{path}{key}", below
+        if below is not None:
+            yield from nested(below, f"{path}{key}.0." if is_list else f"{path}{key}.")
+
+
+def problems(*changes: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        parse_spec(MINIMAL, [*WHOLE, *changes])
+    return [line.strip() for line in str(caught.value).splitlines()[1:]]
+
+
+@pytest.mark.parametrize("path", [path for path, _ in nested()])
+def test_every_key_misspelt_is_answered_with_the_keys_of_its_level(path: str) -> None:
+    parents, _, key = path.rpartition(".")
+    level = keys_at(parents.split(".") if parents else ())
+    assert key in level
+    (line,) = problems(f"{path}qx=1")
+    close = [known for known in level if line == f"{path}qx: unknown key; did you mean {known!r}?"]
+    assert close or line == f"{path}qx: unknown key; accepted here: {', '.join(level)}"
+    (line,) = problems(f"{f'{parents}.' if parents else ''}zzzz=1")
+    assert line.endswith(f"zzzz: unknown key; accepted here: {', '.join(level)}")
+
+
+@pytest.mark.parametrize("path", [path for path, _ in nested()])
+@pytest.mark.parametrize("wrong", ["{qqqq: {}}", "[[{}]]"])
+def test_every_key_of_a_wrong_type_is_named(path: str, wrong: str) -> None:
+    assert all(line.startswith(path) and ": " in line for line in problems(f"{path}={wrong}"))
+
+
+def test_records_that_are_none() -> None:
+    assert problems("selection=[3]") == [
+        "selection.0: must be keys with values: benchmark, metric, split, num_fewshot, got 3"
+    ]
+    (line,) = problems("workers.slurm=7")
+    assert line.startswith("workers.slurm: must be keys with values: jobs, cores, memory")
+    assert problems("workers.slurm.queu=x") == ["workers.slurm.queu: unknown key; did you mean 'queue'?"]
+
+
+def test_every_benchmark_of_a_run_file_is_known() -> None:
+    spec = parse_spec(MINIMAL, WHOLE)
+    assert [one.benchmark for one in spec.benchmarks] == ["piqa", "arc", "boolq"]
+
+
 def test_every_problem_is_listed_at_once() -> None:
     with pytest.raises(UserError, match=r"3 problems\n.*seed.*\n.*\n|3 problems") as caught:
         parse_spec(MINIMAL, ["seed=-1", "trials=0", "foo=1"])
@@ -131,7 +190,7 @@ def test_files_that_are_no_run_files(tmp_path: Path) -> None:
         (b"- a", "got a list"),
         (b"a: [", r"not valid YAML at line \d+"),
         (b"\xff\xfe", "not UTF-8"),
-        (b"x" * 300_000, "larger than 256 KiB"),
+        (b"x" * 300_000, "larger than 262 kB"),
         (b"name: &a [*a]", "problem"),
         (b"trials: 9\ntrials: 10", "not valid YAML at line 2, column 1: 'trials' is given twice"),
         (b"candidates:\n  math: a\n  math: b", "line 3, column 3: 'math' is given twice"),

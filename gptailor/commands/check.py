@@ -21,7 +21,7 @@ from gptailor.scoring.device_speed import matmul_speed, type_advice
 from gptailor.scoring.memory import ELSEWHERE, Memory, local_workers, predict_memory
 from gptailor.spec import RunSpec, SpaceOperation
 from gptailor.store.folder import runs_root
-from gptailor.wording import duration, gigabytes
+from gptailor.wording import duration, gigabytes, size
 
 if TYPE_CHECKING:
     from gptailor.family.preflight import Preflight
@@ -137,13 +137,13 @@ def check_text(spec: RunSpec, runs: str | Path | None = None) -> str:
     family = found.family
     lines = [
         f"{spec.name}: the models fit together",
-        f"  {family.architecture}, {_millions(family.n_parameters)} parameters in {family.dtype}, "
+        f"  {family.architecture}, {size(family.n_parameters)} parameters in {family.dtype}, "
         f"{family.n_layers} layers; {family.n_removed} are removed, which leaves {family.kept:.1%} of the parameters",
     ]
     lines += [f"  note: {note}" for note in found.notes]
     if found.memory is not None:
         lines.append(f"  memory {found.memory.verdict}")
-        lines += [f"    {part:<14} {gigabytes(size)}" for part, size in found.memory.parts.items()]
+        lines += [f"    {part:<14} {gigabytes(held)}" for part, held in found.memory.parts.items()]
     lines.append(f"  {spec.trials} trials on {len(found.rungs)} rung{'s' * (len(found.rungs) > 1)}:")
     for rung in found.rungs:
         lines.append(f"    {rung.trials:>5} trials of {rung.budget} examples a benchmark")
@@ -173,7 +173,7 @@ _LISTED = re.compile(rb"^tag:[ \t]*\n((?:[ \t]*-[ \t]*\S+[ \t]*\n)+)", re.MULTIL
 
 def _benchmark_problems(spec: RunSpec) -> Iterator[str]:
     """Names that neither the run's folders nor lm-eval's own tasks define, found by reading files as text."""
-    wanted = {benchmark.benchmark for benchmark in (*spec.objectives, *spec.held_out)}
+    wanted = {benchmark.benchmark for benchmark in spec.benchmarks}
     for folder in spec.include_path:
         if not shipped.find(folder).is_dir():
             yield f"include_path: {folder} is not a folder; it must hold lm-eval task files (*.yaml)"
@@ -251,13 +251,14 @@ def _estimate(
 
 def _measured_pace(spec: RunSpec, device: str, runs: Path) -> tuple[float, str] | None:
     """Seconds per example of the newest run that is like this one, same benchmarks preferred."""
+    from gptailor.results.summary import list_runs
     from gptailor.store import queries
     from gptailor.store.connection import StoreError
 
     objectives = {objective.name for objective in spec.objectives}
     alike = [
         summary
-        for summary in queries.list_runs(runs)
+        for summary in list_runs(runs)
         if summary.base_model == spec.base_model
         and summary.device.partition(":")[0] == device.partition(":")[0]
         and summary.n_done >= ENOUGH_TRIALS
@@ -282,7 +283,3 @@ def _pace(tables: RunTables) -> float | None:
     before = trials.groupby("config_id").scored.shift(fill_value=0)
     examples, seconds = float((trials.scored - before).sum()), float(trials.evaluate_seconds.sum())
     return seconds / examples if examples > 0 and seconds > 0 else None
-
-
-def _millions(number: int) -> str:
-    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 
 from gptailor.baselines.case import Case
 from gptailor.baselines.registry import METHODS, cuts
@@ -17,13 +16,14 @@ from gptailor.launch.engine import EngineLock
 from gptailor.launch.events import Event, Say
 from gptailor.plan import StitchPlan
 from gptailor.results import scores
-from gptailor.results.story import run_json, stored_plans
+from gptailor.results.story import stored_plans
+from gptailor.results.summary import summarise
 from gptailor.scoring.plan_scorer import CALIBRATION_TEXTS, PlanScorer
 from gptailor.spec import Baseline, HeldOut, RunSpec, load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
-from gptailor.trial import DENSE, Evaluation, Subject, SubjectKind
+from gptailor.trial import DENSE, Evaluation, Subject, SubjectKind, now
 
 DEFAULT = Baseline.BLOCK_INFLUENCE
 """What `baselines` stands for in a search's run; in a run of baselines, it stands for all of them."""
@@ -56,7 +56,7 @@ def evaluate(
     chosen = _chosen(spec, benchmarks)
     asked = _subjects(folder, subjects)
     with EngineLock(folder):
-        writer = RunWriter.open(folder)
+        writer = RunWriter.open(folder, summarise=summarise)
         plan_scorer = PlanScorer.open(spec, chosen, max_examples=examples)
         plan_scorer.known = queries.load_examples(folder)
         done, total = 0, len(asked) * len(plan_scorer.benchmarks)
@@ -74,7 +74,7 @@ def evaluate(
                             one.config_id,
                             benchmark.spec.split,
                             score,
-                            datetime.now(UTC),
+                            now(),
                             plan.hash,
                             benchmark.chance,
                         )
@@ -131,8 +131,8 @@ def _subjects(folder: RunFolder, names: Sequence[str]) -> list[Asked]:
             if (best := scores.best(tables)) and best.config_id is not None:
                 add_stored(best, best.config_id)
         elif name == "front":
-            for plan in run_json(folder)["front"]:
-                add_stored(Subject.config(plan["config_id"]), plan["config_id"])
+            for config_id in scores.searched(tables).front:
+                add_stored(Subject.config(config_id), config_id)
         elif subject in stored:
             add_stored(subject, stored[subject])
         elif subject in one_shot:

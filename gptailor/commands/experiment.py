@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from gptailor.errors import UserError
-from gptailor.launch.engine import EngineLock, prepare
+from gptailor.launch.engine import EngineLock, prepare, state
 from gptailor.launch.process import python
 from gptailor.plan import StitchPlan
 from gptailor.results import scores
-from gptailor.results.story import run_json
+from gptailor.results.summary import summarise
 from gptailor.runfile import load_yaml, read_text
 from gptailor.spec import RunSpec, load_spec
 from gptailor.store import queries
@@ -152,15 +152,15 @@ def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
         if not folder.exists():
             rows.append((label, "not started", "", "", "", "", "", ""))
             continue
-        story, tables = run_json(folder), queries.read_run(folder)
+        tables = queries.read_run(folder)
         best = scores.best(tables)
         believed = scores.calibration(tables).get(best) if best else None
         judged = _judged(folder, tables)
         rows.append(
             (
                 label,
-                story["status"],
-                str(sum(story["trials"]["by_status"].values())),
+                str(state(folder, RunStatus(tables.runs["status"].iloc[0]))),
+                str(len(tables.trials)),
                 "" if best is None else str(best.config_id),
                 "" if believed is None else f"{believed:.1%}",
                 "" if judged is None else f"{judged['average']:.4f} ±{judged['stderr']:.4f}",
@@ -227,7 +227,7 @@ def lend(folder: RunFolder, spec: RunSpec, others: Sequence[tuple[RunFolder, Run
         found = {key: items for key, items in theirs.items() if key.of in judges and key not in own}
         if found:
             with EngineLock(folder):
-                writer = RunWriter.open(folder)
+                writer = RunWriter.open(folder, summarise=summarise)
                 with writer.batch():
                     for key, items in found.items():
                         writer.record_examples(*key, 0, items)

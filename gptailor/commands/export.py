@@ -23,6 +23,7 @@ from gptailor.spec import RunSpec, load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import DENSE, Score, Subject, TrialStatus
+from gptailor.wording import gigabytes
 
 if TYPE_CHECKING:
     from gptailor.stitch.stitcher import Stitcher
@@ -133,7 +134,7 @@ def _write(spec: RunSpec, plan: StitchPlan, out: Path, say: Say, *, title: str =
         **card,
     )
     text = (
-        f"{done.folder}: {done.n_layers} layers, {done.n_parameters:,} parameters, {done.n_bytes / 1e6:.1f} MB; "
+        f"{done.folder}: {done.n_layers} layers, {done.n_parameters:,} parameters, {gigabytes(done.n_bytes)}; "
         f"reloaded, its logits differ from the engine's by at most {done.max_difference:.2g}"
     )
     for note in done.notes:

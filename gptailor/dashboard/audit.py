@@ -10,8 +10,9 @@ import fcntl
 import json
 import logging
 import os
-from datetime import UTC, datetime
 from pathlib import Path
+
+from gptailor.trial import now
 
 NAME = "audit.jsonl"
 MAX_BYTES = 5 * 1024**2
@@ -25,7 +26,7 @@ def record(root: Path, who: str, action: str, run_id: str, outcome: str) -> None
     Where it cannot be written, the line goes to the server's own output: a full disk must not keep anybody from
     stopping a run.
     """
-    entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "who": who, "action": action}
+    entry = {"time": now().isoformat(timespec="milliseconds"), "who": who, "action": action}
     entry |= {"run": run_id, "outcome": outcome}
     line = json.dumps({name: value[:LONGEST] for name, value in entry.items()}) + "\n"  # ASCII: all else is escaped
     try:

@@ -143,7 +143,7 @@ def _about(run: Run) -> None:
     failed = f" ({wording.count(summary.n_failed)} failed)" if summary.n_failed else ""
     st.caption(
         f"{wording.count(summary.n_done)} of {wording.plural(summary.n_asked, 'trial')} done{failed}  ·  "
-        f"base {wording.safe(summary.base_model)}  ·  {summary.size / 1e6:.1f} MB  ·  {wording.safe(run.run_id)}"
+        f"base {wording.safe(summary.base_model)}  ·  {wording.gigabytes(summary.size)}  ·  {wording.safe(run.run_id)}"
     )
     if note := read_notes(run.folder).note:
         st.caption(f":material/sticky_note_2: {wording.safe(note, 600)}")
@@ -229,7 +229,7 @@ def _delete(run: Run) -> None:
     shown = wording.plain(run.name)
     st.markdown(
         f"**{wording.safe(run.name)}** with its {wording.plural(run.summary.n_done, 'trial')} is deleted for good "
-        f"({run.summary.size / 1e6:.1f} MB). Download it first if in doubt."
+        f"({wording.gigabytes(run.summary.size)}). Download it first if in doubt."
     )
     typed = st.text_input("Type the run's name to confirm", placeholder=shown, key=f"home.delete.{run.run_id}")
     if st.button("Delete for good", icon=":material/delete:", type="primary", disabled=wording.plain(typed) != shown):

@@ -54,9 +54,8 @@ def show_of_plan(view: View, run: Run, config_id: int) -> None:
 
 def show_choice(view: View) -> None:
     """What the selection split chose, and by how much the search's own scores flatter."""
-    chosen = view.once("choice", lambda: scores.choice(view.tables))
-    if chosen is not None:
-        st.info(wording.safe(scores.choice_text(chosen), 600), icon=":material/how_to_vote:")
+    if view.choice is not None:
+        st.info(wording.safe(scores.choice_text(view.choice), 600), icon=":material/how_to_vote:")
 
 
 def show_of_runs(runs: Sequence[Entry]) -> None:

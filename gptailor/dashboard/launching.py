@@ -12,6 +12,7 @@ from gptailor.dashboard import form, url, widgets
 from gptailor.dashboard.form import Draft, Preset
 from gptailor.launch.devices import free_devices
 from gptailor.spec import Baseline, SpaceOperation, describe
+from gptailor.wording import gigabytes
 
 if TYPE_CHECKING:
     from streamlit.delta_generator import DeltaGenerator
@@ -127,7 +128,7 @@ def fields(preset: Preset, values: Mapping[str, Any], draft: Draft) -> None:
         labels = {"auto": "auto: the first GPU (more, if the base needs them), else the CPU"}
         labels |= {found.name: f"{found.name}: {found.label}" for found in devices}
         f.choice("device", "Device", list(labels), labels.get)
-        free = ", ".join(f"{d.name} {d.free / 1e9:.1f} of {d.total / 1e9:.1f} GB" for d in devices)
+        free = ", ".join(f"{d.name} {gigabytes(d.free)} of {gigabytes(d.total)}" for d in devices)
         st.caption(f"Memory free now: {wording.safe(free, 400)}.")
         f.choice("dtype", "Number type", ["auto", "float32", "bfloat16", "float16"])
         f.text("batch_size", "Batch size")

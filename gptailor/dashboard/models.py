@@ -39,7 +39,7 @@ def facts(view: View, run: Run, config_id: int) -> None:
     width = WIDTHS.get(dtype, 2)
     size.metric(
         "Size on disk",
-        _bytes(_folder_size(out) if out.is_dir() else row["parameters"] * width),
+        wording.gigabytes(_folder_size(out) if out.is_dir() else row["parameters"] * width),
         border=True,
         help="Of the exported folder."
         if out.is_dir()
@@ -195,7 +195,7 @@ def export(run: Run, config_id: int) -> None:
 def _exported(out: Path, shown: str) -> None:
     files = sorted(path for path in out.iterdir() if path.is_file())
     st.success(
-        f"Exported, reloaded and compared: {len(files)} files, {_bytes(_folder_size(out))}.",
+        f"Exported, reloaded and compared: {len(files)} files, {wording.gigabytes(_folder_size(out))}.",
         icon=":material/check_circle:",
     )
     st.code(
@@ -280,7 +280,8 @@ def _answers(events: Sequence[Event]) -> None:
             st.code(answer["text"] or "(nothing)", language=None, wrap_lines=True)
             st.caption(
                 f"{answer['tokens_per_second']:.1f} tokens/s, {wording.plural(answer['n_tokens'], 'token')} in "
-                f"{wording.duration(answer['seconds'])}  ·  {_bytes(answer['memory'])} of memory for weights and cache"
+                f"{wording.duration(answer['seconds'])}  ·  "
+                f"{wording.gigabytes(answer['memory'])} of memory for weights and cache"
             )
 
 
@@ -289,7 +290,3 @@ def _answers(events: Sequence[Event]) -> None:
 
 def _folder_size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _bytes(number: float) -> str:
-    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"

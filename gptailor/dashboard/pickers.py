@@ -191,15 +191,22 @@ def judged_note(view: View) -> str:
     """What "best" means here: n and the budget it is judged at."""
     n = wording.plural(len(view.plans), "plan")
     if view.judged_in_full:
-        return f"{n} scored at the full budget of {view.top_budget} examples a benchmark."
+        chosen = f" The selection split chose plan {view.best} as the best." if view.choice else ""
+        return f"{n} scored at the full budget of {view.top_budget} examples a benchmark.{chosen}"
     full = f"(the full budget is {view.facts.full_budget})"
     return f"{n} scored at {view.top_budget} examples a benchmark, the highest rung reached so far {full}."
 
 
 def chosen_plan(view: View) -> int:
-    """config_id of the plan that is looked at: the one in the URL where it was judged, else the run's choice."""
+    """config_id of the plan that is looked at: the one in the URL where it was judged, else the run's best.
+
+    For pages that need plans.
+    """
     asked, judged = chosen("config"), view.plans["config_id"].astype(int).tolist()
-    return int(asked) if asked and asked.isdecimal() and len(asked) < 10 and int(asked) in judged else _choice(view)
+    if asked and asked.isdecimal() and len(asked) < 10 and int(asked) in judged:
+        return int(asked)
+    assert view.best is not None  # there are plans
+    return view.best
 
 
 def pick_plan(view: View, label: str = "Plan") -> int:
@@ -207,23 +214,9 @@ def pick_plan(view: View, label: str = "Plan") -> int:
     names = {
         int(c): plan_name(c, a, view.facts) for c, a in zip(view.plans["config_id"], view.plans[AVERAGE], strict=True)
     }
-    names[next(iter(names))] += " (best)"
-    choice = _choice(view)
-    if view.tables.spec.selection and choice != next(iter(names)):
-        names[choice] += " (chosen by the selection)"
-    return int(select("config", label, list(names), names.__getitem__, choice))
-
-
-def _choice(view: View) -> int:
-    """config_id of the plan that the run calls its best: the selection's choice, else the best by the search."""
-    judged = view.plans["config_id"].astype(int).tolist()
-    if not view.tables.spec.selection:
-        return judged[0]
-    from gptailor.results import scores  # scipy, which runs without a selection do not need
-
-    found = view.once("choice", lambda: scores.choice(view.tables))
-    config_id = found.subject.config_id if found else judged[0]
-    return config_id if config_id is not None and config_id in judged else judged[0]
+    assert view.best is not None  # there are plans
+    names[view.best] += " (best, chosen by the selection)" if view.choice else " (best)"
+    return int(select("config", label, list(names), names.__getitem__, view.best))
 
 
 def adopt_click(event: Any, selection: str, view: View) -> None:

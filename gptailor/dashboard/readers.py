@@ -25,6 +25,7 @@ from gptailor import shipped
 from gptailor.launch.engine import state
 from gptailor.results.frames.importance import Importance
 from gptailor.results.frames.view import View
+from gptailor.results.summary import run_summary
 from gptailor.store import queries
 from gptailor.store.connection import StoreBusy
 from gptailor.store.folder import RunFolder, run_folders, runs_root
@@ -105,7 +106,7 @@ def _summary(folder: RunFolder) -> RunSummary:
     version = _summary_version(folder)
     known = _summaries.get(folder.path)
     if known is None or known[0] != version:
-        known = _summaries[folder.path] = (version, queries.run_summary(folder))
+        known = _summaries[folder.path] = (version, run_summary(folder))
     return known[1]
 
 

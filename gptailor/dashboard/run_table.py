@@ -10,6 +10,7 @@ import streamlit as st
 
 from gptailor import wording
 from gptailor.dashboard.readers import Run
+from gptailor.measures import MAX_HYPERVOLUME
 from gptailor.store.notes import Notes
 
 STATE_COLOURS = {
@@ -152,7 +153,8 @@ _COLUMNS: dict[str, Any] = {
         "Retention",
         format="%.1f %%",
         width=86,
-        help="Mean share of the dense model's scores that the best plan keeps, at the full budget.",
+        help="Mean share of the dense model's scores that the best plan keeps, at the full budget. The selection split "
+        "names the best plan, where the run has one.",
     ),
     "objectives": _column.TextColumn(
         "Best plan's scores", width=240, help="The objectives (the first three) at the full budget."
@@ -162,7 +164,7 @@ _COLUMNS: dict[str, Any] = {
         format="%.4f",
         width=106,
         help="Share of the objectives' space that the front covers; more is better. Only runs with the same objectives "
-        "can be compared by it.",
+        f"can be compared by it, and it is told for up to {MAX_HYPERVOLUME} objectives.",
     ),
     "created_at": _column.DatetimeColumn("Age", format="distance", width=100),
     "tags": _column.ListColumn("Tags", width=110),

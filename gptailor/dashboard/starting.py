@@ -20,6 +20,7 @@ from gptailor.launch.queue import waiting_behind
 from gptailor.schedule import n_examples, schedule
 from gptailor.spec import RunSpec
 from gptailor.store.folder import RunFolder
+from gptailor.wording import gigabytes
 
 POLL_SECONDS = 1.0
 FOLLOW_SECONDS = 3.0
@@ -46,7 +47,7 @@ def outlook(spec: RunSpec) -> bool:
     room, time = st.columns(2)
     room.metric(
         "Memory",
-        f"{memory['needed'] / 1e9:.1f} GB" if memory else unknown,
+        gigabytes(memory["needed"]) if memory else unknown,
         border=True,
         help=_memory_help(memory) if memory else "Predicted, on the run's device.",
     )
@@ -83,7 +84,7 @@ def rungs(spec: RunSpec) -> pd.DataFrame:
 
 
 def _memory_help(memory: Mapping[str, Any]) -> str:
-    parts = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in memory["parts"].items())
+    parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in memory["parts"].items())
     where = f"{len(memory['split'])} GPUs" if memory.get("split") else wording.safe(memory["device"])
     return f"Predicted from above, on {where}: {parts}."
 

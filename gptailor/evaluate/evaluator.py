@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class Evaluator:
         self.encoder = Encoder(tokenizer, max_length)
         self.rungs = tuple(sorted(set(rungs)))
         self._max_tokens: int | None = None if batch_tokens == "auto" else int(batch_tokens)
-        self._packs: dict[tuple[Hashable, int, int], list[Pack]] = {}
+        self._packs: dict[tuple[Hashable, int, int], _Packed] = {}
         self._was_halved = False
         self.path: str | None = None  # "direct", "tree" or "rows", once the first model has been looked at
 
@@ -193,7 +194,7 @@ class Evaluator:
         if key not in self._packs:
             limit = self._pack_limit(model)
             scored = max(256, LOGITS // model.config.get_text_config().vocab_size)
-            self._packs[key] = pack_examples(
+            packs = pack_examples(
                 benchmark.examples,
                 start,
                 stop,
@@ -201,7 +202,8 @@ class Evaluator:
                 max_scored=scored,
                 needs_greedy=needs_greedy(benchmark),
             )
-        return self._packs[key]
+            self._packs[key] = _Packed(benchmark.examples, packs)
+        return self._packs[key].packs
 
     def _pack_limit(self, model: PreTrainedModel) -> int:
         """Tokens of a pack: as asked, else fixed on a CPU, and on a GPU by its free memory.
@@ -244,8 +246,16 @@ class Evaluator:
         return [longest, *[example for example in examples[:4] if example is not longest][:3]]
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """Packs, and the examples that their key names by identity: held, so that no others can get the same one."""
+
+    examples: tuple[Example, ...]
+    packs: list[Pack]
+
+
 def _reading(benchmark: OpenBenchmark) -> Hashable:
-    """What the model reads for a benchmark, and how: equal for metrics of the same examples."""
+    """What the model reads for a benchmark, and how: equal for metrics of the same examples, as long as these live."""
     return id(benchmark.examples), needs_greedy(benchmark)
 
 

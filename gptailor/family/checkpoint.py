@@ -20,6 +20,8 @@ from typing import Any
 
 import yaml
 
+from gptailor.wording import gigabytes
+
 DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 MAX_HEADER_BYTES = 64 << 20
 MAX_JSON_BYTES = 32 << 20
@@ -155,7 +157,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise Unreadable(f"{path.name} is missing")
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise Unreadable(f"{path.name} is larger than {MAX_JSON_BYTES >> 20} MB")
+        raise Unreadable(f"{path.name} is larger than {gigabytes(MAX_JSON_BYTES)}")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

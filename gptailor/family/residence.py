@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from gptailor.errors import UserError
 from gptailor.family.spread import Room, place_layers, spread
 from gptailor.family.structure import layer_list, with_tensors
+from gptailor.wording import gigabytes
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +98,8 @@ def settle(
     others = max(0, needed - sum(sizes))
     homes = place_layers(sizes, others, rooms)
     if homes is None:
-        free = ", ".join(f"{device} has {room.free >> 20} MB free" for device, room in rooms.items())
-        raise UserError(f"device: the base needs {needed >> 20} MB, {free}; use cpu")
+        free = ", ".join(f"{device} has {gigabytes(room.free)} free" for device, room in rooms.items())
+        raise UserError(f"device: the base needs {gigabytes(needed)}, {free}; use cpu")
     own = {
         name: [_own(layer, base) for layer, base in zip(layers, layer_list(model), strict=True)]
         for name, layers in candidates.items()

@@ -30,6 +30,7 @@ from gptailor.formats.generations import for_both, older
 from gptailor.plan import BASE, StitchPlan
 from gptailor.stitch.stitcher import Stitcher
 from gptailor.trial import Score
+from gptailor.wording import gigabytes
 
 CONFIG, PLAN_FILE = "config.json", "gptailor_plan.json"
 OLDER_NOTE = "transformers 4, and tools built on it, may read its configuration as another model's: it has no keys for"
@@ -119,7 +120,7 @@ def refuse_folder(out: Path) -> None:
 def _refuse_small_disk(folder: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < n_bytes * 1.02 + (64 << 20):
-        raise UserError(f"export: {folder} has {free >> 20} MB free, the model needs {n_bytes >> 20} MB")
+        raise UserError(f"export: {folder} has {gigabytes(free)} free, the model needs {gigabytes(n_bytes)}")
 
 
 def _save(model: PreTrainedModel, folder: Path, family: Family) -> None:

@@ -27,6 +27,7 @@ from gptailor.errors import UserError
 from gptailor.plan import BASE, LayerChoice, StitchPlan
 from gptailor.runfile import load_yaml, read_text
 from gptailor.spec import RunSpec, build_spec
+from gptailor.wording import gigabytes
 
 MAX_BYTES = 4 * 1024 * 1024
 BaseAt = Literal["source", "output"]
@@ -50,7 +51,7 @@ def read_plan(path: str | Path, candidates: Sequence[str] = (), base_at: BaseAt 
     if not path.is_file():
         raise UserError(f"plan {path}: no such file")
     if path.stat().st_size > MAX_BYTES:
-        raise UserError(f"plan {path}: larger than {MAX_BYTES >> 20} MiB; is it a plan?")
+        raise UserError(f"plan {path}: larger than {gigabytes(MAX_BYTES)}; is it a plan?")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -10,7 +10,7 @@ import json
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from gptailor.errors import UserError
 from gptailor.launch.events import Event, read_events
 from gptailor.launch.process import is_held, python, signal_holder, spawn, wait_until
 from gptailor.store.folder import RUN_ID, RunFolder, write_atomically
+from gptailor.trial import now
 
 # $0: the file for the exit code; the command follows. Written whole: beside, then moved.
 _WRAPPER = '"$@"; code=$?; echo "$code" > "$0.new" && mv "$0.new" "$0"'
@@ -89,7 +90,7 @@ def start_job(place: RunFolder | Path, arguments: Sequence[str], name: str) -> J
         job.exit.unlink(missing_ok=True)
         job.log.write_bytes(b"")
         command = ["/bin/sh", "-c", _WRAPPER, str(job.exit.resolve()), *python(*arguments)]
-        started = {"arguments": list(arguments), "started_at": datetime.now(UTC).isoformat()}
+        started = {"arguments": list(arguments), "started_at": now().isoformat()}
         write_atomically(job.asked, json.dumps(started))
         spawn(command, job.lock, job.log)
     except OSError as error:

@@ -20,10 +20,11 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from gptailor import shipped
+from gptailor.trial import now
 
 LOCK_FD = "GPTAILOR_LOCK_FD"
 """Environment variable by which a child learns which of its open files is the lock it was handed."""
@@ -116,7 +117,7 @@ def is_held(path: Path) -> bool:
 
 
 def write_holder(handle: int, pid: int) -> None:
-    data = asdict(Holder(pid, socket.gethostname(), datetime.now(UTC)))
+    data = asdict(Holder(pid, socket.gethostname(), now()))
     with suppress(OSError):  # on a full disk the lock holds all the same; only signals have no address
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(data, default=datetime.isoformat).encode(), 0)

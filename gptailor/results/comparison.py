@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from gptailor.results.frames.compare import Entry
 from gptailor.results.frames.view import View
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
+from gptailor.trial import now
 from gptailor.versions import VERSION
 
 IN_ONE_CHART = len(theme.RUN_COLOURS)
@@ -40,7 +40,7 @@ def write_comparison(title: str, folders: Sequence[RunFolder], out: Path, labels
 def html(title: str, runs: Sequence[Entry]) -> str:
     """The page."""
     title = wording.plain(title, 120)
-    at = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    at = wording.moment(now())
     written = f"{wording.plural(len(runs), 'run')}. Written by gptailor {VERSION} on {at}."
     parts = [f"<h1>{escape(title)}</h1>", document.note(written)]
     if frames.share_objectives(runs) and any(entry.best is not None for entry in runs):
@@ -57,10 +57,7 @@ def html(title: str, runs: Sequence[Entry]) -> str:
 def _scores(runs: Sequence[Entry]) -> Iterable[str]:
     labels = [entry.label for entry in runs]
     yield document.note(frames.verdict(runs))
-    yield document.note(
-        "The best plan of each run by the objectives that all share, at its highest rung. ± is one standard error. ★ "
-        "is better than every other run by more than chance explains, ☆ is ahead by no more than chance."
-    )
+    yield document.note(frames.meaning(runs))
     yield document.frame(frames.score_table(frames.best_scores(runs), labels))
     outside = frames.held_out_scores(runs)
     if len(outside):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ from gptailor.results.charts import held_out as held_out_charts
 from gptailor.results.charts import layers as layer_charts
 from gptailor.results.charts import progress as progress_charts
 from gptailor.results.charts import tradeoffs as front_charts
-from gptailor.results.frames import held_out, layers, progress, tradeoffs
+from gptailor.results.frames import held_out, layers, progress, tradeoffs, trials
 from gptailor.results.frames.view import View
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.stored_spec import StoredBenchmark, StoredSpec
-from gptailor.trial import SubjectKind
+from gptailor.trial import SubjectKind, now
 from gptailor.versions import VERSION
 
 MOST_PLANS = 16
@@ -46,7 +45,7 @@ def html(view: View, items: statistics.Items) -> str:
         f"<h1>{escape(title)}</h1>",
         document.note(
             f"{facts.n_removed} of {facts.n_layers} layers of {facts.base_model} removed. Run {facts.run_id}, "
-            f"{facts.status}. Written by gptailor {VERSION} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
+            f"{facts.status}. Written by gptailor {VERSION} on {wording.moment(now())}."
         ),
         "<h2>What was asked</h2>",
         _asked(view.tables.spec),
@@ -71,6 +70,7 @@ def _asked(spec: StoredSpec) -> str:
         ("Layers to remove", "" if spec.remove is None else spec.remove),
         ("Operations", ", ".join(spec.operations)),
         ("Objectives", named(spec.objectives)),
+        ("Selection", named(spec.selection)),
         ("Held out", named(spec.held_out)),
         ("Examples a benchmark", f"{budget.min} to {budget.max}, by {budget.eta}"),
         ("Trials", spec.trials),
@@ -91,6 +91,15 @@ def _found(view: View) -> Iterable[str]:
     if plans.empty:
         yield document.note("No plan has a score yet.")
         return
+    best = view.best_row
+    assert best is not None  # there are plans
+    yield document.note(
+        f"The best plan is {best['config_id']:.0f}: "
+        f"{wording.value(best[trials.AVERAGE], best[trials.AVERAGE_ERROR], percent=facts.average_is_share)} "
+        f"({facts.average_label.lower()})."
+    )
+    if view.choice is not None:
+        yield document.note(scores.choice_text(view.choice))
     on_front = plans[tradeoffs.front_of_all(plans, facts)].head(MOST_PLANS)
     header = ["Plan", facts.average_label, *facts.names, "Layers"]
     stored = dict(zip(view.tables.plans["config_id"], view.tables.plans["plan"], strict=True))
@@ -136,7 +145,7 @@ def _proves(view: View, items: statistics.Items) -> Iterable[str]:
     )
     yield document.picture(held_out_charts.averages(table.head(document.MOST_ROWS)), "Held-out averages")
     yield document.frame(held_out.shown(table))
-    best, control = scores.strongest(table, SubjectKind.CONFIG), scores.strongest(table, SubjectKind.BASELINE)
+    best, control = scores.judged_best(table, view.best), scores.strongest(table, SubjectKind.BASELINE)
     if best and control:
         tests = statistics.paired(scores.judged(view.tables), items, best, control)
         yield document.note(held_out.verdict(tests, best, control))

@@ -1,13 +1,12 @@
-"""Scores outside the search read against the dense base's: what is kept, averages, and which plan is best.
+"""Which plan is best, what the front is, how much is kept: one answer each, for pages, commands, reports, experiments.
 
-Averages weigh every benchmark alike. `average*` leaves out the benchmarks that the search was calibrated on, whatever
-the split: a plan may have learnt their form. Retention above chance counts from the score of guessing, because a
-coin's half is no capability.
+Two kinds of scores are kept apart. *Searched* ones are the search's own, on the objectives at the full budget; they
+flatter, since the best of many is in part the luckiest. *Judged* ones are of evaluations outside the search: on the
+selection split, which may choose another plan than the search's scores would, and on what is held out.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,28 +14,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gptailor import measures
 from gptailor.measures import gain, retention
 from gptailor.plan import BASE, StitchPlan
-from gptailor.store.queries import RunTables
+from gptailor.store.queries import ScoreTables
 from gptailor.trial import DENSE, Subject, SubjectKind
 
 BENCHMARK = ["benchmark", "metric", "split"]
 
 
-def judged(tables: RunTables, asked: str = "held_out") -> pd.DataFrame:
+KINDS = ("dense", "candidate", "baseline", "config")
+
+
+def judged(tables: ScoreTables, asked: str = "held_out") -> pd.DataFrame:
     """A row a subject and benchmark of the run file's `asked` list, each at the most examples it was scored on.
 
     Columns: subject, config_id, plan_hash, benchmark, metric, split, n, score, stderr, higher, chance, calibrated (the
     search looked at this benchmark), dense (its score on as many examples), retention, above_chance (retention counted
     from the score of guessing; NaN where the dense model does not beat it by two standard errors).
     """
-    spec = _spec(tables)
-    wanted = {(o["benchmark"], o["metric"], o["split"]) for o in spec.get(asked) or ()}
+    wanted = _asked(tables, asked)
     found = tables.evaluations
     benchmarks = zip(*(found[column] for column in BENCHMARK), strict=True)
     found = found[np.array([key in wanted for key in benchmarks], dtype=bool)]
     found = found.sort_values("n_samples").drop_duplicates(["subject", *BENCHMARK], keep="last")
-    calibrated = {o["benchmark"] for o in spec.get("objectives") or ()}
+    calibrated = {benchmark for benchmark, _, _ in _asked(tables, "objectives")}
     frame = pd.DataFrame(
         {
             "subject": found["subject"].astype(str),
@@ -103,46 +105,130 @@ def averages(frame: pd.DataFrame, calibration: Mapping[Subject, float] | None = 
     return pd.DataFrame(rows, columns=columns)
 
 
-def calibration(tables: RunTables) -> dict[Subject, float]:
+@dataclass(frozen=True)
+class Searched:
+    """What the search's own scores say of the plans that succeeded at one budget, in every objective.
+
+    rows: the stored scores, with config_id, `name` (`benchmark/metric`) and kept. The others are frames of a row
+    a configuration (index: config_id, ascending) and a column an objective's name.
+    scores: as lm-eval gives them; rising: turned so that more is better, by their sign; gains: see measures.gain;
+    kept: retention, NaN where the dense model's score is not known.
+    """
+
+    rows: pd.DataFrame
+    scores: pd.DataFrame
+    rising: pd.DataFrame
+    gains: pd.DataFrame
+    kept: pd.DataFrame
+
+    @property
+    def is_share(self) -> bool:
+        """Whether every plan's retention is known in every objective, so that plans are ranked by it."""
+        return bool(self.kept.notna().to_numpy().all())
+
+    @property
+    def average(self) -> pd.Series:
+        """What plans are ranked by: the mean retention, or, where the dense model was not scored, the mean gain."""
+        frame = self.kept if self.is_share else self.gains
+        return pd.Series(frame.to_numpy(float).mean(axis=1), index=frame.index, dtype=float)
+
+    @property
+    def front(self) -> list[int]:
+        """config_id of the plans that no other plan beats in every objective, best average first."""
+        if self.scores.empty:
+            return []
+        on_front = self.average[measures.pareto_front(self.rising.to_numpy(float))]
+        return [int(config_id) for config_id in on_front.sort_values(ascending=False, kind="stable").index]
+
+    @property
+    def knee(self) -> int | None:
+        """config_id of the front's knee."""
+        bend = measures.knee(self.rising.to_numpy(float)) if len(self.rising) else None
+        return None if bend is None else int(self.rising.index[bend])
+
+    @property
+    def hypervolume(self) -> float | None:
+        """Of the gains, from the corner 0; None without a plan, and with too many objectives."""
+        corner = [0.0] * self.gains.shape[1]
+        return measures.hypervolume(self.gains.to_numpy(float), corner) if len(self.gains) else None
+
+
+def searched(tables: ScoreTables, budget: int | None = None) -> Searched:
+    """The search's own scores at a budget (by default the full one): each configuration's last success there."""
+    budget = tables.spec.budget.max if budget is None else budget
+    names = [f"{benchmark}/{metric}" for benchmark, metric, _ in _asked(tables, "objectives")]
+    done = tables.trials[(tables.trials["status"] == "success") & (tables.trials["budget"] == budget)]
+    done = done.sort_values("ended_at", kind="stable").drop_duplicates("config_id", keep="last")
+    rows = tables.scores[tables.scores["is_objective"].astype(bool)]
+    rows = rows.merge(done[["trial_id", "config_id"]], on="trial_id").pipe(_named)
+    rows = rows[rows["name"].isin(names)]
+    higher = rows["higher_is_better"].astype(bool)
+    rows = rows.assign(
+        kept=kept(rows, tables),
+        gains=[gain(s, h) for s, h in zip(rows["score"], higher, strict=True)],
+        rising=rows["score"].astype(float) * np.where(higher, 1.0, -1.0),
+    )
+    wide = {c: rows.pivot(index="config_id", columns="name", values=c) for c in ("score", "rising", "gains", "kept")}
+    whole = wide["score"].reindex(columns=names).dropna().index
+    frames = [frame.reindex(index=whole, columns=names).astype(float) for frame in wide.values()]
+    return Searched(rows[rows["config_id"].isin(whole)], *frames)
+
+
+def kept(rows: pd.DataFrame, tables: ScoreTables) -> np.ndarray:
+    """Retention of each of `rows` (benchmark, metric, n_samples, score, higher_is_better) of the objectives' splits.
+
+    Against the dense model on as many examples, or, where it was not scored on so many, on the most; NaN without.
+    """
+    rows, dense = _named(rows), dense_scores(tables)
+    most = dict(zip(dense["name"], dense["score"], strict=True))
+    exact = dict(zip(zip(dense["name"], dense["n_samples"], strict=True), dense["score"], strict=True))
+    columns = (rows[c] for c in ("name", "n_samples", "score", "higher_is_better"))
+    shares = (
+        retention(score, exact.get((name, n)) or most.get(name) or 0.0, bool(higher))
+        for name, n, score, higher in zip(*columns, strict=True)
+    )
+    return np.array([np.nan if share is None else share for share in shares], dtype=float)
+
+
+def dense_scores(tables: ScoreTables) -> pd.DataFrame:
+    """The dense model's scores of the objectives on the splits they are searched on.
+
+    Columns: name (`benchmark/metric`), n_samples (ascending), score.
+    """
+    asked = _asked(tables, "objectives")
+    found = _named(tables.evaluations[tables.evaluations["subject"] == str(DENSE)])
+    keys = zip(*(found[column] for column in BENCHMARK), strict=True)
+    found = found[np.array([key in asked for key in keys], dtype=bool) & (found["score"] > 0).to_numpy(bool)]
+    return found.sort_values("n_samples")[["name", "n_samples", "score"]]
+
+
+def calibration(tables: ScoreTables) -> dict[Subject, float]:
     """Subject -> mean retention over the objectives at the full budget: what the search believed.
 
     Configurations from their trials, others from the reference scores.
     """
-    spec = _spec(tables)
-    objectives = [(o["benchmark"], o["metric"], o["split"]) for o in spec.get("objectives") or ()]
-    dense = _dense(tables)
-    budget = (spec.get("budget") or {}).get("max", 0)
-    splits = {(benchmark, metric): split for benchmark, metric, split in objectives}
-    kept: dict[Subject, dict[tuple[str, ...], float]] = {}
-
-    def add(subject: Subject, key: tuple[str, str, str], n: int, score: float, higher: bool) -> None:
-        whole = dense.get((*key, n))
-        share = None if whole is None else retention(score, whole, higher)
-        if share is not None:
-            kept.setdefault(subject, {})[key] = share
-
-    full = tables.trials[(tables.trials["status"] == "success") & (tables.trials["budget"] == budget)]
-    for row in tables.scores.merge(full[["trial_id", "config_id"]], on="trial_id").itertuples():
-        if (split := splits.get((row.benchmark, row.metric))) is not None:
-            key = (row.benchmark, row.metric, split)
-            add(Subject.config(row.config_id), key, row.n_samples, row.score, bool(row.higher_is_better))
-    for row in tables.evaluations.sort_values("n_samples").itertuples():
-        if (row.benchmark, row.metric, row.split) in objectives:
-            key = (row.benchmark, row.metric, row.split)
-            add(Subject.parse(row.subject), key, row.n_samples, row.score, bool(row.higher_is_better))
-    return {subject: sum(own.values()) / len(own) for subject, own in kept.items() if len(own) == len(objectives)}
+    asked = _asked(tables, "objectives")
+    found = tables.evaluations
+    keys = zip(*(found[column] for column in BENCHMARK), strict=True)
+    found = found[np.array([key in asked for key in keys], dtype=bool)]
+    found = found[(kinds(found["subject"]) != SubjectKind.CONFIG).to_numpy(bool)]
+    found = found.sort_values("n_samples").drop_duplicates(["subject", *BENCHMARK], keep="last")
+    shares = found.assign(kept=kept(found, tables)).dropna(subset="kept").groupby("subject")["kept"]
+    references = {Subject.parse(str(subject)): float(own.mean()) for subject, own in shares if len(own) == len(asked)}
+    plans = searched(tables).kept.dropna()
+    return references | {Subject.config(int(str(i))): float(own) for i, own in plans.mean(axis=1).items()}
 
 
-def best(tables: RunTables) -> Subject | None:
-    """The subject that the run calls its best: the selection's choice, else the search's own.
+def best(tables: ScoreTables, found: Searched | None = None) -> Subject | None:
+    """The configuration whose plan the run calls its best: the selection's choice, else the search's own.
 
-    That is the plan of the highest mean retention by the search's scores. None before a plan was scored at the full
-    budget.
+    That is the plan of the highest average by the search's scores. None before a plan was scored at the full budget.
+    found: `searched`, where it is known.
     """
     if chosen := choice(tables):
         return chosen.subject
-    believed = {who: kept for who, kept in calibration(tables).items() if who.kind is SubjectKind.CONFIG}
-    return max(believed, key=lambda who: believed[who]) if believed else None
+    average = (found or searched(tables)).average
+    return Subject.config(int(average.idxmax())) if len(average) else None
 
 
 @dataclass(frozen=True)
@@ -163,18 +249,21 @@ class Choice:
     finalists: int
 
 
-def choice(tables: RunTables) -> Choice | None:
+def choice(tables: ScoreTables) -> Choice | None:
     """What the selection split chose; None where it has not been used."""
-    table = averages(judged(tables, "selection"), calibration(tables))
+    if not _asked(tables, "selection"):
+        return None
+    known = calibration(tables)
+    table = averages(judged(tables, "selection"), known)
     plans = of_kind(table, SubjectKind.CONFIG).dropna(subset=["retention", "gap"])
     if plans.empty:
         return None
-    promised = plans["retention"] + plans["gap"]
+    promised = plans["subject"].map(lambda subject: known[Subject.parse(subject)])
     best, believed = plans.loc[plans["retention"].idxmax()], plans.loc[promised.idxmax()]
     return Choice(
         subject=Subject.parse(str(best["subject"])),
         retention=float(best["retention"]),
-        promised=float(best["retention"] + best["gap"]),
+        promised=float(promised[best.name]),
         by_search=Subject.parse(str(believed["subject"])),
         by_search_retention=float(believed["retention"]),
         optimism=float(plans["gap"].mean()),
@@ -197,8 +286,17 @@ def choice_text(chosen: Choice) -> str:
     return text + f" On average the search's scores promised {abs(chosen.optimism):.1%} {beside} than was kept."
 
 
+def judged_best(table: pd.DataFrame, best: int | None) -> Subject | None:
+    """The run's best plan, where it stands in `averages`: it is not picked by what is held out."""
+    subject = None if best is None else Subject.config(best)
+    return subject if str(subject) in set(table["subject"]) else None
+
+
 def strongest(table: pd.DataFrame, kind: SubjectKind) -> Subject | None:
-    """The subject of a kind with the highest average in `averages`."""
+    """The rival of a kind (baseline, candidate) with the highest average in `averages`.
+
+    The run's own plan is not picked so, see `best`.
+    """
     own = of_kind(table, kind)
     return None if own.empty else Subject.parse(str(own.sort_values("average")["subject"].iloc[-1]))
 
@@ -213,7 +311,7 @@ def kinds(subjects: pd.Series) -> pd.Series:
     return subjects.map(lambda text: Subject.parse(str(text)).kind).astype(object)
 
 
-def _hash(row: Any, tables: RunTables) -> str | None:
+def _hash(row: Any, tables: ScoreTables) -> str | None:
     """The plan behind an evaluation; rows that older versions wrote do not name it."""
     if isinstance(row.plan_hash, str):
         return row.plan_hash
@@ -229,12 +327,17 @@ def _hash(row: Any, tables: RunTables) -> str | None:
             return StitchPlan.dense(n_layers, subject.name or BASE).hash
 
 
-def _dense(tables: RunTables, column: str = "score") -> dict[tuple[Any, ...], float]:
+def _dense(tables: ScoreTables, column: str = "score") -> dict[tuple[Any, ...], float]:
     """(benchmark, metric, split, examples) -> the dense model's score, or its standard error."""
     own = tables.evaluations[tables.evaluations["subject"] == str(DENSE)]
     return dict(zip(zip(*(own[c] for c in (*BENCHMARK, "n_samples")), strict=True), own[column], strict=True))
 
 
-def _spec(tables: RunTables) -> dict[str, Any]:
-    spec = tables.runs["spec"].iloc[0] if len(tables.runs) else "{}"
-    return json.loads(spec) if isinstance(spec, str) else dict(spec or {})
+def _named(rows: pd.DataFrame) -> pd.DataFrame:
+    """With `name`: benchmark/metric."""
+    return rows.assign(name=rows["benchmark"].astype(str) + "/" + rows["metric"].astype(str))
+
+
+def _asked(tables: ScoreTables, key: str) -> list[tuple[str, str, str]]:
+    """(benchmark, metric, split) of each that the run file lists under `objectives`, `selection` or `held_out`."""
+    return [(one.benchmark, one.metric, one.split) for one in getattr(tables.spec, key)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,18 @@ from typing import Any
 import pandas as pd
 
 from gptailor.launch.engine import state
-from gptailor.measures import gain, hypervolume, knee, pareto_front, retention
 from gptailor.plan import StitchPlan
 from gptailor.results import scores, statistics
+from gptailor.results.summary import list_runs
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
-from gptailor.trial import DENSE, Subject, SubjectKind, TrialStatus
+from gptailor.trial import Subject, SubjectKind, TrialStatus
 
 
 def runs_json(root: str | Path) -> list[dict[str, Any]]:
     """One object a run, newest first."""
     listed = []
-    for summary in queries.list_runs(root):
+    for summary in list_runs(root):
         folder = RunFolder.of(root, summary.run_id)
         listed.append(
             {
@@ -49,12 +50,14 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
     run = tables.runs.iloc[0]
     spec = json.loads(run.spec)
     objectives = [f"{o['benchmark']}/{o['metric']}" for o in spec["objectives"]]
-    full = _full_budget(tables, spec["budget"]["max"])
+    found = scores.searched(tables)
+    named = scores.best(tables, found)
+    best = None if named is None else named.config_id
+    describe = _describer(tables, found)
     trials = tables.trials
     done = trials[trials.status == TrialStatus.SUCCESS]
     searched = {(o["benchmark"], o["metric"], o["split"]) for o in spec["objectives"]}
     references = _references(tables.evaluations, searched)
-    dense = references.get(str(DENSE), {})
     chosen = scores.choice(tables)
     return {
         "run_id": run.run_id,
@@ -78,9 +81,10 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
         },
         "seconds": _or_none((_last(trials.ended_at) - run.started_at).total_seconds()) if len(done) else None,
         "references": references,
-        "front": _front(tables, full, objectives, dense),
-        "hypervolume": _hypervolume(full, objectives),
-        "held_out": _held_out(folder, tables),
+        "best": None if best is None else describe(best),
+        "front": [describe(config_id) for config_id in found.front],
+        "hypervolume": found.hypervolume,
+        "held_out": _held_out(folder, tables, best),
         "selection": _selection(chosen) if chosen else None,
         "failures": [
             {"trial": int(row.trial_id), "error": (row.error or "").strip().splitlines()[-1]}
@@ -95,21 +99,22 @@ def stored_plans(tables: queries.RunTables) -> dict[int, StitchPlan]:
     return {int(row.config_id): StitchPlan.from_json(json.loads(str(row.plan))) for row in tables.plans.itertuples()}
 
 
-def _held_out(folder: RunFolder, tables: queries.RunTables) -> dict[str, Any]:
+def _held_out(folder: RunFolder, tables: queries.RunTables, best: int | None) -> dict[str, Any]:
     """Averages of every subject that was judged on all that is held out, and two of them compared.
 
-    How the best plan does against the best one-shot cut, the best candidate's included, on the same examples.
+    How the best plan does against the best one-shot cut, the best candidate's included, on the same examples. best: the
+    run's best plan, which may not be judged.
     """
     frame = scores.judged(tables)
     table = scores.averages(frame, scores.calibration(tables))
-    best, control = scores.strongest(table, SubjectKind.CONFIG), scores.strongest(table, SubjectKind.BASELINE)
+    plan, control = scores.judged_best(table, best), scores.strongest(table, SubjectKind.BASELINE)
     tests = []
-    if best is not None and control is not None:
-        items = queries.items_of(folder, table.loc[table.subject.isin([str(best), str(control)]), "plan_hash"].dropna())
-        tests = _records(statistics.paired(frame, items, best, control))
+    if plan is not None and control is not None:
+        items = queries.items_of(folder, table.loc[table.subject.isin([str(plan), str(control)]), "plan_hash"].dropna())
+        tests = _records(statistics.paired(frame, items, plan, control))
     return {
         "averages": _records(table),
-        "best": best and str(best),
+        "best": plan and str(plan),
         "control": control and str(control),
         "tests": tests,
     }
@@ -124,56 +129,25 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
-def _full_budget(tables: queries.RunTables, budget: int) -> pd.DataFrame:
-    """Scores of successful trials at the highest rung, with their configuration."""
-    trials = tables.trials
-    best = trials[(trials.status == TrialStatus.SUCCESS) & (trials.budget == budget)]
-    full = tables.scores[tables.scores.is_objective.astype(bool)].merge(best[["trial_id", "config_id"]], on="trial_id")
-    return full.assign(objective=full.benchmark + "/" + full.metric)
-
-
-def _front(
-    tables: queries.RunTables, full: pd.DataFrame, objectives: list[str], dense: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Plans that no other plan dominates at the highest rung, best mean retention first; the knee is marked."""
-    points = _points(full, objectives)
-    if points.empty:
-        return []
-    members = points[pareto_front(points.to_numpy())]
-    knee_at = knee(points.to_numpy())
+def _describer(tables: queries.RunTables, found: scores.Searched) -> Callable[[int], dict[str, Any]]:
+    """What says of a configuration: its plan, its scores on the objectives at the full budget, what it keeps."""
     plans = dict(zip(tables.plans.config_id, tables.plans.plan, strict=True))
-    front = []
-    for config_id in members.index:
-        scores = {row.objective: _score(row) for row in full[full.config_id == config_id].itertuples()}
-        kept = [
-            retention(scores[o]["score"], dense[o]["score"], scores[o]["higher_is_better"])
-            for o in objectives
-            if o in dense
-        ]
-        front.append(
-            {
-                "config_id": int(config_id),
-                "plan": StitchPlan.from_json(json.loads(plans[config_id])).describe(),
-                "scores": scores,
-                "retention": sum(kept) / len(kept) if kept and None not in kept else None,  # type: ignore[arg-type]
-                "knee": bool(points.index[knee_at] == config_id) if knee_at is not None else False,
-            }
-        )
-    return sorted(front, key=lambda plan: -(plan["retention"] or 0.0))
+    rows = found.rows.groupby("config_id")
+    front, knee, average = set(found.front), found.knee, found.average
 
+    def describe(config_id: int) -> dict[str, Any]:
+        known = config_id in found.scores.index
+        own = {row.name: _score(row) for row in rows.get_group(config_id).itertuples(index=False)} if known else {}
+        return {
+            "config_id": config_id,
+            "plan": StitchPlan.from_json(json.loads(plans[config_id])).describe(),
+            "scores": {name: own[name] for name in found.scores.columns if name in own},
+            "retention": float(average[config_id]) if known and found.is_share else None,
+            "on_front": config_id in front,
+            "knee": config_id == knee,
+        }
 
-def _points(full: pd.DataFrame, objectives: list[str]) -> pd.DataFrame:
-    """configurations x objectives, all maximised."""
-    if full.empty:
-        return pd.DataFrame(columns=objectives)
-    turned = [gain(s, bool(h)) for s, h in zip(full.score, full.higher_is_better, strict=True)]
-    wide = full.assign(gain=turned).pivot_table(index="config_id", columns="objective", values="gain")
-    return wide.reindex(columns=objectives).dropna()
-
-
-def _hypervolume(full: pd.DataFrame, objectives: list[str]) -> float | None:
-    points = _points(full, objectives)
-    return None if points.empty else hypervolume(points.to_numpy(), [0.0] * len(objectives))
+    return describe
 
 
 def _references(evaluations: pd.DataFrame, searched: set[tuple[str, str, str]]) -> dict[str, dict[str, Any]]:

@@ -36,31 +36,32 @@ def run_text(story: dict[str, Any]) -> str:
         f"{sum(trials['by_status'].values())} of {trials['asked']} trials: {rungs or 'none yet'}",
     ]
     if story["seconds"]:
-        parts = ", ".join(f"{name} {value:.2f} s" for name, value in story["seconds_per_trial"].items())
+        parts = ", ".join(f"{name} {duration(value)}" for name, value in story["seconds_per_trial"].items())
         lines.append(f"{duration(story['seconds'])} in all; a trial on average: {parts}")
     header = ("", *story["objectives"], "retention", "plan")
     rows = [
         (subject, *(_cell(scores.get(o)) for o in story["objectives"]), "", "")
         for subject, scores in story["references"].items()
     ]
+    best = story["best"]
     rows += [
         (
-            f"config {plan['config_id']}",
+            f"config {plan['config_id']}" + (" (best)" if best and plan["config_id"] == best["config_id"] else ""),
             *(_cell(plan["scores"].get(o)) for o in story["objectives"]),
             f"{plan['retention']:.1%}" if plan["retention"] is not None else "",
             plan["plan"],
         )
-        for plan in story["front"]
+        for plan in [*([best] if best and not best["on_front"] else []), *story["front"]]
     ]
     lines += [
         "",
-        "Full-budget scores (± standard error) of the references and of the front:",
+        "Full-budget scores (± standard error) of the references, the best plan and the front:",
         as_table([header, *rows]),
     ]
-    if not story["front"]:
+    if best is None:
         lines.append("No trial has succeeded at the full budget yet, so there is no front.")
     else:
-        lines.append(f"Export one: python -m gptailor export {story['run_id']} {story['front'][0]['config_id']} OUT")
+        lines.append(f"Export one: python -m gptailor export {story['run_id']} {best['config_id']} OUT")
     lines += ["", story["selection"]["text"]] if story["selection"] else []
     lines += _held_out_text(story["held_out"])
     lines += [f"trial {failure['trial']} failed: {failure['error']}" for failure in story["failures"]]

@@ -95,8 +95,7 @@ def _device_names(spec: RunSpec) -> Iterator[str]:
 
 def _look_up_benchmarks(spec: RunSpec) -> None:
     """Raise UserError for a name that is nowhere, also of what only judges: now, not after days."""
-    asked = (*spec.objectives, *spec.selection, *spec.held_out)
-    find_tasks([benchmark.benchmark for benchmark in asked], spec.include_path)
+    find_tasks([benchmark.benchmark for benchmark in spec.benchmarks], spec.include_path)
 
 
 def _work_of(spec: RunSpec) -> type[RunBase]:

@@ -62,7 +62,7 @@ class Report:
         elif not replayed:
             self._print(
                 f"trial {trial.trial_id + 1}/{self._total}  rung {trial.budget}  {_result(outcome, retention)}  "
-                f"{outcome.stitch_seconds + outcome.evaluate_seconds:.1f} s  {self._time_left()}"
+                f"{duration(outcome.stitch_seconds + outcome.evaluate_seconds)}  {self._time_left()}"
             )
         if outcome.status is TrialStatus.CRASHED and not replayed:
             self.note(f"trial {trial.trial_id + 1} crashed: {(outcome.error or '').strip().splitlines()[-1]}")

@@ -10,6 +10,7 @@ from gptailor.family.preflight import preflight
 from gptailor.family.residence import pick_device
 from gptailor.launch.supervisor import DEATHS_AT_A_TRIAL
 from gptailor.plan import StitchPlan
+from gptailor.results.summary import summarise
 from gptailor.scoring.scorer import Ended
 from gptailor.spec import RunSpec, SpaceOperation
 from gptailor.stitch.merging import merge_method_problem
@@ -40,7 +41,7 @@ class Asked(Protocol):
 def open_writer(folder: RunFolder, spec: RunSpec) -> RunWriter:
     """The run's writer; a new run gets its database here, once its family is known to fit. Raises UserError."""
     if folder.exists():
-        return RunWriter.open(folder)
+        return RunWriter.open(folder, summarise=summarise)
     record = RunRecord(
         folder.run_id,
         spec.name,
@@ -59,9 +60,9 @@ def open_writer(folder: RunFolder, spec: RunSpec) -> RunWriter:
         noted = record.versions | {"device": "workers" if spec.workers else str(pick_device(spec.device))}
         record = replace(record, n_layers=n_layers, n_removed=spec.n_removed(n_layers), versions=noted)
     except UserError as problem:
-        RunWriter.create(folder, record, spec.to_yaml()).set_status(RunStatus.FAILED, str(problem))
+        RunWriter.create(folder, record, spec.to_yaml(), summarise=summarise).set_status(RunStatus.FAILED, str(problem))
         raise
-    return RunWriter.create(folder, record, spec.to_yaml())
+    return RunWriter.create(folder, record, spec.to_yaml(), summarise=summarise)
 
 
 def _refuse_merge(spec: RunSpec) -> None:

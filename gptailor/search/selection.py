@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from gptailor.plan import StitchPlan
 from gptailor.results import scores
-from gptailor.results.story import run_json, stored_plans
+from gptailor.results.story import stored_plans
 from gptailor.scoring.plan_scorer import SELECTION, SELECTION_EXAMPLES
 from gptailor.scoring.scorer import Scorer
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
-from gptailor.trial import DENSE, Evaluation, Subject
+from gptailor.trial import DENSE, Evaluation, Subject, now
 from gptailor.wording import duration
 
 FINALISTS = 10
@@ -44,8 +43,8 @@ def select(folder: RunFolder, scorer: Scorer, writer: RunWriter, say: Callable[[
             for key, first, items in result.fresh:
                 writer.record_examples(*key, first, items)
             for benchmark, score in zip(opened, result.scores, strict=True):
-                split, now = benchmark.spec.split, datetime.now(UTC)
-                evaluation = Evaluation(subject, subject.config_id, split, score, now, plan.hash, benchmark.chance)
+                split, at = benchmark.spec.split, now()
+                evaluation = Evaluation(subject, subject.config_id, split, score, at, plan.hash, benchmark.chance)
                 writer.record_evaluation(evaluation)
     if chosen := scores.choice(queries.read_run(folder)):
         say(scores.choice_text(chosen))
@@ -60,7 +59,7 @@ def finalists(folder: RunFolder) -> dict[int, StitchPlan]:
     one finalist, and the choice among them is chance.
     """
     tables = queries.read_run(folder)
-    order = [plan["config_id"] for plan in run_json(folder)["front"]]
+    order = scores.searched(tables).front
     believed = scores.calibration(tables)
     configs = [subject for subject in believed if subject.config_id is not None]
     order += [subject.config_id for subject in sorted(configs, key=lambda subject: -believed[subject])]

@@ -13,10 +13,10 @@ import stat
 import tempfile
 import unicodedata
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from gptailor.errors import UserError
+from gptailor.trial import now
 
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,95}")
 ROOM = 256 * 1024
@@ -169,7 +169,7 @@ def new_run_id(name: str, suffix: str | None = None) -> str:
     """A fresh id: UTC time, the name in plain letters, and four random hex digits (or `suffix`)."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].strip("-") or "run"
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{slug}-{suffix or secrets.token_hex(2)}"
+    return f"{now():%Y%m%d-%H%M%S}-{slug}-{suffix or secrets.token_hex(2)}"
 
 
 def write_atomically(path: Path, text: str, durable: bool = True) -> None:

@@ -13,7 +13,7 @@ import stat
 import tempfile
 import zipfile
 import zlib
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 from gptailor.errors import UserError
@@ -24,7 +24,8 @@ from gptailor.store.journal import Event
 from gptailor.store.notes import read_notes, write_notes
 from gptailor.store.untrusted import read_untrusted
 from gptailor.store.writer import RunWriter
-from gptailor.trial import Origin, RunStatus, TrialStatus
+from gptailor.trial import Origin, RunStatus, TrialStatus, now
+from gptailor.wording import gigabytes
 
 MAX_ZIP = 256 * 1024**2
 MAX_LAYERS = 10_000
@@ -39,7 +40,7 @@ def import_run(archive: str | Path, root: str | Path) -> RunFolder:
     """
     archive, root = Path(archive), Path(root)
     if archive.stat().st_size > MAX_ZIP:
-        raise UserError(f"{archive.name}: {archive.stat().st_size / 1024**2:.0f} MB; at most {MAX_ZIP // 1024**2} MB")
+        raise UserError(f"{archive.name}: {gigabytes(archive.stat().st_size)}; at most {gigabytes(MAX_ZIP)}")
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".import-") as scratch:
         unpacked = Path(scratch) / "unpacked"
@@ -119,7 +120,7 @@ def _extract(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, limi
 
 def _checked(events: list[Event]) -> tuple[RunSpec, datetime]:
     """(what was asked, last sign of life), after a look at all values that our own code relies on. Raises UserError."""
-    spec, seen = None, datetime.now(UTC)
+    spec, seen = None, now()
     for event in events:
         table = event["table"]
         for row in event["rows"]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -15,39 +14,28 @@ import pandas as pd
 
 from gptailor.store.connection import (
     READER_PATIENCE,
-    StoreBusy,
-    StoreError,
-    StoreMissing,
     known_version,
     newer_notice,
     open_reader,
     schema_version,
 )
-from gptailor.store.folder import RunFolder, run_folders
+from gptailor.store.folder import RunFolder
 from gptailor.store.stored_spec import StoredSpec, read_stored_spec, read_versions
-from gptailor.store.summary import RunSummary, read_summary, summarise, summary_of_run_file
 from gptailor.store.tables import known_tables
-from gptailor.trial import ItemKey, Subject
+from gptailor.trial import ItemKey, Subject, now
 
 
-@dataclass(frozen=True)
-class RunTables:
-    """One run's tables as they were at `as_of`, columns as in the migrations, times in UTC.
+@dataclass(frozen=True, kw_only=True)
+class ScoreTables:
+    """What a run's scores are worked out from: columns as in the migrations, times in UTC.
 
-    `layers.sources` holds arrays of candidate names (empty: the base's own layer). A column of whole numbers with gaps
-    (`position`, `config_id` of evaluations) is one of pandas' nullable integers. version: RunFolder.version() before
-    the read. notice: a sentence for the reader where the file is not quite what this version expects, else None.
+    A column of whole numbers with gaps (`config_id` of evaluations) is one of pandas' nullable integers.
     """
 
-    run_id: str
-    as_of: datetime
-    version: tuple[int, ...]
-    notice: str | None
     runs: pd.DataFrame
     trials: pd.DataFrame
     scores: pd.DataFrame
     plans: pd.DataFrame
-    layers: pd.DataFrame
     evaluations: pd.DataFrame
 
     @cached_property
@@ -64,6 +52,21 @@ class RunTables:
         return self.runs.iloc[0].get(column) if len(self.runs) else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunTables(ScoreTables):
+    """One run's tables as they were at `as_of`.
+
+    `layers.sources` holds arrays of candidate names (empty: the base's own layer). version: RunFolder.version() before
+    the read. notice: a sentence for the reader where the file is not quite what this version expects, else None.
+    """
+
+    run_id: str
+    as_of: datetime
+    version: tuple[int, ...]
+    notice: str | None
+    layers: pd.DataFrame
+
+
 _ORDER = {
     "runs": "run_id",
     "trials": "trial_id",
@@ -72,18 +75,34 @@ _ORDER = {
     "layers": "config_id, layer",
     "evaluations": "subject, benchmark, metric, split, n_samples",
 }
+_OF_SCORES = {"trials": "trial_id, config_id, budget, status, ended_at", "plans": "config_id, plan_hash"}
+"""Columns that scores are worked out from, of the tables with long ones."""
 
 
 def read_run(folder: RunFolder, patience: float = READER_PATIENCE) -> RunTables:
     """Everything but the examples. Raises StoreMissing, StoreBusy (show the last answer), StoreDamaged."""
     version = folder.version()
     with open_reader(folder, patience) as con:
-        as_of = datetime.now(UTC)
+        as_of = now()
         found = schema_version(con)
         frames = {table: _frame(con, table, order) for table, order in _ORDER.items()}
     frames["evaluations"] = _of_known_subjects(frames["evaluations"])
     notice = newer_notice(found) if found > known_version() else None
-    return RunTables(folder.run_id, as_of, version, notice, **frames)
+    return RunTables(run_id=folder.run_id, as_of=as_of, version=version, notice=notice, **frames)
+
+
+def score_tables(con: duckdb.DuckDBPyConnection) -> ScoreTables:
+    """What the open database's scores are worked out from, without what takes long to read. Raises duckdb.Error."""
+    tables = ("runs", "trials", "scores", "plans", "evaluations")
+    frames = {table: _frame(con, table, _ORDER[table], _OF_SCORES.get(table, "*")) for table in tables}
+    frames["evaluations"] = _of_known_subjects(frames["evaluations"])
+    return ScoreTables(**frames)
+
+
+def read_scores(folder: RunFolder, patience: float = READER_PATIENCE) -> ScoreTables:
+    """What the run's scores are worked out from. Raises like read_run."""
+    with open_reader(folder, patience) as con:
+        return score_tables(con)
 
 
 def load_examples(folder: RunFolder) -> dict[ItemKey, list[Any]]:
@@ -96,38 +115,11 @@ def items_of(folder: RunFolder, plan_hashes: Iterable[str]) -> dict[ItemKey, lis
     return dict(_examples(folder, sorted(set(plan_hashes))))
 
 
-def run_summary(folder: RunFolder, patience: float = READER_PATIENCE) -> RunSummary:
-    """The run's row for the table of runs; `problem` says why it is old or poor. Never raises for a broken run."""
-    kept = read_summary(folder)
-    if kept is not None and _is_fresh(folder):
-        return kept
-    try:
-        with open_reader(folder, patience) as con:
-            return summarise(con, folder)
-    except StoreMissing:
-        return summary_of_run_file(folder)
-    except StoreBusy as error:
-        return replace(kept, problem=str(error)) if kept else summary_of_run_file(folder, str(error))
-    except (StoreError, ValueError) as error:  # ValueError: a status or a specification that is none
-        return replace(kept, problem=str(error)) if kept else summary_of_run_file(folder, str(error))
-
-
-def list_runs(root: str | Path) -> list[RunSummary]:
-    """Every run under `root`, newest first."""
-    return [run_summary(folder) for folder in reversed(run_folders(root))]
-
-
-def _is_fresh(folder: RunFolder) -> bool:
-    database, _, wal, _ = folder.version()
-    try:
-        return folder.summary.stat().st_mtime_ns >= max(database, wal)
-    except OSError:
-        return False
-
-
-def _frame(con: duckdb.DuckDBPyConnection, table: str, order: str) -> pd.DataFrame:
+def _frame(con: duckdb.DuckDBPyConnection, table: str, order: str, asked: str = "*") -> pd.DataFrame:
     columns = known_tables()[table].columns
-    frame = con.execute(f"SELECT * FROM {table} ORDER BY {order}").df()
+    if asked != "*":
+        columns = {column: columns[column] for column in asked.split(", ")}
+    frame = con.execute(f"SELECT {asked} FROM {table} ORDER BY {order}").df()
     for column in columns:
         if column not in frame:  # written before the column was added
             frame[column] = None

@@ -9,7 +9,6 @@ import hashlib
 import json
 import tempfile
 import zipfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from gptailor.store.connection import migrate, open_reader, open_writer
 from gptailor.store.folder import RunFolder
 from gptailor.store.journal import FORMAT, Event
 from gptailor.store.tables import DATA_TABLES, apply, known_tables, snapshot
+from gptailor.trial import now
 from gptailor.versions import VERSION
 
 MAX_LOG = 5 * 1024**2
@@ -37,7 +37,7 @@ def export_tables(folder: RunFolder, out: str | Path, format: Literal["parquet",
     try:
         out.mkdir(parents=True, exist_ok=True)
         files = _write_tables(events, folder.run_id, out, format)
-        manifest = {"run_id": folder.run_id, "gptailor": VERSION, "exported_at": datetime.now(UTC).isoformat()}
+        manifest = {"run_id": folder.run_id, "gptailor": VERSION, "exported_at": now().isoformat()}
         path = out / "manifest.json"
         path.write_text(json.dumps(manifest | {"files": files}, indent=1), encoding="utf-8")
     except (OSError, duckdb.IOException) as error:

@@ -21,6 +21,7 @@ from gptailor.errors import UserError
 from gptailor.store.connection import known_version, newer_notice
 from gptailor.store.journal import Event
 from gptailor.store.tables import known_tables, snapshot, sources
+from gptailor.wording import gigabytes
 
 MAX_SECONDS = 120
 MAX_MEMORY = 8 * 1024**3
@@ -112,7 +113,7 @@ def _write_rows(con: duckdb.DuckDBPyConnection, rows: Path) -> None:
         for table, source in sources(con, "imported"):
             size = con.execute(f"SELECT coalesce(sum(strlen(to_json(t)::VARCHAR)), 0) FROM ({source}) AS t").fetchone()
             if size is None or size[0] > MAX_JSON:
-                raise UserError(f"its table {table} is larger than {MAX_JSON // 1024**2} MB")
+                raise UserError(f"its table {table} is larger than {gigabytes(MAX_JSON)}")
         for event in snapshot(con, "imported"):
             file.write(json.dumps(event) + "\n")
 

@@ -32,33 +32,37 @@ from gptailor.store.connection import (
 )
 from gptailor.store.folder import RunFolder, write_atomically
 from gptailor.store.journal import FORMAT, Event, JournalContents, append, cut_torn_line, read_journal, write_journal
-from gptailor.store.summary import RunSummary, summarise, write_summary
+from gptailor.store.queries import ScoreTables, score_tables
+from gptailor.store.summary import RunSummary, write_summary
 from gptailor.store.tables import applied, apply, snapshot
-from gptailor.trial import Evaluation, Outcome, RunRecord, RunStatus, Score, Trial, TrialStatus
+from gptailor.trial import Evaluation, Outcome, RunRecord, RunStatus, Score, Trial, TrialStatus, now
 
 log = logging.getLogger(__name__)
 CHUNK = 5000
 """Events applied in one transaction when a long journal is caught up with."""
 _NUMBERS = {int, float, bool, type(None)}
 Clock = Callable[[], datetime]
+Summarise = Callable[[ScoreTables, RunFolder], RunSummary]
 _UNSUMMARISED = {"trial_started", "plan", "examples"}
 """Events that change nothing in the table of runs but the time of the last activity."""
 _ENDED = {RunStatus.FINISHED, RunStatus.STOPPED, RunStatus.FAILED}
 
 
-def utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 class RunWriter:
     """Records one run. Every method is idempotent: recording the same thing twice leaves one row of it."""
 
-    def __init__(self, folder: RunFolder, last: int, pending: list[Event], clock: Clock) -> None:
-        """Use `create` or `open`. last: number of the journal's last event; pending: not yet in the database."""
+    def __init__(
+        self, folder: RunFolder, last: int, pending: list[Event], clock: Clock, summarise: Summarise | None
+    ) -> None:
+        """Use `create` or `open`.
+
+        last: number of the journal's last event; pending: not yet in the database. summarise: what works out the run's
+        summary, to be kept beside the database (results.summary.summarise); without it, readers work it out themselves.
+        """
         self.folder = folder
         self.retry: Callable[[StoreUnwritable], bool] = lambda _error: False
         """Called where the journal cannot be written (a full disk): wait a little and return True to try again."""
-        self._clock = clock
+        self._clock, self._summarise = clock, summarise
         self._last = last
         self._unwritten: list[Event] = []  # not yet in the journal
         self._pending = pending  # in the journal, not yet in the database
@@ -70,15 +74,30 @@ class RunWriter:
         self._summary: RunSummary | None = None  # None: the database has moved on since
 
     @classmethod
-    def create(cls, folder: RunFolder, record: RunRecord, spec_yaml: str, clock: Clock = utc_now) -> RunWriter:
+    def create(
+        cls,
+        folder: RunFolder,
+        record: RunRecord,
+        spec_yaml: str,
+        clock: Clock = now,
+        summarise: Summarise | None = None,
+    ) -> RunWriter:
         """A new run: run file, journal and database. Raises FileExistsError where one is there, StoreUnwritable."""
         row = {key: value for key, value in dataclasses.asdict(record).items() if key != "run_id"}
-        return cls.restore(folder, [{"event": "run", "row": row | {"status": RunStatus.QUEUED}}], spec_yaml, clock)
+        queued = {"event": "run", "row": row | {"status": RunStatus.QUEUED}}
+        return cls.restore(folder, [queued], spec_yaml, clock, summarise)
 
     @classmethod
-    def restore(cls, folder: RunFolder, events: Iterable[Event], spec_yaml: str, clock: Clock = utc_now) -> RunWriter:
+    def restore(
+        cls,
+        folder: RunFolder,
+        events: Iterable[Event],
+        spec_yaml: str,
+        clock: Clock = now,
+        summarise: Summarise | None = None,
+    ) -> RunWriter:
         """A run made of events without numbers, such as another run's snapshot. Raises like `create`."""
-        writer = cls(folder, 0, [], clock)
+        writer = cls(folder, 0, [], clock, summarise)
         for event in events:
             writer._queue(event)
         _write_spec(folder, spec_yaml)
@@ -88,7 +107,7 @@ class RunWriter:
         return writer
 
     @classmethod
-    def open(cls, folder: RunFolder, clock: Clock = utc_now) -> RunWriter:
+    def open(cls, folder: RunFolder, clock: Clock = now, summarise: Summarise | None = None) -> RunWriter:
         """An existing run, to go on with it.
 
         What the database lacks is applied from the journal, and a journal that lacks events is written anew from the
@@ -109,7 +128,7 @@ class RunWriter:
         except StoreError as error:
             log.warning("%s", error)
         pending = [event for event in contents.events if event["n"] > (held or 0)]
-        writer = cls(folder, max(held or 0, contents.last), pending, clock)
+        writer = cls(folder, max(held or 0, contents.last), pending, clock, summarise)
         writer._started = _first_start(contents.events)
         writer.flush()
         if held is not None and (contents.damaged or held > contents.last) and not writer.behind:
@@ -135,10 +154,10 @@ class RunWriter:
 
     def set_status(self, status: RunStatus, error: str | None = None) -> None:
         """State of the run; running notes who runs it, an end notes when. Raises StoreUnwritable."""
-        now = self._clock()
-        row: dict[str, Any] = {"status": status, "error": error, "ended_at": now if status in _ENDED else None}
+        at = self._clock()
+        row: dict[str, Any] = {"status": status, "error": error, "ended_at": at if status in _ENDED else None}
         if status is RunStatus.RUNNING:
-            self._started = self._started or now
+            self._started = self._started or at
             row |= {"started_at": self._started, "engine_pid": os.getpid(), "engine_host": socket.gethostname()}
         self._record({"event": "status", "row": row})
 
@@ -265,8 +284,8 @@ class RunWriter:
                     del self._pending[:CHUNK]
                     if any(event["event"] not in _UNSUMMARISED for event in chunk):
                         self._summary = None
-                if self._summary is None:
-                    self._summary = summarise(con, self.folder)
+                if self._summary is None and self._summarise is not None:
+                    self._summary = self._summarise(score_tables(con), self.folder)
         except StoreError as error:
             if str(error) != self._warned:
                 log.warning("%s. Nothing is lost: %d events wait in the journal", error, len(self._pending))
@@ -275,6 +294,8 @@ class RunWriter:
         if self._warned:
             log.warning("run %s: the database is up to date again", self.folder.run_id)
             self._warned = ""
+        if self._summary is None:
+            return
         with suppress(OSError):  # readers compute it from the database where it is missing or old
             write_summary(self.folder, replace(self._summary, last_activity=self._clock()))
 

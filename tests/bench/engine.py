@@ -210,7 +210,7 @@ def products(bench: PlanScorer, plan: StitchPlan) -> float:
     layers = [bench.stitcher.layer(choice) for choice in plan.kept]
     weights = [m.weight for layer in layers for m in layer.modules() if isinstance(m, torch.nn.Linear)]
     head = model.get_output_embeddings().weight
-    packs = [pack for chunk in bench.evaluator._packs.values() for pack in chunk]
+    packs = [pack for chunk in bench.evaluator._packs.values() for pack in chunk.packs]
 
     def through(pack: Any) -> list[Any]:
         inputs = {k: torch.randn(len(pack.tokens), k).to(bench.family.dtype) for k in {w.shape[1] for w in weights}}

@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gptailor.plan import LayerChoice, StitchPlan
+from gptailor.results.summary import summarise
 from gptailor.spec import build_spec
 from gptailor.store import queries
 from gptailor.store.connection import StoreBusy
@@ -56,7 +57,7 @@ def main(n_trials: int = 500, n_readers: int = 0) -> None:
         record = RunRecord(
             folder.run_id, "bench", spec.model_dump(mode="json"), "x", N_LAYERS, N_REMOVED, 0, datetime.now(UTC)
         )
-        writer = RunWriter.create(folder, record, spec.to_yaml())
+        writer = RunWriter.create(folder, record, spec.to_yaml(), summarise=summarise)
         ended = multiprocessing.Event()
         readers = [multiprocessing.Process(target=read_until, args=(ended, folder.path)) for _ in range(n_readers)]
         for reader in readers:

@@ -32,6 +32,7 @@ from gptailor.launch.engine import is_alive, prepare, start
 from gptailor.launch.process import read_holder
 from gptailor.plan import StitchPlan
 from gptailor.results.story import run_json
+from gptailor.results.summary import run_summary
 from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.spec import RunSpec, build_spec, load_spec
 from gptailor.store import queries
@@ -50,7 +51,7 @@ def run(root: Path, spec: RunSpec, meanwhile: Callable[[RunFolder], None] = lamb
     while is_alive(folder):
         meanwhile(folder)
         time.sleep(0.2)
-    status = queries.run_summary(folder).status
+    status = run_summary(folder).status
     if status != "finished":
         raise SystemExit(f"the run is {status}:\n{folder.log.read_text()[-3000:]}")
     return folder

@@ -99,6 +99,10 @@ def test_speeds_are_measured() -> None:
             "benchmark piqua: found neither in benchmarks nor among lm-eval's own tasks; did you mean piqa",
         ),
         (
+            {"selection": [{"benchmark": "boolqq"}]},
+            "benchmark boolqq: found neither in benchmarks nor among lm-eval's own tasks; did you mean boolq",
+        ),
+        (
             {"include_path": ["benchmarks", "tasks"]},
             "include_path: tasks is not a folder; it must hold lm-eval task files",
         ),

@@ -97,7 +97,7 @@ def test_it_checks_and_starts_one_run(root: Path, spec: RunSpec) -> None:
     app = open_launch()
     assert "The models fit together" in words(app) and "2 of 6 layers go" in words(app)
     metrics = {metric.label: metric.value for metric in app.metric}
-    assert metrics["Trials"] == "1" and metrics["Examples"] == "30" and metrics["Memory"].endswith("GB")
+    assert metrics["Trials"] == "1" and metrics["Examples"] == "30" and metrics["Memory"].endswith("B")
     assert metrics["Time"] not in ("…", "–")
     assert not start(app).disabled
     start(app).click().run()

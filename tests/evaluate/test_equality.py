@@ -142,7 +142,7 @@ def test_shared_few_shot_prefix_is_read_once(tmp_path: Path, model: Any, tokeniz
     (benchmark,) = opened(tmp_path, tokenizer, spec)
     engine = evaluator([benchmark], tokenizer, rungs=[20])
     engine.items(model, benchmark, 0, 20)
-    (pack,) = next(iter(engine._packs.values()))
+    (pack,) = next(iter(engine._packs.values())).packs
     contexts = sum(len(example.windows[0].inputs) for example in benchmark.examples)
     assert len(pack.tokens) < contexts / 2
 

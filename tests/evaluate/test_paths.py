@@ -97,6 +97,18 @@ def test_buckets_say_what_blocks_say(model_type: str, benchmark: Any, monkeypatc
     assert [a.precise for a in buckets] == pytest.approx([a.precise for a in blocks], abs=1e-3)
 
 
+def test_packs_of_examples_that_are_gone_are_not_taken_for_others(benchmark: Any, tokenizer: Any) -> None:
+    """CPython gives a new object the place of one that was freed, and thus its identity."""
+    from helpers.families import tiny_config
+
+    model, engine = build("llama", tiny_config), evaluator([benchmark], tokenizer, rungs=[4])
+    expected = engine.items(model, replace(benchmark, metric="choice_prob"), 0, 12)
+    for first in range(9):
+        part = replace(benchmark, metric="choice_prob", examples=benchmark.examples[first : first + 4])
+        assert engine.items(model, part, 0, 4) == pytest.approx(expected[first : first + 4], abs=1e-4)
+        del part
+
+
 def test_every_architecture_finds_its_way(benchmark: Any, tokenizer: Any) -> None:
     from helpers.families import tiny_config
 

@@ -302,6 +302,6 @@ def test_a_folder_that_does_not_give_the_logits_never_appears(family, tmp_path, 
 
 def test_a_disk_without_room_is_noticed_first(family, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _folder: type("Usage", (), {"free": 1 << 20})())
-    with pytest.raises(UserError, match="has 1 MB free, the model needs"):
+    with pytest.raises(UserError, match=r"has 1\.0 MB free, the model needs"):
         export_hf(family, UNSCALED, tmp_path / "deep" / "out")
     assert not (tmp_path / "deep" / "out").exists()

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from gptailor.launch.engine import LOST, is_alive, prepare, resume, start, state
 from gptailor.launch.process import read_holder
 from gptailor.results.story import run_json
+from gptailor.results.summary import run_summary
 from gptailor.spec import RunSpec, load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
@@ -51,7 +52,7 @@ def kill_group(folder: RunFolder) -> None:
 
 
 def status_of(folder: RunFolder) -> str:
-    return state(folder, queries.run_summary(folder).status)
+    return state(folder, run_summary(folder).status)
 
 
 def n_started(folder: RunFolder) -> int:

@@ -11,7 +11,7 @@ import math
 import random
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gptailor.plan import BASE, LayerChoice, StitchPlan
+from gptailor.results.summary import summarise
 from gptailor.spec import RunSpec, build_spec
 from gptailor.store.folder import RunFolder, new_run_id
 from gptailor.store.writer import RunWriter
@@ -89,6 +90,7 @@ def make_run(
     started: datetime | None = None,
     run_id: str | None = None,
     base_model: str = "models/base",
+    selection: Sequence[str] = (),
 ) -> RunFolder:
     """One run with trials, evaluations, and (for a finished run) its best plan's held-out results.
 
@@ -96,10 +98,15 @@ def make_run(
     the same run, but for its id.
 
     benchmarks: names, or `name/metric` (`acc_norm` unless said). failures: share of crashed trials, 1.0 = all of them.
+    selection: benchmarks by which a finished run chose the plan that is second by the search's own scores; it and the
+    first were then judged on all of what is held out, as the dense model was.
     A running or paused run has one unfinished trial. started: by default a fixed day; a live run ends now.
     """
     chance = random.Random(f"{seed}-{name}")
     spec = _spec(name, base_model, benchmarks, held_out, candidates, n_removed, rungs, n_trials, seed, output_scale)
+    if selection:
+        choosers = [{"benchmark": name, "metric": "acc_norm"} for name in selection]
+        spec = build_spec(spec.model_dump(mode="json") | {"selection": choosers})
     truths = {
         b.name: _truth(b.benchmark, b.metric, n_layers, candidates, seed) for b in (*spec.objectives, *spec.held_out)
     }
@@ -116,7 +123,8 @@ def make_run(
     record = RunRecord(
         folder.run_id, name, spec.model_dump(mode="json"), spec.base_model, n_layers, n_removed, seed, clock(), versions
     )
-    writer = RunWriter.create(folder, record, spec.to_yaml(), clock=clock)
+    writer = RunWriter.create(folder, record, spec.to_yaml(), clock, summarise)
+    dense: dict[str, float] = {}
     with writer.batch():
         if status is not RunStatus.QUEUED:
             clock.tick(3)
@@ -125,8 +133,12 @@ def make_run(
                 for benchmark in (*spec.objectives, *spec.held_out):
                     clock.tick(20)
                     score = truths[benchmark.name].score(plan, rungs[-1])
+                    if subject == DENSE:
+                        dense[score.name] = score.score
                     writer.record_evaluation(Evaluation(subject, None, benchmark.split, score, clock()))
         best: tuple[float, int, StitchPlan] | None = None
+        full: dict[int, StitchPlan] = {}  # judged at the highest rung
+        kept: dict[int, float] = {}  # their mean retention
         for trial_id, (config_id, rung, plan, previous) in enumerate(
             _brackets(n_trials, rungs, spec, n_layers, chance)
         ):
@@ -152,15 +164,43 @@ def make_run(
             writer.finish_trial(trial_id, Outcome(TrialStatus.SUCCESS, clock(), scores, 0.1, evaluate))
             fitness = sum(s.score if s.higher_is_better else 1 / s.score for s in scores)
             previous[config_id] = fitness
+            if rung == len(rungs) - 1:
+                full[config_id] = plan
+                shares = [(s, dense[s.name]) for s in scores]
+                ratios = [s.score / d if s.higher_is_better else d / s.score for s, d in shares]
+                kept[config_id] = sum(ratios) / len(ratios)
             if rung == len(rungs) - 1 and (best is None or fitness > best[0]):
                 best = (fitness, config_id, plan)
-        if status is RunStatus.FINISHED and best is not None:
+        if status is RunStatus.FINISHED and selection:
+            _choose(writer, spec, truths, full, sorted(kept, key=lambda config: -kept[config]))
+        elif status is RunStatus.FINISHED and best is not None:
             for benchmark in spec.held_out:
                 score = truths[benchmark.name].score(best[2], truths[benchmark.name].n_examples)
                 writer.record_evaluation(Evaluation(Subject.config(best[1]), best[1], benchmark.split, score, clock()))
         if status not in (RunStatus.RUNNING, RunStatus.QUEUED):
             writer.set_status(status, "three trials in a row ran out of memory" if status is RunStatus.FAILED else None)
     return folder
+
+
+def _choose(
+    writer: RunWriter,
+    spec: RunSpec,
+    truths: Mapping[str, _Truth],
+    plans: Mapping[int, StitchPlan],
+    ranked: Sequence[int],
+) -> None:
+    """The selection split prefers the second of the search's plans; both are judged on what is held out."""
+    first, second, third = ranked[:3]
+    scored = {DENSE: 0.6, Subject.config(first): 0.45, Subject.config(second): 0.54, Subject.config(third): 0.42}
+    for subject, value in scored.items():
+        config_id = subject.config_id
+        for chooser in spec.selection:
+            score = Score(chooser.benchmark, chooser.metric, value, 0.02, 500, higher_is_better=True)
+            writer.record_evaluation(Evaluation(subject, config_id, chooser.split, score, START))
+        for judge in spec.held_out if config_id != third else ():
+            plan = StitchPlan.dense(plans[first].n_layers) if config_id is None else plans[config_id]
+            score = truths[judge.name].score(plan, truths[judge.name].n_examples)
+            writer.record_evaluation(Evaluation(subject, config_id, judge.split, score, START))
 
 
 _CAUSES = (

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import duckdb
 
 from gptailor.plan import LayerChoice, StitchPlan
+from gptailor.results.summary import summarise
 from gptailor.store.connection import known_version, migrations
 from gptailor.store.folder import RunFolder, new_run_id
 from gptailor.store.writer import RunWriter
@@ -49,7 +50,7 @@ PLAN = StitchPlan(
 def new_writer(root: Path, name: str = "test", **changes) -> RunWriter:
     folder = RunFolder.of(root, new_run_id(name))
     record = replace(RunRecord(folder.run_id, name, SPEC, "models/base", 5, 1, 7, NOON), **changes)
-    return RunWriter.create(folder, record, "name: test\n")
+    return RunWriter.create(folder, record, "name: test\n", summarise=summarise)
 
 
 def a_trial(trial_id: int = 0, config_id: int = 0, budget: int = 90) -> Trial:

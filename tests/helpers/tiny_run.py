@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptailor.plan import LayerChoice, StitchPlan
+from gptailor.results.summary import summarise
 from gptailor.spec import RunSpec, build_spec
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
@@ -57,7 +58,7 @@ def make_tiny_run(root: Path, family: Path, run_id: str = "tiny-run", dense_is_j
     folder = RunFolder.of(root, run_id)
     folder.root.mkdir(parents=True, exist_ok=True)
     record = RunRecord(run_id, spec.name, spec.model_dump(mode="json"), spec.base_model, 6, 2, 0, NOW, {"torch": "2"})
-    writer = RunWriter.create(folder, record, spec.to_yaml(), clock=lambda: NOW)
+    writer = RunWriter.create(folder, record, spec.to_yaml(), clock=lambda: NOW, summarise=summarise)
     with writer.batch():
         writer.set_status(RunStatus.RUNNING)
         dense = Score("words", "acc", 0.6, 0.15, 10, True)

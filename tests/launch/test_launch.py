@@ -37,8 +37,8 @@ from gptailor.launch.engine import (
 from gptailor.launch.jobs import Job, JobStatus, job_state, list_jobs, start_job, stop_job
 from gptailor.launch.process import clean_environment, is_held, read_holder, spawn
 from gptailor.launch.queue import DeviceQueue, StopAsked, waiting_behind
+from gptailor.results.summary import run_summary
 from gptailor.spec import load_spec
-from gptailor.store import queries
 from gptailor.store.folder import RunFolder, run_folders
 from gptailor.trial import RunStatus
 
@@ -478,9 +478,9 @@ def test_the_real_engine_is_started_and_says_why_it_failed(tmp_path: Path) -> No
     folder, is_new = engine.launch(tmp_path / "runs", SPEC, "click")
     again, is_new_again = engine.launch(tmp_path / "runs", SPEC, "click")
     assert (is_new, is_new_again) == (True, False) and folder == again
-    assert engine.state(folder, queries.run_summary(folder).status) is RunStatus.QUEUED
+    assert engine.state(folder, run_summary(folder).status) is RunStatus.QUEUED
     assert eventually(lambda: not is_alive(folder), 300)
-    summary = queries.run_summary(folder)
+    summary = run_summary(folder)
     assert summary.status is RunStatus.FAILED and "no/such/model" in (summary.error or ""), folder.log.read_text()
 
 

@@ -11,8 +11,8 @@ from helpers.engine_processes import SPEC, eventually, shell_engine
 from helpers.make_runs import make_run
 
 from gptailor.launch.engine import LOST, StopResult, prepare, state, stop
+from gptailor.results.summary import run_summary
 from gptailor.scoring.time_limit import TimeLimit, TookTooLong
-from gptailor.store import queries
 from gptailor.trial import RunStatus
 
 YEAR = 365 * 86400.0
@@ -26,7 +26,7 @@ def test_files_of_another_time_change_nothing(tmp_path: Path, shift: float) -> N
     for file in (folder.lock, folder.spec, folder.database, folder.summary, folder.journal):
         os.utime(file, (time.time() + shift,) * 2)
     try:
-        assert state(folder, queries.run_summary(folder).status) is RunStatus.RUNNING
+        assert state(folder, run_summary(folder).status) is RunStatus.RUNNING
     finally:
         assert stop(folder, patience=0.1) is not StopResult.STILL_RUNNING
     assert state(folder, RunStatus.RUNNING) == LOST

@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from gptailor.measures import hypervolume
+from gptailor.measures import MAX_HYPERVOLUME, hypervolume
 from gptailor.results.frames import fidelity, progress
 from gptailor.results.frames.facts import Average
 from gptailor.results.frames.tradeoffs import hypervolume_of_all
 from gptailor.results.frames.trials import judged
 from gptailor.results.frames.view import View
+from gptailor.results.summary import run_summary
 from gptailor.store import queries
 
 DENSE = [
@@ -105,7 +106,7 @@ def test_a_plan_scored_twice_counts_once_by_its_last_trial() -> None:
 @pytest.mark.parametrize("benchmarks", [("piqa", "csqa"), ("piqa", "csqa", f"wiki/{PERPLEXITY}"), ("piqa",)])
 def test_the_best_plan_is_the_one_that_the_store_names(tmp_path: Path, benchmarks: tuple[str, ...]) -> None:
     folder = make_run(tmp_path, "same", n_trials=60, benchmarks=benchmarks, seed=4)
-    view, summary = View(queries.read_run(folder)), queries.run_summary(folder)
+    view, summary = View(queries.read_run(folder)), run_summary(folder)
     best = view.plans.iloc[0]
     assert best["config_id"] == summary.best_config
     assert best["average"] == pytest.approx(summary.retention)
@@ -168,7 +169,7 @@ def test_hypervolume_so_far_is_that_of_the_plans_so_far(tmp_path: Path) -> None:
 
 
 def test_hypervolume_is_not_told_of_too_many_objectives() -> None:
-    names = [f"b{i}/acc" for i in range(progress.HYPERVOLUME_OBJECTIVES + 1)]
+    names = [f"b{i}/acc" for i in range(MAX_HYPERVOLUME + 1)]
     trials = [{"config_id": 1, "budget": 900, "scores": dict.fromkeys(names, 0.5)}]
     view = View(run_tables(trials, spec={**SPEC, "objectives": []}))
     assert progress.best_so_far(view.trials, view.facts)["hypervolume"].isna().all()

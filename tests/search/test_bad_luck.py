@@ -14,6 +14,7 @@ from helpers.warm_engines import WarmEngines, shared
 from gptailor.launch.engine import LOST, prepare
 from gptailor.launch.supervisor import DEATHS
 from gptailor.plan import StitchPlan
+from gptailor.results.summary import run_summary
 from gptailor.search.loop import FAILURES_AFTER_A_SUCCESS
 from gptailor.spec import RunSpec
 from gptailor.store import queries
@@ -56,7 +57,7 @@ def test_out_of_memory(warm: WarmEngines, spec: RunSpec, tmp_path: Path) -> None
     bad, said = troubled(warm, tmp_path / "bad", long, "if begun: torch.empty(2**46 + 2**40 * ended)")
     said_at_last = f"{FAILURES_AFTER_A_SUCCESS} trials in a row failed alike: OutOfMemory"  # its references succeeded
     assert len(crashed(bad)) == FAILURES_AFTER_A_SUCCESS and said_at_last in said
-    assert queries.run_summary(bad).status is RunStatus.FAILED
+    assert run_summary(bad).status is RunStatus.FAILED
 
 
 def test_python_out_of_memory(warm: WarmEngines, spec: RunSpec, tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_dying_before_any_trial_fails_the_run(warm: WarmEngines, spec: RunSpec, 
     folder = prepare(tmp_path, spec)
     told = f"import os\nos.environ['{DEATHS}'] = 'SIGSEGV: crashed'\n"
     assert "died again and again before a trial began: SIGSEGV" in warm.run(told + search_with("pass"), folder.path)
-    assert queries.run_summary(folder).status is RunStatus.FAILED
+    assert run_summary(folder).status is RunStatus.FAILED
 
 
 def test_one_layer_of_a_candidate_that_is_not_a_number(

@@ -10,7 +10,6 @@ import string
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -22,6 +21,7 @@ from hypothesis import strategies as st
 from gptailor.errors import UserError
 from gptailor.measures import gain, retention
 from gptailor.plan import StitchPlan
+from gptailor.results.summary import list_runs, run_summary
 from gptailor.store import queries
 from gptailor.store.connection import StoreMissing, StoreNewer, known_version, open_writer
 from gptailor.store.folder import RunFolder, new_run_id, run_folders
@@ -135,7 +135,7 @@ def test_text_is_stored_as_text(tmp_path: Path, text: str) -> None:
     tables = queries.read_run(writer.folder)
     expected = text.replace("\x00", "\ufffd").replace("\ud800", "?")
     assert tables.runs["name"].tolist() == tables.trials.error.tolist() == [expected]
-    assert queries.run_summary(writer.folder).name == expected
+    assert run_summary(writer.folder).name == expected
 
 
 def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -160,42 +160,8 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_an_extended_run_says_so(tmp_path: Path) -> None:
     writer = new_writer(tmp_path)
     writer.change_spec(SPEC | {"trials": 99}, "name: test\ntrials: 99\n")
-    assert queries.run_summary(writer.folder).n_asked == 99
+    assert run_summary(writer.folder).n_asked == 99
     assert "trials: 99" in writer.folder.spec.read_text()
-
-
-def test_summary_is_kept_and_equals_the_databases(tmp_path: Path) -> None:
-    writer = new_writer(tmp_path)
-    for score in scores(0.8, 10.0):
-        writer.record_evaluation(Evaluation(DENSE, None, "validation", score, NOON))
-    writer.finish_trial(0, success())  # a trial that was never started has no budget: it counts, but is not the best
-    for trial_id, (budget, got) in enumerate(
-        [(10, scores(0.7, 11.0, 10)), (90, scores(0.4, 12.5)), (90, scores(0.6, 40))], 1
-    ):
-        writer.start_trial(a_trial(trial_id, trial_id, budget))
-        writer.finish_trial(trial_id, success(*got))
-    writer.start_trial(a_trial(9, 9))
-    writer.finish_trial(9, Outcome(TrialStatus.CRASHED, NOON, error="x"))
-    kept = queries.run_summary(writer.folder)
-    assert (kept.n_done, kept.n_failed, kept.n_asked, kept.best_config) == (5, 1, 20, 2)
-    assert kept.best_scores == {"piqa/acc": 0.4, "wikitext/word_perplexity": 12.5}
-    assert kept.retention == pytest.approx((0.4 / 0.8 + 10 / 12.5) / 2)
-    assert kept.hypervolume == pytest.approx(0.6 / 40 + 0.4 * (1 / 12.5 - 1 / 40))
-    writer.folder.summary.unlink()
-    computed = queries.run_summary(writer.folder)
-    same: dict[str, Any] = {"size": 0, "last_activity": None}
-    assert replace(computed, **same) == replace(kept, **same)
-
-
-def test_an_old_summary_is_not_shown(tmp_path: Path) -> None:
-    writer = new_writer(tmp_path)
-    early = writer.folder.summary.stat().st_mtime_ns - 10**9
-    os.utime(writer.folder.summary, ns=(early, early))
-    writer.folder.summary.write_text(writer.folder.summary.read_text().replace('"test"', '"old"'))
-    os.utime(writer.folder.summary, ns=(early, early))
-    assert queries.run_summary(writer.folder).name == "test"
-    writer.folder.summary.write_text("{")
-    assert queries.run_summary(writer.folder).name == "test"
 
 
 def test_retention_and_gain() -> None:
@@ -237,11 +203,11 @@ def test_a_prepared_run_is_listed_before_its_engine_wrote(tmp_path: Path) -> Non
     broken.spec.write_text("][")
     (tmp_path / "no run").mkdir()
     (tmp_path / ".hidden").mkdir()
-    listed = {summary.run_id: summary for summary in queries.list_runs(tmp_path)}
+    listed = {summary.run_id: summary for summary in list_runs(tmp_path)}
     assert set(listed) == {folder.run_id, "prepared", "broken"}
     assert listed["prepared"].status is RunStatus.QUEUED and listed["prepared"].name == "smollm2-27pct"
     assert "run file" in (listed["broken"].problem or "")
-    assert queries.list_runs(tmp_path / "nowhere") == []
+    assert list_runs(tmp_path / "nowhere") == []
 
 
 # Versions
@@ -256,7 +222,7 @@ def test_every_version_opens_and_goes_on(tmp_path: Path, version: int) -> None:
         kept.extractall(folder.path)
     tables = queries.read_run(folder)
     assert tables.notice is None and tables.trials.status.tolist() == ["success"]
-    assert queries.run_summary(folder).n_asked == 5
+    assert run_summary(folder).n_asked == 5
     writer = RunWriter.open(folder)  # it has no journal: one is made
     writer.finish_trial(1, success())
     assert queries.read_run(folder).trials.trial_id.tolist() == [0, 1]

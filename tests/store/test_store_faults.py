@@ -15,6 +15,7 @@ from helpers.make_runs import make_run
 from helpers.store_children import HOLD_OPEN, TABLES, WRITE_FOR_EVER, child, contents, kill
 from helpers.store_samples import PLAN, a_trial, new_writer, scores, success
 
+from gptailor.results.summary import run_summary
 from gptailor.store import queries, writer
 from gptailor.store.connection import StoreBusy, StoreDamaged, StoreFull, StoreMissing, StoreUnwritable, open_writer
 from gptailor.store.folder import RunFolder
@@ -71,7 +72,7 @@ def test_a_locked_database_delays_and_loses_nothing(
     assert writer_.behind == 2 and f"PID {other.pid}" in caplog.text and "Nothing is lost" in caplog.text
     with pytest.raises(StoreBusy, match=f"PID {other.pid}"):
         queries.read_run(writer_.folder, patience=0.1)
-    listed = queries.run_summary(writer_.folder, patience=0.1)
+    listed = run_summary(writer_.folder, patience=0.1)
     assert listed.name == "test", "the last summary is shown"
     kill(other)
     writer_.heartbeat()
@@ -132,7 +133,7 @@ def test_a_lost_first_line_is_made_up_from_the_run_file(run: RunFolder) -> None:
     assert found.damaged == (1,) and found.n_trials == 12
     after = contents(run)
     assert {name: after[name] for name in TABLES if name != "runs"} == {n: before[n] for n in TABLES if n != "runs"}
-    summary = queries.run_summary(run)
+    summary = run_summary(run)
     assert (summary.name, summary.n_layers, summary.n_removed, summary.n_asked) == ("smollm2-27pct", 8, 2, 12)
 
 
@@ -148,7 +149,7 @@ def test_a_flipped_byte_in_the_database(run: RunFolder, where: float) -> None:
         assert contents(run) == before, "what can be read is right"
     except StoreDamaged as error:
         assert "repair" in str(error)
-        assert "repair" in (queries.run_summary(run).problem or "")
+        assert "repair" in (run_summary(run).problem or "")
         writer_ = RunWriter.open(run)  # the engine goes on, its events wait in the journal
         writer_.finish_trial(99, success())
         assert writer_.behind
@@ -272,7 +273,7 @@ def test_a_read_only_disk(small_disk: Path) -> None:
     with pytest.raises(StoreUnwritable, match="Read-only"):
         writer_.finish_trial(1, success())
     assert len(queries.read_run(writer_.folder).trials) == 1
-    assert queries.run_summary(writer_.folder).n_done == 1
+    assert run_summary(writer_.folder).n_done == 1
     with pytest.raises(StoreUnwritable):
         new_writer(small_disk / "runs")
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)

@@ -20,6 +20,7 @@ from helpers.store_children import WRITE_FOR_EVER, child, contents, kill
 from helpers.store_samples import NOON, a_trial, new_writer, success
 
 from gptailor.errors import UserError
+from gptailor.results.summary import list_runs, run_summary
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.imports import import_run
@@ -47,8 +48,8 @@ def test_a_copy_comes_back_whole(run: RunFolder, archive: Path, tmp_path: Path) 
     assert first.run_id == run.run_id and contents(first) == contents(run)
     assert read_notes(first) == Notes("named", "a note", ("tag",)) and first.log.read_text() == "the log\n"
     second = import_run(archive, tmp_path / "runs")
-    assert second.run_id != run.run_id and len(queries.list_runs(tmp_path / "runs")) == 2
-    kept, original = queries.run_summary(second), queries.run_summary(run)
+    assert second.run_id != run.run_id and len(list_runs(tmp_path / "runs")) == 2
+    kept, original = run_summary(second), run_summary(run)
     assert (kept.best_scores, kept.retention, kept.last_activity) == (
         original.best_scores,
         original.retention,
@@ -244,7 +245,7 @@ def test_what_is_imported_is_made_harmless(archive: Path, tmp_path: Path) -> Non
     assert folder.path.parent == tmp_path / "runs" and folder.run_id.endswith("smollm2-27pct", 16, -5)
     assert json.loads(queries.read_run(folder).runs.spec[0])["trust_remote_code"] is False
     assert "trust_remote_code: false" in folder.spec.read_text()
-    assert queries.run_summary(folder).name == "smollm2-27pct" and not folder.lock.exists()
+    assert run_summary(folder).name == "smollm2-27pct" and not folder.lock.exists()
 
 
 def stored_spec(database: Path) -> str:

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gptailor.results import scores
 from gptailor.results.frames import layers, progress, tradeoffs, trials
 from gptailor.results.frames.facts import Average, Facts
 from gptailor.results.frames.view import View
-from gptailor.trial import DENSE, Subject
-from gptailor.wording import plain, value
+from gptailor.trial import Subject
+from gptailor.wording import plain, plural, value
 
 CLEAR = 1.96
 """Standard errors of a difference beyond which it is called clear."""
@@ -40,8 +41,15 @@ class Entry:
 
     @property
     def best(self) -> int | None:
-        """config_id of the best plan at the top budget."""
-        return int(self.plans["config_id"].iloc[0]) if len(self.plans) else None
+        """config_id of the plan that the run calls its best, by all of its objectives."""
+        return None if self.best_row is None else int(self.best_row["config_id"])
+
+    @cached_property
+    def best_row(self) -> pd.Series | None:
+        """The best plan's row of `plans`."""
+        own = self.plans[self.plans["config_id"] == self.view.best]
+        found = own if len(own) else self.plans
+        return found.iloc[0] if len(found) else None
 
     @cached_property
     def top_budget(self) -> int:
@@ -74,6 +82,18 @@ def entries(named: Sequence[tuple[str, View]]) -> list[Entry]:
 def _labels(names: Sequence[str]) -> list[str]:
     short = [plain(name, 32) for name in names]
     return [name if short.count(name) == 1 else f"{name} ({index + 1})" for index, name in enumerate(short)]
+
+
+def meaning(runs: Sequence[Entry]) -> str:
+    """What the best plan of each run is, and what its scores are of, as a note for people."""
+    n = len(runs[0].facts.objectives)
+    alike = all(entry.facts.objectives == entry.view.facts.objectives for entry in runs)
+    rest = "" if alike else ", which alone these scores and averages are of"
+    return (
+        "The best plan of each run is the one that the run itself calls so: chosen by its selection split, else by all "
+        f"of its objectives at its highest rung. The runs share {plural(n, 'objective')}{rest}. ± is one standard "
+        "error. ★ is better than every other run by more than chance explains, ☆ is ahead by no more than chance."
+    )
 
 
 def share_objectives(runs: Sequence[Entry]) -> bool:
@@ -134,9 +154,9 @@ def best_scores(runs: Sequence[Entry]) -> pd.DataFrame:
     """
     rows = []
     for entry in runs:
-        if entry.best is None:
+        plan = entry.best_row
+        if plan is None:
             continue
-        plan = entry.plans.iloc[0]
         place = (entry.label, entry.best, entry.top_budget)
         rows += [
             (o.name, *place, plan[o.name], plan[o.error], plan[o.kept], o.higher_is_better)
@@ -149,45 +169,26 @@ _SCORE_COLUMNS = ["measure", "run", "config_id", "n", "score", "error", "retenti
 
 
 def held_out_scores(runs: Sequence[Entry]) -> pd.DataFrame:
-    """Like best_scores, for what was measured outside the search of each run's best plan."""
-    rows = []
+    """Like best_scores, for what each run's file holds out (scores.judged)."""
+    pieces = []
     for entry in runs:
-        found = entry.view.tables.evaluations
-        dense = found[found["subject"] == str(DENSE)].sort_values("n_samples")
-        whole = {(r.benchmark, r.metric, r.split, r.n_samples): r.score for r in dense.itertuples()}
-        whole_any = {key[:3]: score for key, score in whole.items()}
-        best = None if entry.best is None else str(Subject.config(entry.best))
-        for r in found[found["subject"] == best].itertuples():
-            reference = whole.get(
-                (r.benchmark, r.metric, r.split, r.n_samples), whole_any.get((r.benchmark, r.metric, r.split))
-            )
-            kept = np.nan
-            if reference and r.score:
-                kept = r.score / reference if r.higher_is_better else reference / r.score
-            rows.append(
-                (
-                    f"{r.benchmark}/{r.metric} ({r.split})",
-                    entry.label,
-                    entry.best,
-                    r.n_samples,
-                    r.score,
-                    r.stderr,
-                    kept,
-                    bool(r.higher_is_better),
-                )
-            )
-    return pd.DataFrame(rows, columns=_SCORE_COLUMNS)
+        frame = scores.judged(entry.view.tables)
+        own = frame[frame["subject"] == str(Subject.config(entry.best))] if entry.best is not None else frame.head(0)
+        measure = own["benchmark"] + "/" + own["metric"] + " (" + own["split"] + ")"
+        named = own.rename(columns={"stderr": "error", "higher": "higher_is_better"})
+        pieces.append(named.assign(measure=measure, run=entry.label, config_id=entry.best)[_SCORE_COLUMNS])
+    return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame(columns=_SCORE_COLUMNS)
 
 
-def marked(scores: pd.DataFrame) -> pd.DataFrame:
+def marked(found: pd.DataFrame) -> pd.DataFrame:
     """Add `lead` to each row: whether it is the best of its measure, and clearly so.
 
     "clear" where it is ahead of every other run by more than chance explains, "ahead" where it is the best but not
     clearly so, else "". Errors are taken as independent, which is careful: runs that were scored on the same examples
     differ by less chance than that.
     """
-    lead = pd.Series("", index=scores.index)
-    for _, rows in scores.groupby("measure", sort=False):
+    lead = pd.Series("", index=found.index)
+    for _, rows in found.groupby("measure", sort=False):
         known = rows[np.isfinite(rows["score"].astype(float))]
         if len(known) < 2:
             continue
@@ -200,21 +201,21 @@ def marked(scores: pd.DataFrame) -> pd.DataFrame:
         gap = order[first] - order.iloc[1:]
         noise = np.sqrt(errors[first] ** 2 + errors[order.index[1:]] ** 2)
         lead[first] = "clear" if bool((gap > CLEAR * noise).all()) else "ahead"
-    return scores.assign(lead=lead)
+    return found.assign(lead=lead)
 
 
-def score_table(scores: pd.DataFrame, runs: Sequence[str], retention: bool = False) -> pd.DataFrame:
+def score_table(found: pd.DataFrame, runs: Sequence[str], retention: bool = False) -> pd.DataFrame:
     """A row a measure, a column a run: `★ 0.612 ± 0.015` (clear lead), `☆ ...` (ahead within chance).
 
     retention: shares of each run's own dense score, in percent; they may lead elsewhere than the scores.
     """
     signs = {"clear": "★ ", "ahead": "☆ ", "": ""}
     if retention:
-        error = (scores["error"] * scores["retention"] / scores["score"]).abs()
-        scores = scores.assign(score=scores["retention"], error=error, higher_is_better=True)
+        error = (found["error"] * found["retention"] / found["score"]).abs()
+        found = found.assign(score=found["retention"], error=error, higher_is_better=True)
     cells = [
         (r.measure, r.run, signs[r.lead] + value(r.score, r.error, percent=retention))
-        for r in marked(scores).itertuples()
+        for r in marked(found).itertuples()
     ]
     frame = pd.DataFrame(cells, columns=["measure", "run", "cell"])
     wide = frame.drop_duplicates(["measure", "run"]).pivot(index="measure", columns="run", values="cell")
@@ -224,7 +225,8 @@ def score_table(scores: pd.DataFrame, runs: Sequence[str], retention: bool = Fal
 
 def ranked(runs: Sequence[Entry]) -> list[Entry]:
     """The runs that have scored a plan, the one with the best average first."""
-    return sorted((entry for entry in runs if entry.best is not None), key=lambda e: -e.plans[trials.AVERAGE].iloc[0])
+    scored = [(entry.best_row[trials.AVERAGE], entry) for entry in runs if entry.best_row is not None]
+    return [entry for _, entry in sorted(scored, key=lambda pair: -pair[0])]
 
 
 def verdict(runs: Sequence[Entry]) -> str:
@@ -237,8 +239,9 @@ def verdict(runs: Sequence[Entry]) -> str:
             else "None of these runs has scored a plan yet."
         )
     (first, a, a_error), (second, b, b_error) = (
-        (entry, float(entry.plans[trials.AVERAGE].iloc[0]), float(entry.plans[trials.AVERAGE_ERROR].iloc[0]))
+        (entry, float(entry.best_row[trials.AVERAGE]), float(entry.best_row[trials.AVERAGE_ERROR]))
         for entry in scored[:2]
+        if entry.best_row is not None
     )
     percent = first.facts.average_is_share
     noise = np.sqrt(a_error**2 + b_error**2)
@@ -289,7 +292,8 @@ def best_origins(runs: Sequence[Entry]) -> tuple[pd.DataFrame, Facts]:
         if entry.best is not None:
             stored = entry.view.tables.layers
             labelled = layers.label_layers(stored[stored["config_id"] == entry.best], facts)
-            pieces.append(layers.origin_grid(labelled, entry.plans.head(1), facts).assign(plan=entry.label))
+            best = entry.plans[entry.plans["config_id"] == entry.best]
+            pieces.append(layers.origin_grid(labelled, best, facts).assign(plan=entry.label))
     return (pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame()), facts
 
 

@@ -12,16 +12,15 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from gptailor.results import scores
 from gptailor.spec import Budget, parse_duration
 from gptailor.store.queries import RunTables
-from gptailor.trial import DENSE
 
 
 class Average(StrEnum):
-    """The one number that a plan is judged by; the store's summaries judge by the same."""
+    """The one number that a plan is judged by; results.scores judges by the same."""
 
     RETENTION = "retention"  # share of the dense model's score on the same examples, averaged over the objectives
     SCORE = "score"  # not every dense score is known: the scores' mean (of 1 / score where lower is better)
@@ -105,8 +104,7 @@ def facts(tables: RunTables) -> Facts:
     spec = as_dict(row.get("spec"))
     objectives = _objectives(tables.scores, spec)
     dense = {
-        name: float(rows["score"].iloc[-1])
-        for name, rows in dense_scores(tables, objectives).groupby("name", sort=False)
+        name: float(rows["score"].iloc[-1]) for name, rows in scores.dense_scores(tables).groupby("name", sort=False)
     }
     measured = not objectives or dense.keys() >= {o.name for o in objectives}
     walltime = spec.get("walltime")
@@ -142,32 +140,15 @@ def as_dict(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
 
 
-def _objectives(scores: pd.DataFrame, spec: dict[str, Any]) -> tuple[Objective, ...]:
+def _objectives(found: pd.DataFrame, spec: dict[str, Any]) -> tuple[Objective, ...]:
     """Those that were scored, in the run file's order; before the first score, those that were asked for."""
-    found = scores.loc[scores["is_objective"].astype(bool), ["benchmark", "metric", "higher_is_better"]]
+    found = found.loc[found["is_objective"].astype(bool), ["benchmark", "metric", "higher_is_better"]]
     seen = {(b, m): Objective(b, m, bool(h)) for b, m, h in found.drop_duplicates(["benchmark", "metric"]).to_numpy()}
     asked = [(o.get("benchmark"), o.get("metric", "acc")) for o in spec.get("objectives", []) if isinstance(o, Mapping)]
     if not seen:
         return tuple(Objective(str(b), str(m)) for b, m in asked)
     order = {key: index for index, key in enumerate(asked)}
     return tuple(seen[key] for key in sorted(seen, key=lambda key: (order.get(key, len(order)), key)))
-
-
-def dense_scores(tables: RunTables, objectives: tuple[Objective, ...]) -> pd.DataFrame:
-    """The dense model's scores of the objectives on the splits they are searched on.
-
-    Columns: name, n_samples (ascending), score.
-    """
-    found = tables.evaluations[tables.evaluations["subject"] == str(DENSE)]
-    found = found.assign(name=found["benchmark"].astype(str) + "/" + found["metric"].astype(str))
-    spec = as_dict(tables.runs["spec"].iloc[0]) if len(tables.runs) else {}
-    asked = [o for o in spec.get("objectives", []) if isinstance(o, Mapping)]
-    splits = {f"{o.get('benchmark')}/{o.get('metric', 'acc')}": o.get("split") for o in asked}
-    on_split = [splits.get(name) in (None, split) for name, split in zip(found["name"], found["split"], strict=True)]
-    usable = found[
-        np.asarray(on_split, dtype=bool) & found["name"].isin([o.name for o in objectives]) & (found["score"] > 0)
-    ]
-    return usable.sort_values("n_samples")[["name", "n_samples", "score"]]
 
 
 def _candidates(spec: dict[str, Any], layers: pd.DataFrame) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from gptailor.results.frames.facts import Facts
 from gptailor.results.frames.trials import AVERAGE, successes
+from gptailor.wording import duration
 
 PAPER_LOWEST_SHARE = 0.414
 """Share of all evaluations at the lowest rung that the paper reports for its searches."""
@@ -50,7 +51,7 @@ def share_rows(shares: pd.DataFrame) -> pd.DataFrame:
     for row in shares.itertuples():
         rows.append((row.budget, "Trials", row.trial_share, f"{row.trials:,.0f}"))
         rows.append((row.budget, "Examples", row.example_share, f"{row.examples:,.0f}"))
-        rows.append((row.budget, "Time", row.time_share, f"{row.hours:.2f} h"))
+        rows.append((row.budget, "Time", row.time_share, duration(3600 * row.hours)))
     return pd.DataFrame(rows, columns=["budget", "of", "share", "amount"])
 
 

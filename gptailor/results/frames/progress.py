@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gptailor.measures import hypervolume, pareto_front
+from gptailor.measures import MAX_HYPERVOLUME, hypervolume, pareto_front
 from gptailor.results.frames.facts import Facts
 from gptailor.results.frames.trials import AVERAGE, AVERAGE_ERROR, gains, successes, top_budget
 
 TIMELINE_MARKS = 1500
-HYPERVOLUME_OBJECTIVES = 8
-"""Beyond so many objectives the exact hypervolume costs seconds, and nobody can read it."""
 RECENT = 100
 """Trials that the rate is taken over."""
 
@@ -90,7 +88,7 @@ def best_so_far(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     whether it is a new best, and the hypervolume so far.
 
     Hypervolume is taken over the scores from the corner 0 (1 / score where lower is better): 1 is all accuracies at 100
-    %. NaN beyond HYPERVOLUME_OBJECTIVES objectives.
+    %. NaN beyond measures.MAX_HYPERVOLUME objectives.
     """
     ended = table[table["ended_at"].notna()].sort_values("ended_at")
     order = pd.Series(np.arange(1, len(ended) + 1), index=ended["trial_id"])
@@ -114,14 +112,14 @@ def _hypervolumes(points: np.ndarray) -> np.ndarray:
     """Hypervolume after each row; computed anew only when the front moves."""
     n, m = points.shape
     values = np.full(n, np.nan)
-    if not n or not 1 <= m <= HYPERVOLUME_OBJECTIVES:
+    if not n or not 1 <= m <= MAX_HYPERVOLUME:
         return values
     front, current = np.empty((0, m)), 0.0
     for index, point in enumerate(points):
         if np.isfinite(point).all() and not (front >= point).all(axis=1).any():
             together = np.vstack([front, point])
             front = together[pareto_front(together)]
-            current = hypervolume(front, np.zeros(m))
+            current = hypervolume(front, np.zeros(m)) or 0.0
         values[index] = current
     return values
 

@@ -108,8 +108,8 @@ def knee_of_all(plans: pd.DataFrame, facts: Facts) -> int | None:
     return None if bend is None else int(plans["config_id"].iloc[bend])
 
 
-def hypervolume_of_all(plans: pd.DataFrame, facts: Facts) -> float:
-    """Of the plans' scores, from the corner 0 (1 / score where lower is better); as in the store's summaries."""
+def hypervolume_of_all(plans: pd.DataFrame, facts: Facts) -> float | None:
+    """Of the plans' scores, from the corner 0 (1 / score where lower is better); None with too many objectives."""
     return hypervolume(gains(plans, facts), np.zeros(len(facts.objectives))) if len(plans) and facts.objectives else 0.0
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from gptailor.results.frames.facts import Average, Facts, dense_scores
+from gptailor.results import scores
+from gptailor.results.frames.facts import Average, Facts
 from gptailor.store.queries import RunTables
 
 AVERAGE, AVERAGE_ERROR = "average", "average ±"
@@ -43,28 +44,13 @@ def trial_table(tables: RunTables, facts: Facts) -> pd.DataFrame:
 def _objective_columns(tables: RunTables, facts: Facts) -> pd.DataFrame:
     mine = tables.scores.assign(name=tables.scores["benchmark"].astype(str) + "/" + tables.scores["metric"].astype(str))
     mine = mine[mine["name"].isin(facts.names)].drop_duplicates(["trial_id", "name"], keep="last")
-    mine = mine.assign(kept=_retention(mine, tables, facts))
+    mine = mine.assign(kept=scores.kept(mine, tables))
     wide = mine.set_index(["trial_id", "name"])[["score", "stderr", "kept"]].astype(float).unstack("name")
     columns = [(kind, o.name) for o in facts.objectives for kind in ("score", "stderr", "kept")]
     wide = wide.reindex(columns=pd.MultiIndex.from_tuples(columns) if columns else wide.columns)
     wide.columns = pd.Index([name for o in facts.objectives for name in (o.name, o.error, o.kept)])
     examples = mine.groupby("trial_id")["n_samples"].sum().rename("examples")
     return pd.concat([examples, wide], axis=1).rename_axis("trial_id").reset_index()
-
-
-def _retention(scores: pd.DataFrame, tables: RunTables, facts: Facts) -> NDArray[np.float64]:
-    """Share of the dense score over as many examples.
-
-    Where the dense model was not scored on so many, over the most.
-    """
-    dense = dense_scores(tables, facts.objectives)
-    exact = dense.drop_duplicates(["name", "n_samples"], keep="last").rename(columns={"score": "dense"})
-    whole = scores[["name", "n_samples"]].merge(exact, on=["name", "n_samples"], how="left")["dense"].to_numpy(float)
-    whole = np.where(np.isfinite(whole), whole, scores["name"].map(dict(facts.dense)).to_numpy(float))
-    score = scores["score"].to_numpy(float)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        kept = np.where(scores["higher_is_better"].astype(bool), score / whole, whole / score)
-    return np.where(np.isfinite(kept), kept, np.nan)
 
 
 def _plan_columns(tables: RunTables) -> pd.DataFrame:
@@ -101,12 +87,12 @@ def _with_average(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     """
     if not facts.objectives:
         return table.assign(**{AVERAGE: np.nan, AVERAGE_ERROR: np.nan})
-    scores = table[facts.names].to_numpy(float)
+    points = table[facts.names].to_numpy(float)
     errors = table[[o.error for o in facts.objectives]].to_numpy(float)
     kept = table[[o.kept for o in facts.objectives]].to_numpy(float)
     values = kept if facts.average is Average.RETENTION else gains(table, facts)
     with np.errstate(divide="ignore", invalid="ignore"):
-        errors = errors * np.abs(values / scores)
+        errors = errors * np.abs(values / points)
     spread = np.sqrt((errors**2).sum(axis=1)) / len(facts.objectives)
     return table.assign(**{AVERAGE: values.mean(axis=1), AVERAGE_ERROR: spread})
 
@@ -124,5 +110,6 @@ def top_budget(table: pd.DataFrame, facts: Facts) -> int:
 
 
 def judged(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
-    """One row a plan: its success at the top budget, best average first."""
-    return successes(table, top_budget(table, facts)).sort_values(AVERAGE, ascending=False, kind="stable")
+    """One row a plan: its success at the top budget, best average first, of equal ones the earlier plan."""
+    plans = successes(table, top_budget(table, facts)).sort_values("config_id")
+    return plans.sort_values(AVERAGE, ascending=False, kind="stable")

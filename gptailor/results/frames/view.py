@@ -9,6 +9,7 @@ from typing import TypeVar, cast
 
 import pandas as pd
 
+from gptailor.results import scores
 from gptailor.results.frames import facts, held_out, layers, tradeoffs, trials
 from gptailor.store.queries import RunTables
 
@@ -41,6 +42,26 @@ class View:
     def plans(self) -> pd.DataFrame:
         """See frames.tradeoffs.plan_table: a row a plan judged at the top budget, best average first."""
         return tradeoffs.plan_table(self.tables, self.trials, self.facts)
+
+    @cached_property
+    def best(self) -> int | None:
+        """config_id of the plan that the run calls its best (results.scores.best).
+
+        Before one was scored at the full budget, the best so far.
+        """
+        judged = [int(config_id) for config_id in self.plans["config_id"]]
+        named = scores.best(self.tables)
+        return named.config_id if named and named.config_id in judged else next(iter(judged), None)
+
+    @cached_property
+    def best_row(self) -> pd.Series | None:
+        """The best plan's row of `plans`."""
+        return None if self.best is None else self.plans[self.plans["config_id"] == self.best].iloc[0]
+
+    @cached_property
+    def choice(self) -> scores.Choice | None:
+        """What the selection split chose, if it was used."""
+        return scores.choice(self.tables)
 
     @cached_property
     def layers(self) -> pd.DataFrame:

@@ -1,0 +1,90 @@
+"""The table of runs: a run's summary, worked out of its scores, or as its engine kept it beside the database."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gptailor.results import scores
+from gptailor.store.connection import READER_PATIENCE, StoreError, StoreMissing
+from gptailor.store.folder import RunFolder, run_folders
+from gptailor.store.queries import ScoreTables, read_scores
+from gptailor.store.summary import RunSummary, read_summary, summary_of_run_file
+from gptailor.trial import RunStatus, TrialStatus
+
+
+def summarise(tables: ScoreTables, folder: RunFolder) -> RunSummary:
+    """The summary of a run's tables."""
+    if tables.runs.empty:
+        return summary_of_run_file(folder)
+    run = {str(k): None if pd.isna(v) else v for k, v in tables.runs.iloc[0].items()}
+    spec = tables.spec
+    found = scores.searched(tables)
+    named = scores.best(tables, found)
+    best = None if named is None else named.config_id
+    known = best in found.scores.index
+    by_status = tables.trials["status"].value_counts()
+    failed = int(by_status.get(TrialStatus.CRASHED, 0))
+    return RunSummary(
+        run_id=folder.run_id,
+        name=run["name"] or folder.run_id,
+        status=RunStatus(run["status"] or RunStatus.STOPPED),  # None: a journal that lost its first line
+        base_model=run["base_model"] or "",
+        device=tables.versions.get("device") or spec.device,
+        seed=int(run["seed"] or 0),
+        n_asked=spec.trials,
+        n_done=int(by_status.get(TrialStatus.SUCCESS, 0)) + failed,
+        n_failed=failed,
+        n_layers=_whole(run["n_layers"]),
+        n_removed=_whole(run["n_removed"]),
+        budget_max=spec.budget.max,
+        objectives=tuple(found.scores.columns),
+        best_config=best,
+        best_scores=found.scores.loc[best].to_dict() if known else {},
+        retention=float(found.average[best]) if known and found.is_share else None,
+        hypervolume=found.hypervolume,
+        created_at=_moment(run["created_at"]),
+        started_at=_moment(run["started_at"]),
+        ended_at=_moment(run["ended_at"]),
+        last_activity=_moment(run["heartbeat_at"]),
+        error=run["error"],
+        size=folder.size(),
+    )
+
+
+def run_summary(folder: RunFolder, patience: float = READER_PATIENCE) -> RunSummary:
+    """The run's row for the table of runs; `problem` says why it is old or poor. Never raises for a broken run."""
+    kept = read_summary(folder)
+    if kept is not None and _is_fresh(folder):
+        return kept
+    try:
+        return summarise(read_scores(folder, patience), folder)
+    except StoreMissing:
+        return summary_of_run_file(folder)
+    except (StoreError, ValueError) as error:  # ValueError: a status or a specification that is none
+        return replace(kept, problem=str(error)) if kept else summary_of_run_file(folder, str(error))
+
+
+def list_runs(root: str | Path) -> list[RunSummary]:
+    """Every run under `root`, newest first."""
+    return [run_summary(folder) for folder in reversed(run_folders(root))]
+
+
+def _is_fresh(folder: RunFolder) -> bool:
+    database, _, wal, _ = folder.version()
+    try:
+        return folder.summary.stat().st_mtime_ns >= max(database, wal)
+    except OSError:
+        return False
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _moment(value: Any) -> datetime | None:
+    return None if value is None else pd.Timestamp(value).to_pydatetime()

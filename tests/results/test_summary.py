@@ -1,0 +1,56 @@
+"""The table of runs: what the engine keeps of a run, and what readers work out where it is missing or old."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers.store_samples import NOON, a_trial, new_writer, scores, success
+
+from gptailor.results.summary import run_summary
+from gptailor.store.writer import RunWriter
+from gptailor.trial import Evaluation, Outcome, TrialStatus
+
+
+def test_summary_is_kept_and_equals_the_databases(tmp_path: Path) -> None:
+    writer = new_writer(tmp_path)
+    for score in scores(0.8, 10.0):
+        writer.record_evaluation(Evaluation("dense", None, "validation", score, NOON))
+    writer.finish_trial(0, success())  # a trial that was never started has no budget: it counts, but is not the best
+    for trial_id, (budget, got) in enumerate(
+        [(10, scores(0.7, 11.0, 10)), (90, scores(0.4, 12.5)), (90, scores(0.6, 40))], 1
+    ):
+        writer.start_trial(a_trial(trial_id, trial_id, budget))
+        writer.finish_trial(trial_id, success(*got))
+    writer.start_trial(a_trial(9, 9))
+    writer.finish_trial(9, Outcome(TrialStatus.CRASHED, NOON, error="x"))
+    kept = run_summary(writer.folder)
+    assert (kept.n_done, kept.n_failed, kept.n_asked, kept.best_config) == (5, 1, 20, 2)
+    assert kept.best_scores == {"piqa/acc": 0.4, "wikitext/word_perplexity": 12.5}
+    assert kept.retention == pytest.approx((0.4 / 0.8 + 10 / 12.5) / 2)
+    assert kept.hypervolume == pytest.approx(0.6 / 40 + 0.4 * (1 / 12.5 - 1 / 40))
+    writer.folder.summary.unlink()
+    computed = run_summary(writer.folder)
+    same = {"size": 0, "last_activity": None}
+    assert replace(computed, **same) == replace(kept, **same)
+
+
+def test_an_old_summary_is_not_shown(tmp_path: Path) -> None:
+    writer = new_writer(tmp_path)
+    early = writer.folder.summary.stat().st_mtime_ns - 10**9
+    os.utime(writer.folder.summary, ns=(early, early))
+    writer.folder.summary.write_text(writer.folder.summary.read_text().replace('"test"', '"old"'))
+    os.utime(writer.folder.summary, ns=(early, early))
+    assert run_summary(writer.folder).name == "test"
+    writer.folder.summary.write_text("{")
+    assert run_summary(writer.folder).name == "test"
+
+
+def test_a_summary_that_is_not_kept_is_worked_out(tmp_path: Path) -> None:
+    """What stops or extends a run writes without one; readers do not show the old one."""
+    writer = RunWriter.open(new_writer(tmp_path).folder)
+    kept = writer.folder.summary.read_text()
+    writer.record_run({"name": "anew"})
+    assert writer.folder.summary.read_text() == kept and run_summary(writer.folder).name == "anew"
