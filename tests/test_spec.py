@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from gptailor.errors import UserError
 from gptailor.spec import Budget, RunSpec, build_spec, keys_at, load_spec, parse_duration, parse_spec, record_of
@@ -112,7 +113,7 @@ WHOLE = (
 """What makes every record of a run file stand in MINIMAL."""
 
 
-def nested(record: type = RunSpec, path: str = "") -> Iterator[tuple[str, type | None]]:
+def nested(record: type[BaseModel] = RunSpec, path: str = "") -> Iterator[tuple[str, type[BaseModel] | None]]:
     """Every key of a run file, such as `selection.0.metric`, with the record whose keys stand below it."""
     for key, field in record.model_fields.items():
         below = record_of(field.annotation)
@@ -156,7 +157,7 @@ def test_records_that_are_none() -> None:
 
 
 def test_every_benchmark_of_a_run_file_is_known() -> None:
-    spec = parse_spec(MINIMAL, WHOLE)
+    spec = parse_spec(MINIMAL, [*WHOLE])
     assert [one.benchmark for one in spec.benchmarks] == ["piqa", "arc", "boolq"]
 
 

@@ -61,8 +61,8 @@ def finalists(folder: RunFolder) -> dict[int, StitchPlan]:
     tables = queries.read_run(folder)
     order = scores.searched(tables).front
     believed = scores.calibration(tables)
-    configs = [subject for subject in believed if subject.config_id is not None]
-    order += [subject.config_id for subject in sorted(configs, key=lambda subject: -believed[subject])]
+    ranked = sorted(believed, key=lambda subject: -believed[subject])
+    order += [subject.config_id for subject in ranked if subject.config_id is not None]
     plans = stored_plans(tables)
     firsts: dict[frozenset[int], int] = {}
     for config_id in order:

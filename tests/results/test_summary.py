@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.store_samples import NOON, a_trial, new_writer, scores, success
 
 from gptailor.results.summary import run_summary
 from gptailor.store.writer import RunWriter
-from gptailor.trial import Evaluation, Outcome, TrialStatus
+from gptailor.trial import DENSE, Evaluation, Outcome, TrialStatus
 
 
 def test_summary_is_kept_and_equals_the_databases(tmp_path: Path) -> None:
     writer = new_writer(tmp_path)
     for score in scores(0.8, 10.0):
-        writer.record_evaluation(Evaluation("dense", None, "validation", score, NOON))
+        writer.record_evaluation(Evaluation(DENSE, None, "validation", score, NOON))
     writer.finish_trial(0, success())  # a trial that was never started has no budget: it counts, but is not the best
     for trial_id, (budget, got) in enumerate(
         [(10, scores(0.7, 11.0, 10)), (90, scores(0.4, 12.5)), (90, scores(0.6, 40))], 1
@@ -33,7 +34,7 @@ def test_summary_is_kept_and_equals_the_databases(tmp_path: Path) -> None:
     assert kept.hypervolume == pytest.approx(0.6 / 40 + 0.4 * (1 / 12.5 - 1 / 40))
     writer.folder.summary.unlink()
     computed = run_summary(writer.folder)
-    same = {"size": 0, "last_activity": None}
+    same: dict[str, Any] = {"size": 0, "last_activity": None}
     assert replace(computed, **same) == replace(kept, **same)
 
 
