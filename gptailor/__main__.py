@@ -17,6 +17,7 @@ from gptailor.versions import VERSION
 
 if TYPE_CHECKING:
     from gptailor.launch.events import Say
+    from gptailor.spec import Repair
     from gptailor.store.folder import RunFolder
 
 OK, USER_ERROR, RUN_FAILED, INTERRUPTED = 0, 2, 1, 130
@@ -74,6 +75,9 @@ def baseline(arguments: argparse.Namespace) -> int:
     spec = load_spec(arguments.run_file, arguments.set)
     title = f"{spec.name[:50]}, {'baselines' if len(names) > 1 else names[0]}"
     changed = spec.model_dump(mode="json") | {"baselines": names, "name": title}
+    if (asked := _repair(arguments)) is not None:
+        changed["operations"] = list(dict.fromkeys([*changed["operations"], "repair"]))
+        changed["repair"] = asked.model_dump(mode="json")
     folder = prepare(arguments.runs, build_spec(changed, "baseline"))
     return _run_here(folder, arguments)
 
@@ -139,15 +143,18 @@ def export(arguments: argparse.Namespace) -> int:
     """Write a configuration's model as a plain Hugging Face folder, or its plan as a file for mergekit."""
     from gptailor.commands.export import export_mergekit, export_model
 
-    folder, config_id, out = _folder(arguments), arguments.config_id, Path(arguments.out)
+    folder, config_id, out, repair = _folder(arguments), arguments.config_id, Path(arguments.out), _repair(arguments)
     if arguments.dry_run and not arguments.push:
         raise UserError("export: --dry-run lists what --push would send; add --push OWNER/NAME")
     if arguments.form == "mergekit":
         if arguments.push:
             raise UserError("export: --push sends a model's folder; leave --as mergekit out")
+        if repair is not None:
+            raise UserError("export: mergekit cannot repair; leave --as mergekit out")
         export_mergekit(folder, config_id, out, _say(arguments))
     else:
-        export_model(folder, config_id, out, _say(arguments), push=arguments.push, dry_run=arguments.dry_run)
+        say, push, dry_run = _say(arguments), arguments.push, arguments.dry_run
+        export_model(folder, config_id, out, say, push=push, dry_run=dry_run, repair=repair)
     return OK
 
 
@@ -184,6 +191,7 @@ def stitch(arguments: argparse.Namespace) -> int:
         Path(arguments.out),
         _say(arguments),
         base_at=arguments.base_layer,
+        repair=_repair(arguments),
     )
     return OK
 
@@ -284,6 +292,26 @@ def _say(arguments: argparse.Namespace) -> Say:
     return say_to_programs if getattr(arguments, "events", False) else say_to_people
 
 
+def _repair(arguments: argparse.Namespace) -> Repair | None:
+    """The repair that --repair and --texts ask for, or None. Raises UserError."""
+    from pydantic import ValidationError
+
+    from gptailor.spec import Repair
+
+    if arguments.repair is None:
+        if arguments.texts is not None:
+            raise UserError("--texts: are those of a repair; name one with --repair")
+        return None
+    asked = {"method": arguments.repair} | ({} if arguments.texts is None else {"texts": arguments.texts})
+    try:
+        return Repair.model_validate(asked)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        option = "--texts" if problem["loc"][:1] == ("texts",) else "--repair"
+        said = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        raise UserError(f"{option} {problem['input']}: {said}") from error
+
+
 def _run_here(folder: RunFolder, arguments: argparse.Namespace) -> int:
     from gptailor.store.folder import runs_root
 
@@ -360,9 +388,21 @@ def command_parser() -> argparse.ArgumentParser:
         "action": "store_true",
         "help": "JSON lines: each step, the share that is done, results, an error",
     }
+
+    def with_repair(command: Any) -> Any:
+        command.add_argument(
+            "--repair",
+            metavar="METHOD",
+            help="repair without training: refit, replaceme, replaceme_cosine, rcpu or prune_comp",
+        )
+        command.add_argument(
+            "--texts", metavar="SOURCE", help="of the repair: objectives (default), base, file:PATH or hub:DATA_SET"
+        )
+        return command
+
     a_plan = "one of the run's plans, by its number: `show` lists the front's"
     add(search, run_file=True)
-    add(baseline, names=True, run_file=True)
+    with_repair(add(baseline, names=True, run_file=True))
     several = add(experiment)
     several.add_argument("file", metavar="FILE", help="such as data/experiments/operations.yaml")
     several.add_argument("--run", metavar="RUN.yaml", help="start from this run file instead of the experiment's")
@@ -375,7 +415,7 @@ def command_parser() -> argparse.ArgumentParser:
     add(engine, run_id=True)
     add(runs).add_argument("--json", action="store_true", help="machine-readable")
     add(show, run_id=True).add_argument("--json", action="store_true", help="machine-readable")
-    take = add(export, run_id=True)
+    take = with_repair(add(export, run_id=True))
     take.add_argument("config_id", type=int, metavar="CONFIG_ID", help=a_plan)
     take.add_argument("out", metavar="OUT", help="the folder or file to write; it must not be there yet")
     take.add_argument(
@@ -394,7 +434,7 @@ def command_parser() -> argparse.ArgumentParser:
     out = add(tables, run_id=True)
     out.add_argument("out", metavar="DIR", help="the folder to write into")
     out.add_argument("--format", choices=("parquet", "csv"), default="parquet", help="of the files (default: parquet)")
-    build = add(stitch)
+    build = with_repair(add(stitch))
     build.add_argument("plan", metavar="PLAN", help="a plan's file (JSON): ours, or one that auto-merge-llm published")
     build.add_argument("--family", required=True, metavar="FAMILY.yaml", help="base_model and candidates, in order")
     build.add_argument("--out", required=True, metavar="DIR", help="the folder to write; it must not be there yet")

@@ -50,13 +50,15 @@ class SpaceOperation(StrEnum):
     """What the search may do with layers.
 
     The paper's ablations are [remove], [remove, select] and [remove, fold]: a removed layer's weights go, by a searched
-    factor, into the kept layer before it.
+    factor, into the kept layer before it. repair: what was chosen gets weights that are fitted to a dense model's,
+    without training (see Repair).
     """
 
     REMOVE = "remove"
     SELECT = "select"
     MERGE = "merge"
     FOLD = "fold"
+    REPAIR = "repair"
 
 
 DEFAULT_OPERATIONS = (SpaceOperation.REMOVE, SpaceOperation.SELECT, SpaceOperation.MERGE)
@@ -77,6 +79,16 @@ class Baseline(StrEnum):
     LACO_NOTEBOOK = "laco_notebook"
     GREEDY = "greedy"
     EVOLUTION = "evolution"
+
+
+class RepairMethod(StrEnum):
+    """Repairs of a cut model in closed form, or nearly (gptailor/stitch/edits/)."""
+
+    REPLACEME = "replaceme"
+    REPLACEME_COSINE = "replaceme_cosine"
+    REFIT = "refit"
+    PRUNE_COMP = "prune_comp"
+    RCPU = "rcpu"
 
 
 class _Record(BaseModel):
@@ -181,6 +193,47 @@ class Merge(_Record):
         return _interval(value, lowest=-2.0, highest=4.0)
 
 
+class Repair(_Record):
+    """How a cut model is repaired. Nothing is trained: weights are fitted to what a dense model makes of some texts."""
+
+    method: RepairMethod = RepairMethod.REFIT
+    """refit: the output projections' whole matrices, by ridge regression. replaceme and replaceme_cosine: a linear map
+    behind the last layer before each gap. rcpu: the same, a rotation. prune_comp: one scale a gap."""
+    texts: Annotated[str, Field(min_length=1, max_length=1000)] = "objectives"
+    """What it is computed from: objectives (prompts with right answers, from the objectives' own examples), base
+    (written by the base itself), `file:PATH` (plain text, or .jsonl whose rows have a "text"), `hub:DATA_SET` or
+    `hub:DATA_SET:CONFIG`; several, joined by +, share the tokens."""
+    tokens: Annotated[Whole, Field(ge=100, le=10_000_000)] = 16_384
+    """Tokens to read at most."""
+    teacher: str | None = None
+    """The dense model to come near to: base, or a candidate by its name. Without it: the one that most of the kept
+    layers come from."""
+    layers: Literal["kept", "gaps"] = "kept"
+    """Of refit: every kept layer from the first gap on, or those before a gap alone."""
+    projections: Literal["mlp", "both"] = "mlp"
+    """Of refit: the MLP's output projection alone, or the attention's too."""
+
+    @field_validator("texts")
+    @classmethod
+    def _known_source(cls, value: str) -> str:
+        for source in value.split("+"):
+            if source not in ("objectives", "base") and not re.fullmatch(r"(file|hub):.+", source):
+                raise ValueError("must be objectives, base, file:PATH or hub:DATA_SET, or several joined by +")
+        return value
+
+    @model_validator(mode="after")
+    def _the_methods_own(self) -> Repair:
+        if self.method is not RepairMethod.REFIT and (self.layers, self.projections) != ("kept", "mlp"):
+            raise ValueError(f"layers and projections are settings of refit; leave them out for {self.method}")
+        return self
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Those of the edit that are not its defaults."""
+        found = {"teacher": self.teacher or "", "layers": self.layers, "projections": self.projections}
+        return {name: value for name, value in found.items() if value not in ("", "kept", "mlp")}
+
+
 class Budget(_Record):
     """Examples per benchmark: the lowest and highest rung, and Hyperband's ratio between rungs."""
 
@@ -276,10 +329,14 @@ class RunSpec(_Record):
     """How many layers to leave out: a number such as 8, or a share of them such as 0.25, rounded up."""
     operations: tuple[SpaceOperation, ...] = DEFAULT_OPERATIONS
     """What may happen to layers. remove: leave layers out. select: take a layer from one candidate. merge: make one of
-    several. fold: put a removed layer's weights, by a searched factor, into the kept layer before it. The paper's
-    ablations are remove alone, remove with select, and remove with fold."""
+    several. fold: put a removed layer's weights, by a searched factor, into the kept layer before it. repair: fit the
+    weights of the best plans, once they are found, to a dense model's work. The paper's ablations are remove alone,
+    remove with select, and remove with fold."""
     merge: Merge = Merge()
     """How several candidates' layers become one."""
+    repair: Repair | None = None
+    """How plans are repaired, where operations lists repair: a search's best plans, which are then judged on the
+    selection beside themselves unrepaired, and baselines."""
     output_scale: tuple[Number, Number] | None = None
     """Search a factor on each kept layer's output projections too, from the least to the greatest, such as
     `[0.8, 1.2]`; an export folds it into the weights."""
@@ -360,7 +417,9 @@ class RunSpec(_Record):
     @classmethod
     def _known_set(cls, value: tuple[SpaceOperation, ...]) -> tuple[SpaceOperation, ...]:
         if len(set(value)) != len(value) or not value:
-            raise ValueError("must list each of remove, select, merge, fold at most once, and at least one of them")
+            raise ValueError(
+                "must list each of remove, select, merge, fold, repair at most once, and at least one of them"
+            )
         return value
 
     @field_validator("output_scale")
@@ -402,6 +461,7 @@ class RunSpec(_Record):
             raise ValueError("remove: is 0, but operations lists remove; give a number of layers or drop it")
         if SpaceOperation.FOLD in self.operations and SpaceOperation.REMOVE not in self.operations:
             raise ValueError("operations: fold says what becomes of removed layers; add remove")
+        self._check_repair()
         if self.baselines and not self.remove:
             raise ValueError("baselines: they leave layers out; set remove to how many")
         if len(set(self.baselines)) != len(self.baselines):
@@ -429,6 +489,28 @@ class RunSpec(_Record):
         if len({(o.name, o.split) for o in self.selection}) < len(self.selection):
             raise ValueError("selection: the same benchmark, metric and split is listed twice")
         return self
+
+    def _check_repair(self) -> None:
+        """Raise ValueError where it is not clear what is to be repaired, by whom, or on what it is judged."""
+        if SpaceOperation.REPAIR not in self.operations:
+            if self.repair is not None:
+                raise ValueError("repair: says how, but operations does not list repair; add it, or drop the key")
+            return
+        if SpaceOperation.REMOVE not in self.operations:
+            raise ValueError("operations: repair mends what removed layers leave; add remove")
+        if not self.selection and not self.baselines:
+            raise ValueError(
+                "operations: repair needs selection splits, on which repaired plans are judged beside themselves "
+                "unrepaired; add some under selection"
+            )
+        teacher = self.repair.teacher if self.repair else None
+        if teacher not in (None, BASE) and teacher not in self.candidates:
+            raise ValueError(f"repair.teacher: {teacher!r} is neither {BASE!r} nor a candidate of this run")
+
+    @property
+    def repairs(self) -> Repair | None:
+        """How plans are repaired, where they are."""
+        return (self.repair or Repair()) if SpaceOperation.REPAIR in self.operations else None
 
     def _check_unread(self, where: str, one: Benchmark) -> None:
         """Raise ValueError where the search reads what is to judge or to choose its plans."""

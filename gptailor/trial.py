@@ -35,6 +35,10 @@ class Origin(StrEnum):
     BASELINE = "baseline"  # a published pruning method, see its run file's baselines
 
 
+REPAIRED = 1_000_000
+"""Numbers of configurations from here on are repaired plans: configuration N, repaired, is REPAIRED + N."""
+
+
 @dataclass(frozen=True)
 class Score:
     """One metric of one benchmark, as lm-eval defines it, over `n_samples` examples. stderr is None where unknown."""
@@ -185,7 +189,7 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """As a person reads it: `Dense base`, `math, dense`, `block_influence on math`, `Plan 7`."""
+        """As a person reads it: `Dense base`, `math, dense`, `block_influence on math`, `Plan 7`, `Plan 7, repaired`."""
         match self.kind:
             case SubjectKind.DENSE:
                 return "Dense base"
@@ -193,6 +197,8 @@ class Subject:
                 return f"{self.name}, dense"
             case SubjectKind.BASELINE:
                 return f"{self.name} on {self.source or 'base'}"
+            case SubjectKind.CONFIG if self.config_id is not None and self.config_id >= REPAIRED:
+                return f"Plan {self.config_id - REPAIRED}, repaired"
             case SubjectKind.CONFIG:
                 return f"Plan {self.config_id}"
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import re
+import time
 import unicodedata
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -49,6 +51,19 @@ def csv_safe(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip()[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return "'" + value
     return value
+
+
+def now_and_then(say: Callable[[str], None], seconds: float = 10.0) -> Callable[[str, float], None]:
+    """Who is told often what is done and the share of it, and says so every so many seconds."""
+    last = time.monotonic()
+
+    def told(what: str, share: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            say(f"{what}, {share:.0%} done")
+
+    return told
 
 
 def duration(seconds: float | None) -> str:

@@ -56,24 +56,32 @@ METHODS: dict[Baseline, Method] = {
 
 @dataclass(frozen=True)
 class Cut:
-    """One method on one source (the base or a candidate). subject: its name among the evaluations."""
+    """One method on one source (the base or a candidate).
+
+    subject: its name among the evaluations. is_repaired: whether the run's repair is done to its plan.
+    """
 
     baseline: Baseline
     source: str
     seed: int
     subject: Subject
+    is_repaired: bool = False
 
 
 def cuts(spec: RunSpec, names: Iterable[Baseline]) -> list[Cut]:
     """What methods make of a run's family.
 
-    On the base and on each candidate (those asked for), as often as they have seeds.
+    On the base and on each candidate (those asked for), as often as they have seeds; where the run repairs, each plan
+    as it is and then repaired.
     """
     found = []
     for name in names:
         for source in spec.baselines_on or (BASE, *spec.candidates):
             for number in range(METHODS[name].seeds):
                 label = f"{name}-{number + 1}" if METHODS[name].seeds > 1 else str(name)
-                subject = Subject.baseline(label, None if source == BASE else source)
-                found.append(Cut(name, source, spec.seed + number, subject))
+                place, seed = None if source == BASE else source, spec.seed + number
+                found.append(Cut(name, source, seed, Subject.baseline(label, place)))
+                if spec.repairs is not None:
+                    subject = Subject.baseline(f"{label}+{spec.repairs.method}", place)
+                    found.append(Cut(name, source, seed, subject, is_repaired=True))
     return found

@@ -18,7 +18,7 @@ from gptailor import shipped
 from gptailor.errors import UserError
 from gptailor.schedule import Rung, n_examples, schedule
 from gptailor.scoring.device_speed import matmul_speed, type_advice
-from gptailor.scoring.memory import ELSEWHERE, Memory, local_workers, predict_memory
+from gptailor.scoring.memory import ELSEWHERE, Memory, local_workers, predict_memory, repair_of_a_plan
 from gptailor.spec import RunSpec, SpaceOperation
 from gptailor.store.folder import runs_root
 from gptailor.wording import duration, gigabytes, size
@@ -82,7 +82,7 @@ def check(spec: RunSpec, runs: str | Path | None = None) -> Check:
     from gptailor.family.models import prove_small
 
     planned = Check(schedule(spec.budget, spec.trials), n_examples(spec))
-    problems = [*_benchmark_problems(spec), *_merge_problems(spec)]
+    problems = [*_benchmark_problems(spec), *_merge_problems(spec), *_text_problems(spec)]
     try:
         found = prove_small(spec)
         family = _fit(spec, found)
@@ -93,7 +93,13 @@ def check(spec: RunSpec, runs: str | Path | None = None) -> Check:
     return dataclasses.replace(
         planned,
         problems=tuple(problems),
-        notes=(*found.notes, *_rung_notes(spec, planned), *_worker_notes(spec), *_type_notes(memory.device, found)),
+        notes=(
+            *found.notes,
+            *_rung_notes(spec, planned),
+            *_worker_notes(spec),
+            *_type_notes(memory.device, found),
+            *_repair_notes(spec, found, memory.device),
+        ),
         family=family,
         memory=memory,
         estimate=_estimate(spec, planned, found, memory.device, family.kept, Path(runs or runs_root())),
@@ -119,6 +125,25 @@ def _worker_notes(spec: RunSpec) -> Iterator[str]:
 def _type_notes(device: str, found: Preflight) -> Iterator[str]:
     if device != ELSEWHERE and (advice := type_advice(device, found.hidden_size, found.dtype)):
         yield advice
+
+
+def _repair_notes(spec: RunSpec, found: Preflight, device: str) -> Iterator[str]:
+    """What a repair takes beside the rest: its memory is among the parts, its time is not in the estimate."""
+    if spec.repairs is None:
+        return
+    cost = repair_of_a_plan(spec, found)
+    text = f"repair: {spec.repairs.method} on {spec.repairs.tokens:,} tokens of {spec.repairs.texts} takes"
+    speed = None if device == ELSEWHERE else matmul_speed(device, found.hidden_size, found.dtype)
+    time = "" if speed is None else f" about {duration(cost.operations / (EFFICIENCY * speed))} a plan and"
+    yield f"{text}{time} {gigabytes(cost.n_bytes)} beside the models"
+
+
+def _text_problems(spec: RunSpec) -> Iterator[str]:
+    """Files of texts that are not there."""
+    for source in spec.repairs.texts.split("+") if spec.repairs is not None else ():
+        kind, _, name = source.partition(":")
+        if kind == "file" and not Path(name).expanduser().is_file():
+            yield f"repair.texts: {name}: no such file"
 
 
 def _fit(spec: RunSpec, found: Preflight) -> Fit:

@@ -24,6 +24,7 @@ from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
 from gptailor.trial import DENSE, Evaluation, Subject, SubjectKind, now
+from gptailor.wording import now_and_then
 
 DEFAULT = Baseline.BLOCK_INFLUENCE
 """What `baselines` stands for in a search's run; in a run of baselines, it stands for all of them."""
@@ -57,7 +58,8 @@ def evaluate(
     asked = _subjects(folder, subjects)
     with EngineLock(folder):
         writer = RunWriter.open(folder, summarise=summarise)
-        plan_scorer = PlanScorer.open(spec, chosen, max_examples=examples)
+        plan_scorer = PlanScorer.open(spec, chosen, max_examples=examples, folder=folder)
+        plan_scorer.told = now_and_then(lambda text: say(Event(text)))
         plan_scorer.known = queries.load_examples(folder)
         done, total = 0, len(asked) * len(plan_scorer.benchmarks)
         for one, plan in _plans(asked, plan_scorer, spec):
@@ -169,6 +171,7 @@ def _plans(asked: Sequence[Asked], plan_scorer: PlanScorer, spec: RunSpec) -> li
 
         n_removed = spec.n_removed(plan_scorer.family.n_layers)
         case = Case(plan_scorer.stitcher, cut.source, n_removed, batches, no_scores, spec.budget.rungs, 1, cut.seed)
-        return METHODS[cut.baseline].load()(case)
+        plan = METHODS[cut.baseline].load()(case)
+        return plan_scorer.repaired(plan) if cut.is_repaired else plan
 
     return [(one, one.plan or plan_of(one.subject)) for one in asked]

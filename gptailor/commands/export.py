@@ -19,11 +19,11 @@ from gptailor.errors import UserError
 from gptailor.formats.published import BaseAt, read_family, read_plan, strip_text
 from gptailor.launch.events import Event, Say
 from gptailor.plan import BASE, StitchPlan
-from gptailor.spec import RunSpec, load_spec
+from gptailor.spec import Repair, RunSpec, load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import DENSE, Score, Subject, TrialStatus
-from gptailor.wording import gigabytes
+from gptailor.wording import gigabytes, now_and_then
 
 if TYPE_CHECKING:
     from gptailor.stitch.stitcher import Stitcher
@@ -34,12 +34,20 @@ WARM_UP_TOKENS = 2
 
 
 def export_model(
-    folder: RunFolder, config_id: int, out: Path, say: Say, *, push: str | None = None, dry_run: bool = False
+    folder: RunFolder,
+    config_id: int,
+    out: Path,
+    say: Say,
+    *,
+    push: str | None = None,
+    dry_run: bool = False,
+    repair: Repair | None = None,
 ) -> None:
     """Write a configuration's model as a plain Hugging Face folder `out`; it appears when complete and proven.
 
     say: called with each step and its share. push: OWNER/NAME on the hub to send it to; an export of the same plan that
-    is at `out` already is sent as it is. dry_run: only list what would be sent. Raises UserError.
+    is at `out` already is sent as it is. dry_run: only list what would be sent. repair: done to the plan before; the
+    card then has no scores, as those are of the plan without it. Raises UserError.
     """
     from gptailor.formats import hub
 
@@ -47,10 +55,11 @@ def export_model(
         hub.refuse_name(push)
     tables = queries.read_run(folder)
     plan = plan_of(tables, config_id)
-    if push is None or not _is_export_of(out, plan):
+    if push is None or repair is not None or not _is_export_of(out, plan):
         spec = load_spec(folder.spec)
-        scores, facts = scores_of(tables, config_id), facts_of(tables, spec, config_id)
-        _write(spec, plan, out, say, title=f"{spec.name}: ", scores=scores, facts=facts)
+        scores = scores_of(tables, config_id) if repair is None else []
+        facts = facts_of(tables, spec, config_id)
+        _write(spec, plan, out, say, folder=folder, repair=repair, title=f"{spec.name}: ", scores=scores, facts=facts)
     if push is None:
         return
     for name, size in hub.uploads(out):
@@ -109,26 +118,59 @@ def _location(named: str) -> str:
     return str(path.resolve()) if path.is_dir() else named
 
 
-def stitch_plan(plan_file: str, family_file: str, out: Path, say: Say, *, base_at: BaseAt = "source") -> None:
+def stitch_plan(
+    plan_file: str,
+    family_file: str,
+    out: Path,
+    say: Say,
+    *,
+    base_at: BaseAt = "source",
+    repair: Repair | None = None,
+) -> None:
     """Write the model of a plan's file as a plain Hugging Face folder, proven as exports are. Raises UserError."""
     spec = read_family(family_file)
+    if repair is not None and "objectives" in repair.texts.split("+"):
+        raise UserError("--texts objectives: a family file names none; give base, file:PATH or hub:DATA_SET")
     plan = read_plan(plan_file, tuple(spec.candidates), base_at)
     say(Event(strip_text(plan)))
-    _write(spec, plan, out, say, facts={"Plan": Path(plan_file).name})
+    _write(spec, plan, out, say, repair=repair, facts={"Plan": Path(plan_file).name})
 
 
-def _write(spec: RunSpec, plan: StitchPlan, out: Path, say: Say, *, title: str = "", **card: Any) -> None:
+def _write(
+    spec: RunSpec,
+    plan: StitchPlan,
+    out: Path,
+    say: Say,
+    *,
+    folder: RunFolder | None = None,
+    repair: Repair | None = None,
+    title: str = "",
+    **card: Any,
+) -> None:
     """Export the plan of the family of `spec`; title begins the model card's, `card` is what else it says."""
     from gptailor.family.models import open_family
     from gptailor.formats.huggingface import export_hf, refuse_folder
+    from gptailor.scoring.plan_scorer import run_texts
+    from gptailor.stitch.edits.registry import repair_edit
+    from gptailor.stitch.stitcher import Stitcher
 
     refuse_folder(out)
     say(Event("opening the family", share=0.0))
     family = open_family(spec.model_copy(update={"device": "cpu"}))
+    texts = run_texts(family.reader, spec, folder)
+    stitcher = Stitcher(family, texts=texts)
+    if repair is not None:
+        say(Event("reading the texts of the repair", share=0.0))
+        dense = StitchPlan.dense(family.n_layers)
+        named = texts.named(repair.texts, repair.tokens, lambda: stitcher.stitch(dense))
+        plan = plan.edited(repair_edit(repair, named, spec.seed))
+    if plan.edits:
+        stitcher.stitch(plan, now_and_then(lambda text: say(Event(text, share=0.0))))
     done = export_hf(
         family,
         plan,
         out,
+        stitcher=stitcher,
         title=f"{title}{len(plan.kept)} layers stitched from {plan.n_layers} of {family.label('base')}",
         progress=lambda step, share: say(Event(step, share=share)),
         **card,
@@ -245,10 +287,11 @@ def generate(
     spec = load_spec(folder.spec, [f"device={device}"] if device is not None else [])
     say(Event("opening the models"))
     from gptailor.family.models import open_family
+    from gptailor.scoring.plan_scorer import run_texts
     from gptailor.stitch.stitcher import Stitcher
 
     family = open_family(spec)
-    stitcher = Stitcher(family)
+    stitcher = Stitcher(family, texts=run_texts(family.reader, spec, folder))
     for subject, chosen in ((DENSE, StitchPlan.dense(family.n_layers)), (Subject.config(config_id), plan)):
         name = "the dense base" if subject == DENSE else f"plan {config_id}"
         say(Event(f"{name} writes"))

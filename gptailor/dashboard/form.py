@@ -140,6 +140,8 @@ def draft(values: Values, preset: RunSpec) -> Draft:
     data = preset.model_dump(mode="json") | {"trust_remote_code": False}
     for name in ("name", "base_model", "operations", "baselines", "trials", "seed", "device", "dtype", "chat_template"):
         data[name] = values[name]
+    if "repair" not in values["operations"]:
+        data["repair"] = None  # which says how, and has no widget
     data["merge"] |= {
         "method": values["merge_method"].strip(),
         "factor": [values["factor_low"], values["factor_high"]],

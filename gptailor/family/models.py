@@ -188,6 +188,8 @@ def _open(spec: RunSpec, found: Inspection) -> Family:
     family = Family(model, tokenizer, candidates, preflight, found.renumbering, devices[0], spec, labels, visitors)
     if spec.output_scale is not None:
         _ = family.output_projections  # refused now, not in the first trial
+    if spec.repairs is not None:
+        family.projections_for("repair")  # and not after the last one
     return family
 
 

@@ -49,6 +49,7 @@ class Preflight:
     once). model_bytes: what each model adds in the run's type if nothing is shared, candidates by their layers alone;
     distinct_bytes: their sum, an upper bound of what the open family holds. licences: by model, where one is named.
     fixed: layers that every plan keeps, as no configuration can do without them.
+    inner_size: of the MLP.
     """
 
     architecture: str
@@ -62,6 +63,7 @@ class Preflight:
     licences: Mapping[str, str]
     notes: tuple[str, ...] = ()
     fixed: tuple[int, ...] = ()
+    inner_size: int = 0
 
     @property
     def n_parameters(self) -> int:
@@ -327,6 +329,8 @@ def _summary(judge: BaseJudge, checkpoints: Mapping[str, Checkpoint], renumberin
         licences={name: found.licence for name, found in checkpoints.items() if found.licence},
         notes=tuple(notes),
         fixed=tuple(sorted(renumbering.fixed)),
+        inner_size=base.size("intermediate_size", "n_inner", "ffn_dim", "d_ff")
+        or 4 * (base.size("hidden_size", "n_embd", "d_model") or 0),
     )
 
 

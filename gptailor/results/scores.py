@@ -271,16 +271,22 @@ def choice(tables: ScoreTables) -> Choice | None:
     )
 
 
+def plan_name(subject: Subject) -> str:
+    """`plan 12`, or `plan 12, repaired,` of the subject of a configuration."""
+    name = f"p{subject.label[1:]}"
+    return f"{name}," if "," in name else name
+
+
 def choice_text(chosen: Choice) -> str:
     """One sentence or two for people."""
-    name = f"plan {chosen.subject.config_id}"
+    name = plan_name(chosen.subject)
     text = (
         f"Of the {chosen.finalists} most promising plans, {name} is best on the selection split, which the search "
         f"never used: it keeps {chosen.retention:.1%} of the dense base there ({chosen.promised:.1%} by the search's "
         "own scores)."
     )
     if chosen.by_search != chosen.subject:
-        other = f"plan {chosen.by_search.config_id}"
+        other = plan_name(chosen.by_search)
         text += f" The search's scores would have chosen {other}, which keeps {chosen.by_search_retention:.1%}."
     beside = "more" if chosen.optimism >= 0 else "less"
     return text + f" On average the search's scores promised {abs(chosen.optimism):.1%} {beside} than was kept."

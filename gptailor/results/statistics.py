@@ -6,6 +6,7 @@ Frames in, frames out. Tests are paired: two subjects answered the very same exa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ import pandas as pd
 from scipy import stats
 
 from gptailor.results.scores import BENCHMARK
-from gptailor.trial import ItemKey, Subject
+from gptailor.trial import REPAIRED, ItemKey, Subject
 
 Items = Mapping[ItemKey, Sequence[Any]]
 """What each example gave."""
 
 DRAWS = 4000
+SIGNIFICANT = 0.05
+"""Differences of a greater p are called noise."""
 
 
 def paired(frame: pd.DataFrame, items: Items, one: Subject, other: Subject) -> pd.DataFrame:
@@ -65,6 +68,58 @@ def paired(frame: pd.DataFrame, items: Items, one: Subject, other: Subject) -> p
             )
         )
     return pd.DataFrame(rows, columns=[*BENCHMARK, "n", "difference", "low", "high", "p", "test"])
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A repaired plan beside itself unrepaired, on the same examples.
+
+    By how much it is better (in the mean of the metrics), the 95 % interval, p, and the number of examples.
+    """
+
+    config_id: int
+    difference: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+    @property
+    def is_noise(self) -> bool:
+        return self.p >= SIGNIFICANT
+
+    @property
+    def is_better(self) -> bool:
+        return self.difference > 0 and not self.is_noise
+
+    @property
+    def text(self) -> str:
+        verdict = "neither better nor worse" if self.is_noise else "better" if self.is_better else "worse"
+        shown = ", as far as these examples can show" if self.is_noise else ""
+        return (
+            f"plan {self.config_id} repaired is {verdict} than itself unrepaired{shown}: {self.difference:+.4f} "
+            f"[{self.low:+.4f}, {self.high:+.4f}], p {self.p:.3g} ({self.n} examples)"
+        )
+
+
+def repaired(frame: pd.DataFrame, items: Items, config_id: int) -> Repaired | None:
+    """How configuration `config_id` does once it is repaired; None where it was not, or no example can be compared.
+
+    frame: see scores.judged.
+    """
+    table = paired(frame, items, Subject.config(REPAIRED + config_id), Subject.config(config_id))
+    if table.empty:
+        return None
+    row = table.iloc[-1]  # the average, where there are several benchmarks
+    difference, low, high, p = (float(row[column]) for column in ("difference", "low", "high", "p"))
+    return Repaired(config_id, difference, low, high, p, int(row["n"]))
+
+
+def repairs(frame: pd.DataFrame, items: Items) -> list[Repaired]:
+    """All of `frame`'s repaired plans beside themselves unrepaired."""
+    ids = sorted({int(config) for config in frame["config_id"].dropna()})
+    found = (repaired(frame, items, config_id - REPAIRED) for config_id in ids if config_id >= REPAIRED)
+    return [one for one in found if one is not None]
 
 
 def _mcnemar(apart: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from gptailor.results import scores, statistics
 from gptailor.results.summary import list_runs
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
-from gptailor.trial import Subject, SubjectKind, TrialStatus
+from gptailor.trial import REPAIRED, Subject, SubjectKind, TrialStatus
 
 
 def runs_json(root: str | Path) -> list[dict[str, Any]]:
@@ -86,6 +86,7 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
         "hypervolume": found.hypervolume,
         "held_out": _held_out(folder, tables, best),
         "selection": _selection(chosen) if chosen else None,
+        "repairs": [asdict(one) | {"text": one.text} for one in _repairs(folder, tables)],
         "failures": [
             {"trial": int(row.trial_id), "error": (row.error or "").strip().splitlines()[-1]}
             for row in trials[trials.status == TrialStatus.CRASHED].itertuples()
@@ -97,6 +98,13 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
 def stored_plans(tables: queries.RunTables) -> dict[int, StitchPlan]:
     """Every configuration's plan, by its number."""
     return {int(row.config_id): StitchPlan.from_json(json.loads(str(row.plan))) for row in tables.plans.itertuples()}
+
+
+def _repairs(folder: RunFolder, tables: queries.RunTables) -> list[statistics.Repaired]:
+    frame = scores.judged(tables, "selection")
+    if not (frame["config_id"].dropna() >= REPAIRED).any():
+        return []
+    return statistics.repairs(frame, queries.items_of(folder, frame["plan_hash"].dropna()))
 
 
 def _held_out(folder: RunFolder, tables: queries.RunTables, best: int | None) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def run_text(story: dict[str, Any]) -> str:
     else:
         lines.append(f"Export one: python -m gptailor export {story['run_id']} {best['config_id']} OUT")
     lines += ["", story["selection"]["text"]] if story["selection"] else []
+    lines += [f"On the selection split, {one['text']}" for one in story["repairs"]]
     lines += _held_out_text(story["held_out"])
     lines += [f"trial {failure['trial']} failed: {failure['error']}" for failure in story["failures"]]
     return "\n".join(lines)

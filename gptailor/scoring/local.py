@@ -11,19 +11,25 @@ from gptailor.scoring.plan_scorer import OBJECTIVES, PlanScorer
 from gptailor.scoring.scorer import Ended, attempt, hung_error
 from gptailor.scoring.time_limit import TimeLimit
 from gptailor.spec import Reading, RunSpec
+from gptailor.store.folder import RunFolder
 
 
 class LocalScorer:
     """The engine's own process scores, whenever it is waited for."""
 
     def __init__(
-        self, spec: RunSpec, known: Items, should_stop: Callable[[], bool], hung: Callable[[int, str], None]
+        self,
+        spec: RunSpec,
+        known: Items,
+        should_stop: Callable[[], bool],
+        hung: Callable[[int, str], None],
+        folder: RunFolder | None = None,
     ) -> None:
         """known: what each example gave, so far. hung: told of a trial that will not come back; ends the process.
 
         Raises UserError.
         """
-        self.plan_scorer = PlanScorer.open(spec, spec.objectives, max_examples=spec.budget.max)
+        self.plan_scorer = PlanScorer.open(spec, spec.objectives, max_examples=spec.budget.max, folder=folder)
         self.plan_scorer.known = known
         self.cache = self.plan_scorer.cache
         self.n_layers = self.plan_scorer.family.n_layers
@@ -58,6 +64,9 @@ class LocalScorer:
 
     def score(self, plan: StitchPlan, budget: int, on: str = OBJECTIVES) -> PlanScores:
         return self.plan_scorer.score(plan, budget, self._should_stop, self.plan_scorer.opened(on))
+
+    def repaired(self, plan: StitchPlan) -> StitchPlan:
+        return self.plan_scorer.repaired(plan)
 
     def n_parameters(self, plan: StitchPlan) -> int:
         return self.plan_scorer.stitcher.n_parameters(plan)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gptailor.launch.devices import device_of, devices_of, free_devices, places
 from gptailor.plan import BASE
 from gptailor.spec import RunSpec, SpaceOperation
+from gptailor.stitch.edits.cost import Cost, Sizes, repair_cost
 from gptailor.wording import gigabytes
 
 if TYPE_CHECKING:
@@ -92,9 +93,20 @@ def predict_memory(spec: RunSpec, family: Preflight) -> Memory:
         "merged layers": there * int(CACHE_SHARE * family.distinct_bytes) if makes_layers else 0,
         "working memory": there * (tokens * min(BYTES_PER_TOKEN, 64 * family.hidden_size) + logits),
     }
+    if spec.repairs is not None:
+        parts["repair"] = there * repair_of_a_plan(spec, family).n_bytes
     if device in ("cpu", "mps"):
         parts["libraries"] = (1 + len(names)) * PROCESS_BYTES
     return _placed({part: size for part, size in parts.items() if size}, family, devices)
+
+
+def repair_of_a_plan(spec: RunSpec, family: Preflight) -> Cost:
+    """What the run's repair takes of one plan, where it has one. family: its preflight."""
+    assert spec.repairs is not None
+    itemsize = 4 if family.dtype == "float32" else 2
+    n, removed = family.n_layers, spec.n_removed(family.n_layers)
+    each = sum(family.layer_parameters) // n
+    return repair_cost(spec.repairs, Sizes(n, n - removed, family.hidden_size, family.inner_size, each, itemsize))
 
 
 def _placed(parts: Mapping[str, int], family: Preflight, devices: Sequence[str]) -> Memory:

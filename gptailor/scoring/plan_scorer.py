@@ -17,12 +17,15 @@ import torch
 from gptailor.baselines.block_influence import block_influence, removal_order
 from gptailor.errors import UserError
 from gptailor.evaluate.benchmarks import OpenBenchmark, calibration_batches, open_benchmarks, reordered
-from gptailor.evaluate.evaluator import Evaluator
+from gptailor.evaluate.calibration import TextReader
+from gptailor.evaluate.evaluator import Evaluator, Stopped
 from gptailor.family.models import Family, Reader, open_family
-from gptailor.plan import BASE, StitchPlan
+from gptailor.plan import BASE, StitchPlan, Texts
 from gptailor.scoring.item_cache import Gap, ItemCache, Items, PlanScores
 from gptailor.spec import Benchmark, Reading, RunSpec
-from gptailor.stitch.stitcher import Stitcher
+from gptailor.stitch.edits.registry import repair_edit
+from gptailor.stitch.stitcher import Between, Stitcher
+from gptailor.store.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -37,23 +40,40 @@ SELECTION_EXAMPLES = 1000
 
 @dataclass
 class PlanScorer:
-    """What one process that scores plans holds."""
+    """What one process that scores plans holds. told: of an edit's progress, while a plan is stitched."""
 
     family: Family
     stitcher: Stitcher
     benchmarks: Sequence[OpenBenchmark]
     evaluator: Evaluator
     cache: ItemCache
+    texts: TextReader
+    told: Between = lambda _what, _share: None
     others: dict[str, list[OpenBenchmark]] = field(default_factory=dict)
     orders: Mapping[Reading, list[int]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, spec: RunSpec, benchmarks: Sequence[Benchmark], max_examples: int | None) -> PlanScorer:
-        """Load the family of `spec` and up to `max_examples` examples of each benchmark. Raises UserError."""
-        return cls.of(open_family(spec), benchmarks, max_examples)
+    def open(
+        cls,
+        spec: RunSpec,
+        benchmarks: Sequence[Benchmark],
+        max_examples: int | None,
+        folder: RunFolder | None = None,
+    ) -> PlanScorer:
+        """Load the family of `spec` and up to `max_examples` examples of each benchmark.
+
+        folder: of the run, which keeps the texts of edits. Raises UserError.
+        """
+        return cls.of(open_family(spec), benchmarks, max_examples, folder)
 
     @classmethod
-    def of(cls, family: Family, benchmarks: Sequence[Benchmark], max_examples: int | None) -> PlanScorer:
+    def of(
+        cls,
+        family: Family,
+        benchmarks: Sequence[Benchmark],
+        max_examples: int | None,
+        folder: RunFolder | None = None,
+    ) -> PlanScorer:
         """The same for a family that is open. Raises UserError."""
         spec = family.spec
         opened = cls.open_benchmarks(family, spec, benchmarks, max_examples)
@@ -65,7 +85,8 @@ class PlanScorer:
             max_length=_window(family.reader),
             batch_tokens=spec.batch_tokens,
         )
-        return cls(family, Stitcher(family), opened, evaluator, ItemCache(family.n_layers))
+        texts = run_texts(family.reader, spec, folder)
+        return cls(family, Stitcher(family, texts=texts), opened, evaluator, ItemCache(family.n_layers), texts)
 
     @property
     def known(self) -> Items:
@@ -126,11 +147,31 @@ class PlanScorer:
         for plan in {gap.plan.hash: gap.plan for gap in gaps}.values():
             places = [place for place, gap in enumerate(gaps) if gap.plan.hash == plan.hash]
             started = time.monotonic()
-            model = self.stitcher.stitch(plan)
+            model = self.stitcher.stitch(plan, self._between(should_stop))
             seconds += time.monotonic() - started
             spans = [(gaps[place].benchmark, gaps[place].first, gaps[place].end) for place in places]
             found |= zip(places, self.evaluator.items_of(model, spans, should_stop), strict=True)
         return [found[place] for place in range(len(gaps))], seconds
+
+    def _between(self, should_stop: Callable[[], bool] | None) -> Between:
+        def between(what: str, share: float) -> None:
+            if should_stop is not None and should_stop():
+                raise Stopped
+            self.told(what, share)
+
+        return between
+
+    def repaired(self, plan: StitchPlan) -> StitchPlan:
+        """The plan with the repair that the run file asks for. Raises UserError where its texts cannot be read."""
+        repair = self.family.spec.repairs
+        assert repair is not None
+        return plan.edited(repair_edit(repair, self.repair_texts(), self.family.spec.seed))
+
+    def repair_texts(self) -> Texts:
+        """The texts of the run's repairs, read or written now. Raises UserError."""
+        repair, dense = self.family.spec.repairs, StitchPlan.dense(self.family.n_layers)
+        assert repair is not None
+        return self.texts.named(repair.texts, repair.tokens, lambda: self.stitcher.stitch(dense))
 
     def free(self) -> None:
         """Give back what a trial that failed held: tensors of its frames, memory that the device's allocator keeps."""
@@ -188,6 +229,15 @@ def open_run_benchmarks(
         include_path=spec.include_path,
         chat_template=spec.chat_template,
     )
+
+
+def run_texts(reader: Reader, spec: RunSpec, folder: RunFolder | None = None) -> TextReader:
+    """Where the edits of a run's plans find their texts; the objectives are opened when they are asked for."""
+
+    def objectives() -> list[OpenBenchmark]:
+        return open_run_benchmarks(reader, spec, spec.objectives, spec.budget.max)
+
+    return TextReader(reader.tokenizer, objectives, spec.seed, None if folder is None else folder.path)
 
 
 def _window(reader: Reader) -> int:

@@ -64,6 +64,9 @@ class Scorer(Protocol):
     def score(self, plan: StitchPlan, budget: int, on: str = OBJECTIVES) -> PlanScores:
         """One plan, now. on: OBJECTIVES or SELECTION. Raises Stopped, NonFinite."""
 
+    def repaired(self, plan: StitchPlan) -> StitchPlan:
+        """The plan with the run's repair. Raises Stopped, UserError."""
+
     def n_parameters(self, plan: StitchPlan) -> int: ...
     def influence_orders(self) -> list[tuple[str, list[int]]]: ...
     def close(self) -> None: ...

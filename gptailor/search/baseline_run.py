@@ -62,6 +62,7 @@ class BaselineRun(RunBase):
     def run(self) -> tuple[RunStatus, str | None]:
         spec = self.spec
         asked = cuts(spec, spec.baselines)
+        self.made = {trial.config_id: trial.plan for trial in self.history.finished.values()}
         scorer = self._local_scorer(queries.load_examples(self.folder))
         plan_scorer = scorer.plan_scorer
         self.progress.started(spec.model_copy(update={"trials": len(asked)}), len(self.history.finished))
@@ -105,13 +106,14 @@ class BaselineRun(RunBase):
         self.progress.note(f"{cut.subject}: {METHODS[cut.baseline].title}")
         before = time.monotonic()
         try:
-            plan, problem = METHODS[cut.baseline].load()(case), None
+            plan, problem = self._plan(plan_scorer, trial_id, cut, case), None
         except Stopped:
             return Outcome(TrialStatus.CANCELLED, now())
         except UserError as error:
             plan, problem = case.plan(), str(error)
         except Exception:  # a method may fail in any way on somebody's model; the others go on without it
             plan, problem = case.plan(), traceback.format_exc()
+        self.made[trial_id] = plan
         seconds = time.monotonic() - before
         facts = {"baseline": str(cut.baseline), "source": cut.source, "subject": str(cut.subject)}
         spent = {"passes": round(case.passes, 2), "examples": case.examples}
@@ -139,6 +141,13 @@ class BaselineRun(RunBase):
         kept = self._fitness(plan_scorer, plan, self.spec.budget.max) if outcome.scores else None
         self.progress.trial(trial_record(trial_id, made, seconds), outcome, kept, replayed=False)
         return outcome
+
+    def _plan(self, plan_scorer: PlanScorer, trial_id: int, cut: Cut, case: Case) -> StitchPlan:
+        """A method's plan; that of a repaired cut is the plan of the cut before it, with the run's repair."""
+        if not cut.is_repaired:
+            return METHODS[cut.baseline].load()(case)
+        plain = self.made.get(trial_id - 1)
+        return plan_scorer.repaired(plain if plain and plain.removed else METHODS[cut.baseline].load()(case))
 
     def _fitness(self, plan_scorer: PlanScorer, plan: StitchPlan, n: int) -> float:
         """Mean retention over the objectives on the first n examples of each; what has none (dense is 0) counts 0."""

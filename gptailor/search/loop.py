@@ -71,7 +71,7 @@ class Search(RunBase):
                 self._reference(scorer, BLOCK_INFLUENCE, one_shot)
             status, error = self._loop(scorer, space, initial)
             if status is RunStatus.FINISHED and spec.selection:
-                select(self.folder, scorer, self.writer, self.progress.note)
+                select(self.folder, spec, scorer, self.writer, self.progress.note)
         return status, error
 
     @contextmanager

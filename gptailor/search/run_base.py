@@ -33,6 +33,7 @@ from gptailor.store.connection import StoreFull, StoreUnwritable
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
 from gptailor.trial import DENSE, Evaluation, Outcome, RunStatus, Score, Subject, TrialStatus, now
+from gptailor.wording import now_and_then
 
 log = logging.getLogger("gptailor")
 
@@ -63,7 +64,8 @@ class RunBase(ABC):
 
     def _local_scorer(self, known: Items) -> LocalScorer:
         """This process as the one that scores. known: what each example gave, so far. Raises UserError."""
-        scorer = LocalScorer(self.spec, known, self._stop_asked, self._give_up)
+        scorer = LocalScorer(self.spec, known, self._stop_asked, self._give_up, self.folder)
+        scorer.plan_scorer.told = now_and_then(self.progress.note)
         family = scorer.plan_scorer.family
         if advice := type_advice(family.device.type, family.preflight.hidden_size, family.preflight.dtype):
             self.progress.note(advice)

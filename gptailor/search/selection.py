@@ -11,22 +11,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from gptailor.errors import UserError
+from gptailor.evaluate.scoring import NonFinite
 from gptailor.plan import StitchPlan
-from gptailor.results import scores
+from gptailor.results import scores, statistics
 from gptailor.results.story import stored_plans
-from gptailor.scoring.plan_scorer import SELECTION, SELECTION_EXAMPLES
+from gptailor.scoring.plan_scorer import OBJECTIVES, SELECTION, SELECTION_EXAMPLES
 from gptailor.scoring.scorer import Scorer
+from gptailor.spec import RunSpec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
-from gptailor.trial import DENSE, Evaluation, Subject, now
+from gptailor.trial import DENSE, REPAIRED, Evaluation, Subject, now
 from gptailor.wording import duration
 
+REPAIRED_FINALISTS = 3
+"""Of the finalists, how many are repaired as well: a repair takes longer than a score."""
 FINALISTS = 10
 """Plans that are scored again. More would let luck back in, fewer would leave the choice to the search's scores."""
 
 
-def select(folder: RunFolder, scorer: Scorer, writer: RunWriter, say: Callable[[str], None]) -> None:
+def select(folder: RunFolder, spec: RunSpec, scorer: Scorer, writer: RunWriter, say: Callable[[str], None]) -> None:
     """Score the finalists on the selection splits and say which is chosen. Raises Stopped; what is scored is kept."""
     plans = finalists(folder)
     opened = scorer.opened(SELECTION)
@@ -46,8 +51,51 @@ def select(folder: RunFolder, scorer: Scorer, writer: RunWriter, say: Callable[[
                 split, at = benchmark.spec.split, now()
                 evaluation = Evaluation(subject, subject.config_id, split, score, at, plan.hash, benchmark.chance)
                 writer.record_evaluation(evaluation)
+    if spec.repairs is not None:
+        repair_finalists(folder, spec, scorer, writer, say)
     if chosen := scores.choice(queries.read_run(folder)):
         say(scores.choice_text(chosen))
+
+
+def repair_finalists(
+    folder: RunFolder, spec: RunSpec, scorer: Scorer, writer: RunWriter, say: Callable[[str], None]
+) -> None:
+    """Repair the best of the finalists, and judge each on the selection splits beside itself unrepaired.
+
+    Only a repaired plan that is better there by more than noise is scored on the objectives too, without which it is
+    never the run's choice. Raises Stopped.
+    """
+    tables = queries.read_run(folder)
+    ranked = scores.averages(scores.judged(tables, SELECTION)).sort_values("retention", ascending=False)
+    configs = [int(config) for config in ranked["config_id"].dropna() if config < REPAIRED]
+    plans = stored_plans(tables)
+    for config_id in configs[:REPAIRED_FINALISTS]:
+        try:
+            repaired = scorer.repaired(plans[config_id])
+            say(f"selection: plan {config_id} is repaired ({repaired.edits[-1].describe()})")
+            with writer.batch():
+                writer.record_plan(REPAIRED + config_id, repaired, scorer.n_parameters(repaired))
+            _record(writer, scorer, REPAIRED + config_id, repaired, SELECTION, SELECTION_EXAMPLES)
+        except (NonFinite, UserError) as problem:
+            say(f"selection: plan {config_id} cannot be repaired: {problem}")
+            continue
+        items = queries.items_of(folder, [plans[config_id].hash, repaired.hash])
+        test = statistics.repaired(scores.judged(queries.read_run(folder), SELECTION), items, config_id)
+        if test is not None:
+            say(f"selection: {test.text}")
+            if test.is_better:
+                _record(writer, scorer, REPAIRED + config_id, repaired, OBJECTIVES, spec.budget.max)
+
+
+def _record(writer: RunWriter, scorer: Scorer, config_id: int, plan: StitchPlan, on: str, budget: int) -> None:
+    """Score a plan on the benchmarks of this key, as an evaluation. Raises Stopped, NonFinite, UserError."""
+    result, opened = scorer.score(plan, budget, on), scorer.opened(on)
+    with writer.batch():
+        for key, first, items in result.fresh:
+            writer.record_examples(*key, first, items)
+        for benchmark, score in zip(opened, result.scores, strict=True):
+            subject, split, at = Subject.config(config_id), benchmark.spec.split, now()
+            writer.record_evaluation(Evaluation(subject, config_id, split, score, at, plan.hash, benchmark.chance))
 
 
 def finalists(folder: RunFolder) -> dict[int, StitchPlan]:

@@ -71,6 +71,17 @@ def test_text_and_json_say_the_same() -> None:
 
 
 @pytest.mark.usefixtures("home")
+def test_what_a_repair_takes_is_said() -> None:
+    changes = {"operations": ["remove", "repair"], "selection": [{"benchmark": "piqa_local", "split": "train"}]}
+    found = check(spec_of(**changes, repair={"method": "rcpu", "tokens": 2000}))
+    assert found.memory is not None and found.memory.parts["repair"] > 2000 * 32 * 4
+    (note,) = [note for note in found.notes if note.startswith("repair: ")]
+    assert note.startswith("repair: rcpu on 2,000 tokens of objectives takes about ") and "beside the models" in note
+    missing = check(spec_of(**changes, repair={"texts": "base+file:nowhere.txt"}))
+    assert missing.problems == ("repair.texts: nowhere.txt: no such file",)
+
+
+@pytest.mark.usefixtures("home")
 def test_a_type_that_the_processor_is_slow_at_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = {"float32": 100e9, "bfloat16": 20e9}
     monkeypatch.setattr(device_speed, "matmul_speed", lambda _device, _width, dtype: speeds[dtype])

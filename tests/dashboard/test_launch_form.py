@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gptailor.dashboard import form
-from gptailor.spec import load_spec, parse_spec
+from gptailor.spec import build_spec, load_spec, parse_spec
 
 DEMO = next(preset for preset in form.presets() if preset.path.stem == "demo")
 
@@ -92,6 +92,19 @@ def test_what_has_no_widget_stays_as_in_the_preset() -> None:
     preset = DEMO.spec.model_copy(update={"merge": merge})
     found = form.draft(form.values_of(preset), preset)
     assert found.spec is not None and found.spec.merge.parameters == {"density": 0.5}
+
+
+def test_how_to_repair_stays_as_in_the_preset_and_goes_with_the_operation() -> None:
+    asked = {
+        "operations": ("remove", "repair"),
+        "selection": [{"benchmark": "demo_prose", "split": "test"}],
+        "repair": {"method": "rcpu"},
+    }
+    preset = build_spec(DEMO.spec.model_dump(mode="json") | asked | {"held_out": []})
+    values = form.values_of(preset)
+    assert form.draft(values, preset).spec == preset
+    without = form.draft(values | {"operations": ["remove"]}, preset).spec
+    assert without is not None and without.repair is None
 
 
 def test_run_file_and_command_say_the_same() -> None:

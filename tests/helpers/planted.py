@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from helpers.families import save_family, tiny_config
 
@@ -35,3 +36,21 @@ def own_words(model: torch.nn.Module, n: int = 12, tokens: int = 12) -> list[dic
         for _ in range(tokens):
             ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
     return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.clone().chunk(2)]
+
+
+def family_with_a_linear_layer(folder: Path, config, size: float = 1.0) -> Path:
+    """A family whose layer 3 adds a linear map of what layer 2's MLP projection reads, and nothing else.
+
+    size: of the map, as a share of what such maps are.
+    """
+    save_family(folder, config, candidates=())
+    model = AutoModelForCausalLM.from_pretrained(folder / "base")
+    before, removed = model.model.layers[2], model.model.layers[3]
+    with torch.no_grad():
+        before.mlp.down_proj.weight.zero_()
+        removed.self_attn.o_proj.weight.zero_()
+        removed.mlp.down_proj.weight.mul_(size)
+        for name in ("gate_proj", "up_proj"):
+            getattr(removed.mlp, name).weight.copy_(getattr(before.mlp, name).weight)
+    model.save_pretrained(folder / "base")
+    return folder

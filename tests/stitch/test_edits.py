@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from helpers.families import save_family, tiny_config
+from helpers.families import tiny_config
+from helpers.planted import family_with_a_linear_layer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from gptailor.errors import UserError
 from gptailor.evaluate.direct import is_plain
@@ -19,9 +22,11 @@ from gptailor.family.models import open_family
 from gptailor.family.structure import with_tensors
 from gptailor.formats.huggingface import export_hf
 from gptailor.plan import Edit, LayerChoice, StitchPlan, Texts
+from gptailor.spec import Repair
 from gptailor.stitch.edits import registry
 from gptailor.stitch.edits.case import EditCase
-from gptailor.stitch.edits.registry import EDITS
+from gptailor.stitch.edits.cost import Sizes, repair_cost
+from gptailor.stitch.edits.registry import EDITS, repair_edit
 from gptailor.stitch.edits.solve import Normal, best_ridge
 from gptailor.stitch.stitcher import Stitcher
 
@@ -202,25 +207,11 @@ def test_a_repair_brings_the_model_nearer_and_its_export_is_plain(family, method
     assert torch.equal(logits(stitcher_of(open_family(family.spec)).stitch(plan)), after), "equal texts, equal weights"
 
 
-def planted(folder: Path, config) -> Path:
-    """A family whose layer 3 adds a linear map of what layer 2's MLP projection reads, and nothing else."""
-    from transformers import AutoModelForCausalLM
-
-    save_family(folder, config, candidates=())
-    model = AutoModelForCausalLM.from_pretrained(folder / "base")
-    before, removed = model.model.layers[2], model.model.layers[3]
-    with torch.no_grad():
-        before.mlp.down_proj.weight.zero_()
-        removed.self_attn.o_proj.weight.zero_()
-        for name in ("gate_proj", "up_proj"):
-            getattr(removed.mlp, name).weight.copy_(getattr(before.mlp, name).weight)
-    model.save_pretrained(folder / "base")
-    return folder
-
-
 @pytest.mark.parametrize("layers", ["kept", "gaps"])
 def test_a_layer_that_was_a_linear_map_is_restored(tmp_path, make_spec, layers) -> None:
-    family = open_family(make_spec(planted(tmp_path, tiny_config(tie_word_embeddings=True)), operations=["remove"]))
+    family = open_family(
+        make_spec(family_with_a_linear_layer(tmp_path, tiny_config(tie_word_embeddings=True)), operations=["remove"])
+    )
     plan = CUT.edited(Edit("refit", (("layers", layers),), TEXTS))
     dense, before = (logits(Stitcher(family).stitch(one)) for one in (StitchPlan.dense(6), CUT))
     after = logits(stitcher_of(family).stitch(plan))
@@ -262,7 +253,7 @@ def test_normal_equations_are_those_of_float64_least_squares() -> None:
 
 def test_attention_sinks_do_not_rule_a_fit(tmp_path, make_spec) -> None:
     """A first token a thousand times as large as others leaves their repair as it is."""
-    folder = planted(tmp_path, tiny_config())
+    folder = family_with_a_linear_layer(tmp_path, tiny_config())
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder / "base")
@@ -298,3 +289,49 @@ def test_an_architecture_whose_projection_is_not_found_is_refused(make_family, m
     family = open_family(make_spec(make_family("gemma2")))
     with pytest.raises(UserError, match=r"refit: Gemma2ForCausalLM normalises the outputs .* leave refit out"):
         stitcher_of(family).stitch(CUT.edited(Edit("refit", texts=TEXTS)))
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the tensors that were made while it lasts and live still, and the most there were at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (list, tuple)) else [made]:
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return made
+
+    def _add(self, storage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.known:
+            self.known.add(key)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"method": "refit"}, {"method": "refit", "layers": "gaps"}, {"method": "rcpu"}, {"method": "prune_comp"}],
+    ids=lambda asked: " ".join(asked.values()),
+)
+def test_what_a_repair_takes_is_told_before(family, asked) -> None:
+    """The formula of `check` is above what is held and what is computed, by less than a factor of four."""
+    repair, some = Repair(**asked, tokens=3000), [list(range(3, 103))] * 30
+    plan = StitchPlan.without([2, 3], 6).edited(repair_edit(repair, TEXTS, 0))
+    stitcher = stitcher_of(family, some)
+    stitcher.stitch(StitchPlan.without([2, 3], 6))
+    with FlopCounterMode(display=False) as counted, Live() as live:
+        stitcher.stitch(plan)
+    told = repair_cost(repair, Sizes(6, 4, 32, 64, family.layer_parameters[0], 4))
+    assert live.most < told.n_bytes < 4 * live.most
+    assert counted.get_total_flops() / 2 < told.operations < 4 * counted.get_total_flops()

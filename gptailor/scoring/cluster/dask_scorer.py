@@ -22,15 +22,16 @@ from gptailor.errors import UserError
 from gptailor.evaluate.benchmarks import OpenBenchmark, reordered
 from gptailor.evaluate.evaluator import Stopped
 from gptailor.family.models import open_reader
-from gptailor.plan import StitchPlan
+from gptailor.plan import StitchPlan, Texts
 from gptailor.scoring.cluster.parts import cut, join
 from gptailor.scoring.cluster.start import LOSSES, start
-from gptailor.scoring.cluster.worker import Answer, Piece, Run, answer, influence_orders
+from gptailor.scoring.cluster.worker import Answer, Piece, Run, answer, influence_orders, repair_texts
 from gptailor.scoring.cluster.worker_status import WorkerStatuses
 from gptailor.scoring.item_cache import Gap, ItemCache, Items, PlanScores
-from gptailor.scoring.plan_scorer import OBJECTIVES, SELECTION_EXAMPLES, open_run_benchmarks
+from gptailor.scoring.plan_scorer import OBJECTIVES, SELECTION_EXAMPLES, open_run_benchmarks, run_texts
 from gptailor.scoring.scorer import Ended, hung_error, last_line
 from gptailor.spec import Reading, RunSpec
+from gptailor.stitch.edits.registry import repair_edit
 from gptailor.store.folder import RunFolder
 from gptailor.versions import installed_versions
 
@@ -86,6 +87,8 @@ class DaskScorer:
         self._reader = reader
         self._benchmarks = {OBJECTIVES: open_run_benchmarks(reader, spec, spec.objectives, spec.budget.max)}
         self.cache = ItemCache(self.n_layers, known)
+        self._texts = run_texts(reader, spec, folder)
+        self._repair_texts: Texts | None = None
         self._cluster = start(spec, folder)
         self._workers = WorkerStatuses(folder)
         self._run = Run(
@@ -156,7 +159,27 @@ class DaskScorer:
         return self._preflight.other_parameters + sum(layers[choice.layer] for choice in plan.kept)
 
     def influence_orders(self) -> list[tuple[str, list[int]]]:
-        future = self._submit(NOT_A_TRIAL, influence_orders)
+        found = self._ask_one(influence_orders)
+        if found.orders is None:
+            raise UserError(f"workers: no model of the family can be looked at: {last_line(found.error)}")
+        return found.orders
+
+    def repaired(self, plan: StitchPlan) -> StitchPlan:
+        """One worker reads the texts, or writes them, and all are given them."""
+        repair = self._spec.repairs
+        assert repair is not None
+        if self._repair_texts is None:
+            found = self._ask_one(repair_texts)
+            if found.texts is None:
+                raise UserError(f"workers: the texts of the repair cannot be read: {last_line(found.error)}")
+            self._repair_texts, tokens = found.texts
+            self._texts.keep(self._repair_texts.digest, tokens)
+            self._run = replace(self._run, texts={self._repair_texts.digest: tokens})
+        return plan.edited(repair_edit(repair, self._repair_texts, self._spec.seed))
+
+    def _ask_one(self, work: Callable[..., Answer]) -> Answer:
+        """What one worker makes of the run. Raises UserError, Stopped."""
+        future = self._submit(NOT_A_TRIAL, work)
         while True:
             if self._should_stop():
                 raise Stopped
@@ -168,12 +191,10 @@ class DaskScorer:
                 continue
             except _Lost:
                 self._reconnect()
-                future = self._submit(NOT_A_TRIAL, influence_orders)
+                future = self._submit(NOT_A_TRIAL, work)
                 continue
             self._futures.pop(str(future.key), None)
-            if found.orders is None:
-                raise UserError(f"workers: no model of the family can be looked at: {last_line(found.error)}")
-            return found.orders
+            return found
 
     def close(self) -> None:
         self._workers.close()

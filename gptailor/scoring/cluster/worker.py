@@ -19,7 +19,7 @@ from distributed import get_worker
 
 from gptailor.errors import UserError
 from gptailor.family.residence import pick_device
-from gptailor.plan import StitchPlan
+from gptailor.plan import StitchPlan, Texts
 from gptailor.scoring.item_cache import Gap, items_key
 from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.scoring.scorer import attempt
@@ -41,7 +41,7 @@ class Run:
     """What a worker has to know of a run.
 
     topic: where it says what it does. threads: of its share of a CPU. orders: in which the objectives' examples are
-    read.
+    read. texts: of edits, by digest, so that all workers have the same.
     """
 
     key: str
@@ -50,6 +50,7 @@ class Run:
     versions: dict[str, str]
     threads: int | None
     orders: Mapping[Reading, list[int]] = field(default_factory=dict)
+    texts: Mapping[str, list[list[int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,15 @@ class Piece:
 class Answer:
     """What came of an order: items for each piece, or an error of the trial, or why the run cannot go on here.
 
-    None of these: it was called off. Of what calculates orders of layers: those.
+    None of these: it was called off. Of what calculates orders of layers: those; of what reads texts: their name and
+    token ids.
     """
 
     worker: str
     device: str = ""
     items: list[list[Any]] | None = None
     orders: list[tuple[str, list[int]]] | None = None
+    texts: tuple[Texts, list[list[int]]] | None = None
     error: str | None = None
     refused: str | None = None
     stitch_seconds: float = 0.0
@@ -107,6 +110,16 @@ def answer(run: Run, trial_id: int, pieces: list[Piece]) -> Answer:
 def influence_orders(run: Run) -> Answer:
     """Layers by rising Block Influence, see PlanScorer."""
     return _with_plan_scorer(run, None, lambda plan_scorer: Answer(_name(), orders=plan_scorer.influence_orders()))
+
+
+def repair_texts(run: Run) -> Answer:
+    """The texts of the run's repairs, read or written here for all workers."""
+
+    def read(plan_scorer: PlanScorer) -> Answer:
+        named = plan_scorer.repair_texts()
+        return Answer(_name(), texts=(named, plan_scorer.texts.known[named.digest]))
+
+    return _with_plan_scorer(run, None, read)
 
 
 def _with_plan_scorer(run: Run, trial_id: int | None, work: Callable[[PlanScorer], Answer]) -> Answer:
@@ -145,6 +158,7 @@ def _open(run: Run) -> PlanScorer:
         _look_at_the_dense_model(plan_scorer)
         _plan_scorer = (run.key, plan_scorer)
     _plan_scorer[1].reorder(run.orders)
+    _plan_scorer[1].texts.known.update(run.texts)
     return _plan_scorer[1]
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from gptailor.plan import Edit
+from gptailor.plan import Edit, Texts
+from gptailor.spec import Repair
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,6 +50,11 @@ EDITS: dict[str, Method] = {
     "rcpu": Method("RCPU, rotation", "rcpu.rotation", _WHO),
 }
 """Method by the name that a plan has for it."""
+
+
+def repair_edit(repair: Repair, texts: Texts, seed: int) -> Edit:
+    """The edit that a run file's `repair` asks for."""
+    return Edit(str(repair.method), tuple(repair.settings.items()), texts, seed)
 
 
 def keeps_shapes(edit: Edit) -> bool:

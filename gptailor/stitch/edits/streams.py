@@ -75,7 +75,7 @@ class Streams:
             )
         self.case = case
         self.projections = case.family.projections_for(case.edit.method)
-        self._teacher = [case.family.layer(index, teacher) for index in range(case.family.n_layers)]
+        self._name = teacher
         self._kinds = _kinds(case)
         self.student, self._calls, self._masks = _begin(case, self._kinds)
         self.teacher = self.student  # one and the same, until they part
@@ -83,6 +83,11 @@ class Streams:
         self._at = 0
         self._held = _held(self._masks)
         self.factor = 1.0
+        self._is_measured = False
+
+    def _taught(self, index: int) -> nn.Module:
+        """One of the teacher's layers; where a device has no room for them all, they come one after another."""
+        return self.case.family.layer(index, self._name)
 
     def layer_of(self, position: int) -> int:
         return self.case.plan.kept[position].layer
@@ -102,14 +107,14 @@ class Streams:
 
     def _teach(self, until: int) -> None:
         while self._at < until:
-            layer = self._teacher[self._at]
+            layer = self._taught(self._at)
             self.teacher = [self._run(layer, self._at, b, states) for b, states in enumerate(self.teacher)]
             self._at += 1
 
     def skip(self, position: int, layer: nn.Module) -> None:
         """Move the student through a kept layer that nothing is learnt for."""
         index = self.layer_of(position)
-        if self._is_one and self._at == index and layer is self._teacher[index]:
+        if self._is_one and self._at == index and layer is self._taught(index):
             self._teach(index + 1)
             self.student = self.teacher
             return
@@ -124,7 +129,7 @@ class Streams:
         index = self.layer_of(position)
         if name == self.projections[0]:
             self.teach(index)
-            wanted = self._behind(self._teacher[index], index, name, self.teacher)[0]
+            wanted = self._behind(self._taught(index), index, name, self.teacher)[0]
         else:
             self.teach(self.target_of(position))
             wanted = self.rows(self.teacher)
@@ -140,7 +145,9 @@ class Streams:
 
     def corrected(self, states: States, layer: nn.Module, name: str, site: Site) -> States:
         """The stream behind a layer whose MLP projection writes something else now."""
-        change = (layer.get_submodule(name)(site.read) - site.wrote) * self.factor
+        projection = layer.get_submodule(name)
+        wrote = projection(site.read.to(next(projection.parameters()).device)).to(site.wrote.device)
+        change = (wrote - site.wrote) * self.factor
         changed = []
         for states_of, mask in zip(states, self._masks, strict=True):
             n = int(mask.sum())
@@ -155,6 +162,9 @@ class Streams:
 
         Tried with noise that is added to it. Raises UserError where it is not added as it is.
         """
+        if self._is_measured:
+            return
+        self._is_measured = True
         index, states = self.layer_of(position), self.student[0]
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(states.shape, generator=generator).to(states) * states.std()
@@ -180,7 +190,7 @@ class Streams:
         for b, entering in enumerate(states):
             with _reads(layer, name) as seen:
                 after.append(self._run(layer, index, b, entering))
-            read, wrote = seen[0]
+            read, wrote = (rows.to(entering.device) for rows in seen[0])
             mask = self._masks[b]
             reads.append(read[mask])
             writes.append(wrote[mask])

@@ -1,0 +1,200 @@
+"""Repairs where they are asked for: in a search, in runs of baselines, at an export, at the command line."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.command_line import write_benchmark
+from helpers.families import tiny_config
+from helpers.planted import family_with_a_linear_layer
+
+from gptailor.__main__ import main
+from gptailor.commands.evaluate import evaluate
+from gptailor.commands.export import export_model, generate
+from gptailor.errors import UserError
+from gptailor.evaluate.calibration import digest_of
+from gptailor.launch.engine import prepare
+from gptailor.launch.events import Event
+from gptailor.plan import StitchPlan, Texts
+from gptailor.results import scores
+from gptailor.results.story import run_json
+from gptailor.scoring.plan_scorer import PlanScorer
+from gptailor.search.engine import run_engine
+from gptailor.search.progress import Report
+from gptailor.spec import RunSpec, build_spec, load_spec
+from gptailor.store import queries
+from gptailor.store.folder import RunFolder
+from gptailor.store.writer import RunWriter
+from gptailor.trial import REPAIRED, RunStatus
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search whose base can do without layer 3 once layer 2 is repaired."""
+    folder = tmp_path_factory.mktemp("repair")
+    family_with_a_linear_layer(folder / "family", tiny_config(), size=0.5)
+    write_benchmark(folder, "first_words", 60, 0)
+    write_benchmark(folder, "other_words", 150, 3)
+    spec = {
+        "name": "repaired",
+        "base_model": str(folder / "family" / "base"),
+        "operations": ["remove", "repair"],
+        "repair": {"layers": "gaps", "texts": "objectives+base", "tokens": 600},
+        "remove": 1,
+        "objectives": [{"benchmark": "first_words", "metric": "agree"}],
+        "selection": [{"benchmark": "other_words", "metric": "agree"}],
+        "held_out": [{"benchmark": "other_words", "metric": "acc"}],
+        "include_path": [str(folder)],
+        "budget": {"min": 60, "max": 60},
+        "trials": 8,
+        "device": "cpu",
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(run_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
+    return run(load_spec(run_file), tmp_path_factory.mktemp("runs"))
+
+
+def run(spec: RunSpec, runs: Path) -> tuple[RunFolder, str]:
+    """A run done in this process, and what it said."""
+    folder, said = prepare(str(runs), spec), io.StringIO()
+    assert run_engine(folder, Report(said)) is RunStatus.FINISHED, said.getvalue()
+    return folder, said.getvalue()
+
+
+def test_a_search_repairs_its_finalists_and_judges_them_beside_themselves(finished) -> None:
+    folder, said = finished
+    tables = queries.read_run(folder)
+    plans = {
+        c: StitchPlan.from_json(json.loads(p)) for c, p in zip(tables.plans.config_id, tables.plans.plan, strict=True)
+    }
+    repaired = {c: plan for c, plan in plans.items() if c >= REPAIRED}
+    assert len(repaired) == 3 and all(plan.unedited == plans[c - REPAIRED] for c, plan in repaired.items())
+    (planted_one,) = [c for c, plan in repaired.items() if plan.removed == (3,)]
+    story = run_json(folder)
+    tests = {one["config_id"]: one for one in story["repairs"]}
+    assert set(tests) == {c - REPAIRED for c in repaired}
+    best = tests[planted_one - REPAIRED]
+    assert best["p"] < 0.05 and "is better than itself unrepaired" in best["text"] and best["text"] in said
+    assert story["selection"]["subject"] == f"config:{planted_one}" == str(scores.best(tables))
+    assert f"plan {planted_one - REPAIRED}, repaired, is best on the selection split" in said
+    assert story["selection"]["retention"] == pytest.approx(1.0), "repaired, it answers as the dense base does"
+    for config_id, one in tests.items():
+        if one["p"] >= 0.05 or one["difference"] < 0:
+            assert "is worse" in one["text"] or "as far as these examples can show" in one["text"]
+            searched = tables.evaluations[tables.evaluations.subject == f"config:{REPAIRED + config_id}"]
+            assert set(searched.benchmark) == {"other_words"}, "what is not shown to be better is never chosen"
+
+
+def test_a_repaired_plan_is_evaluated_and_exported_as_any_other(finished, tmp_path) -> None:
+    folder, _ = finished
+    best = str(scores.best(queries.read_run(folder)))
+    config_id = best.removeprefix("config:")
+    judged: list[Event] = []
+    evaluate(folder, judged.append, ["dense", best])
+    got = dict(re.findall(r"(dense|config:\d+)  other_words acc (\S+)", "\n".join(map(str, judged))))
+    assert got[best] == got["dense"]
+    export_model(folder, int(config_id), tmp_path / "out", judged.append)
+    assert str(judged[-2]) == "100% done"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "then refit" in card and "agree" in card
+    generate(folder, int(config_id), "the cat", judged.append, max_tokens=4)
+    dense, repaired = (event.result for event in judged[-4:] if event.result is not None)
+    assert repaired["text"] == dense["text"] and repaired["n_layers"] == dense["n_layers"] - 1
+
+
+def test_its_texts_are_kept_with_the_run(finished) -> None:
+    folder, _ = finished
+    (kept,) = (folder.path / "texts").iterdir()
+    texts = json.loads(kept.read_text())
+    assert digest_of(texts) == kept.stem and 400 < sum(map(len, texts)) <= 600
+    scorer = PlanScorer.open(load_spec(folder.spec), load_spec(folder.spec).objectives, 60)
+    assert scorer.repair_texts() == Texts("objectives+base", 600, kept.stem), "and found again without the folder"
+
+
+def test_a_run_that_is_gone_through_again_scores_nothing_anew(finished, monkeypatch) -> None:
+    folder, said = finished
+    before = queries.read_run(folder)
+    monkeypatch.setattr(RunWriter, "record_examples", lambda *_: pytest.fail("an example was scored once more"))
+    told = io.StringIO()
+    assert run_engine(folder, Report(told)) is RunStatus.FINISHED
+    after = queries.read_run(folder)
+    assert after.plans.equals(before.plans) and len(after.evaluations) == len(before.evaluations)
+    assert told.getvalue().splitlines()[-2] in said, "and ends with the same choice"
+
+
+def test_baselines_are_repaired_beside_themselves(run_file, tmp_path) -> None:
+    asked = {"baselines": ["last"], "repair": {"method": "prune_comp"}}
+    folder, _said = run(build_spec(yaml.safe_load(run_file.read_text()) | asked), tmp_path)
+    tables = queries.read_run(folder)
+    named = tables.evaluations[tables.evaluations.config_id.notna()]
+    assert list(named.subject) == ["baseline:last", "baseline:last+prune_comp"]
+    plain, repaired = (StitchPlan.from_json(json.loads(plan)) for plan in tables.plans.plan)
+    assert repaired.unedited == plain and repaired.edits[0].method == "prune_comp"
+    assert set(tables.trials.status) == {"success"} and tables.plans.n_parameters.nunique() == 1
+
+
+def test_a_plan_is_repaired_when_it_is_exported_or_stitched(finished, run_file, tmp_path, capsys) -> None:
+    folder, _ = finished
+    config_id = str(queries.read_run(folder).plans.config_id.iloc[0])
+
+    def call(*arguments: object) -> tuple[int, str]:
+        status = main(list(map(str, arguments)))
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    out = tmp_path / "exported"
+    status, said = call("export", folder.run_id, config_id, out, "--runs", folder.root, "--repair", "rcpu")
+    assert status == 0, said
+    plan = StitchPlan.from_json(json.loads((out / "gptailor_plan.json").read_text()))
+    assert [edit.method for edit in plan.edits] == ["rcpu"] and "## Scores" not in (out / "README.md").read_text()
+    (tmp_path / "plan.json").write_text(json.dumps(plan.unedited.to_json()))
+    (tmp_path / "texts.txt").write_text("the cat sat on a mat and one plus two is three " * 100)
+    asked = ("stitch", tmp_path / "plan.json", "--family", run_file, "--repair", "refit")
+    status, said = call(*asked, "--out", tmp_path / "a")
+    assert status == 2 and "--texts objectives: a family file names none; give base, file:PATH" in said
+    status, said = call(*asked, "--out", tmp_path / "b", "--texts", f"file:{tmp_path / 'texts.txt'}")
+    assert status == 0, said
+    made = tmp_path / "b" / "gptailor_plan.json"
+    stitched = StitchPlan.from_json(json.loads(made.read_text()))
+    assert stitched.edits[0].texts.source == f"file:{tmp_path / 'texts.txt'}"
+    (tmp_path / "texts.txt").write_text("other words " * 100)
+    status, said = call("stitch", made, "--family", run_file, "--out", tmp_path / "d")
+    assert status == 2 and "gives other texts now" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"repair": {"method": "magic"}}, "repair.method: must be 'replaceme', .* got 'magic'"),
+        ({"repair": {"texts": "wiki"}}, "repair.texts: must be objectives, base, file:PATH or hub:DATA_SET"),
+        ({"repair": {"method": "rcpu", "layers": "gaps"}}, "layers and projections are settings of refit"),
+        ({"repair": {"teacher": "x"}}, "repair.teacher: 'x' is neither 'base' nor a candidate"),
+        ({"repair": {"token": 5}}, "repair.token: unknown key; did you mean 'tokens'"),
+        ({"selection": []}, "operations: repair needs selection splits"),
+        ({"operations": ["remove"]}, "repair: says how, but operations does not list repair"),
+        ({"operations": ["repair"], "remove": 0}, "operations: repair mends what removed layers leave; add remove"),
+    ],
+)
+def test_what_a_run_file_may_not_ask(run_file, changes, message) -> None:
+    with pytest.raises(UserError, match=message):
+        build_spec(yaml.safe_load(run_file.read_text()) | changes)
+
+
+def test_the_command_line_says_what_a_repair_may_be(run_file, capsys) -> None:
+    for options, message in (
+        (("--repair", "magic"), "--repair magic: must be 'replaceme', 'replaceme_cosine', 'refit'"),
+        (("--repair", "refit", "--texts", "wiki"), "--texts wiki: must be objectives, base, file:PATH"),
+        (("--texts", "base"), "--texts: are those of a repair; name one with --repair"),
+    ):
+        assert main(["baseline", "last", str(run_file), *options]) == 2
+        assert message in capsys.readouterr().err
