@@ -189,7 +189,7 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """As a person reads it: `Dense base`, `math, dense`, `block_influence on math`, `Plan 7`, `Plan 7, repaired`."""
+        """As a person reads it: `Dense base`, `math, dense`, `sleb on math`, `Plan 7`, `Plan 7, repaired`."""
         match self.kind:
             case SubjectKind.DENSE:
                 return "Dense base"

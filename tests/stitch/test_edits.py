@@ -321,11 +321,15 @@ class Live(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     "asked",
-    [{"method": "refit"}, {"method": "refit", "layers": "gaps"}, {"method": "rcpu"}, {"method": "prune_comp"}],
+    [
+        {"method": "refit", "layers": "gaps"},
+        {"method": "refit", "projections": "both"},
+        *({"method": m} for m in REPAIRS),
+    ],
     ids=lambda asked: " ".join(asked.values()),
 )
 def test_what_a_repair_takes_is_told_before(family, asked) -> None:
-    """The formula of `check` is above what is held and what is computed, by less than a factor of four."""
+    """The formula of `check` is above what is held and what is computed, by less than a factor of 2.5."""
     repair, some = Repair(**asked, tokens=3000), [list(range(3, 103))] * 30
     plan = StitchPlan.without([2, 3], 6).edited(repair_edit(repair, TEXTS, 0))
     stitcher = stitcher_of(family, some)
@@ -333,5 +337,5 @@ def test_what_a_repair_takes_is_told_before(family, asked) -> None:
     with FlopCounterMode(display=False) as counted, Live() as live:
         stitcher.stitch(plan)
     told = repair_cost(repair, Sizes(6, 4, 32, 64, family.layer_parameters[0], 4))
-    assert live.most < told.n_bytes < 4 * live.most
-    assert counted.get_total_flops() / 2 < told.operations < 4 * counted.get_total_flops()
+    assert live.most < told.n_bytes < 2.5 * live.most
+    assert counted.get_total_flops() < told.operations < 2.5 * counted.get_total_flops()

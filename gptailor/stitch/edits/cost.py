@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from gptailor.spec import Repair, RepairMethod
 
+BATCH_TOKENS, SLICE = 8192, 2048
+"""Tokens of a batch (case.py), and rows that are in float64 at a time (solve.py)."""
 WIDE = 8
 """Bytes of a float64."""
 GRAMS = 6
@@ -50,13 +52,14 @@ def repair_cost(repair: Repair, of: Sizes) -> Cost:
     at_gaps = not is_refit or repair.layers == "gaps"
     n_fitted = min(of.n_layers - of.n_kept, of.n_kept) if at_gaps else of.n_kept
     streams = 3 * n * hidden * of.itemsize  # student, teacher, and what is behind the layer
+    streams += min(n, BATCH_TOKENS) * (2 * of.inner + 4 * hidden) * of.itemsize  # while a layer is called
     reading = 2 * n * of.layer_parameters * (of.n_layers + of.n_kept + n_fitted)
     if repair.method is RepairMethod.PRUNE_COMP:
         edited = 2 * of.n_kept * hidden * max(of.inner, hidden) * of.itemsize
         return Cost(streams + edited + 3 * n * hidden * WIDE, reading)
     site = n * (2 * of.inner + 6 * hidden) * of.itemsize  # what a projection reads, batch by batch and together
     width = of.inner if is_refit else hidden
-    matrices = WIDE * (GRAMS * width**2 + CROSSES * hidden * width)
+    matrices = WIDE * (GRAMS * width**2 + CROSSES * hidden * width + min(n, SLICE) * (width + hidden) + n * hidden)
     edited = n_fitted * hidden * of.inner * of.itemsize
     fit = 2 * n * width * (UPPER * width + hidden) + RIDGES_TRIED * (width**3 / 3 + 4 * width**2 * hidden)
     if is_refit and repair.projections == "both":
