@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedModel
 
 from gptailor.errors import UserError
 from gptailor.evaluate.calibration import TextReader
@@ -17,6 +18,10 @@ def family(tiny_family, make_spec):
     return open_family(make_spec(tiny_family))
 
 
+def nobody() -> PreTrainedModel:
+    pytest.fail("texts of files are read without a model")
+
+
 def reader(family, folder: Path | None = None) -> TextReader:
     return TextReader(family.tokenizer, list, 0, folder)
 
@@ -26,12 +31,12 @@ def test_texts_of_files_and_data_sets(family, tmp_path) -> None:
     (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     expected = [family.tokenizer(row["text"])["input_ids"] for row in rows]
     found = reader(family)
-    named = [found.named(source, 1000, None) for source in (f"file:{tmp_path}/some.jsonl", f"hub:{tmp_path}")]
+    named = [found.named(source, 1000, nobody) for source in (f"file:{tmp_path}/some.jsonl", f"hub:{tmp_path}")]
     assert [found.known[one.digest] for one in named] == [expected, expected] and named[0].digest == named[1].digest
-    few = found.named(f"file:{tmp_path}/some.jsonl", len(expected[0]) + 1, None)
+    few = found.named(f"file:{tmp_path}/some.jsonl", len(expected[0]) + 1, nobody)
     assert found.known[few.digest] == [expected[0], expected[1][:1]]
     (tmp_path / "long.txt").write_text("one plus two is three " * 400)
-    long = found.named(f"file:{tmp_path}/long.txt", 1500, None)
+    long = found.named(f"file:{tmp_path}/long.txt", 1500, nobody)
     lengths = [len(text) for text in found.known[long.digest]]
     assert max(lengths) == 512 and sum(lengths) == 1500
 
@@ -50,7 +55,7 @@ def test_texts_that_are_not_there(family, tmp_path, source, message) -> None:
     (tmp_path / "broken.jsonl").write_text("{")
     (tmp_path / "other.jsonl").write_text('{"words": 1}\n')
     with pytest.raises(UserError, match=message):
-        reader(family).named(source.format(tmp_path), 100, None)
+        reader(family).named(source.format(tmp_path), 100, nobody)
 
 
 def test_the_base_writes_texts_by_the_runs_seed(family) -> None:
@@ -61,9 +66,9 @@ def test_the_base_writes_texts_by_the_runs_seed(family) -> None:
 
 def test_kept_texts_that_were_changed_do_not_count(family, tmp_path) -> None:
     (tmp_path / "a.txt").write_text("the cat sat on a mat")
-    named = reader(family, tmp_path).named(f"file:{tmp_path}/a.txt", 100, None)
+    named = reader(family, tmp_path).named(f"file:{tmp_path}/a.txt", 100, nobody)
     (tmp_path / "a.txt").unlink()
-    assert reader(family, tmp_path)(named, None) == [family.tokenizer("the cat sat on a mat")["input_ids"]]
+    assert reader(family, tmp_path)(named, nobody) == [family.tokenizer("the cat sat on a mat")["input_ids"]]
     (tmp_path / "texts" / f"{named.digest}.json").write_text("[[1, 2]]")
     with pytest.raises(UserError, match="cannot be read"):
-        reader(family, tmp_path)(named, None)
+        reader(family, tmp_path)(named, nobody)

@@ -166,7 +166,8 @@ def test_a_plan_is_repaired_when_it_is_exported_or_stitched(finished, run_file, 
     assert status == 0, said
     made = tmp_path / "b" / "gptailor_plan.json"
     stitched = StitchPlan.from_json(json.loads(made.read_text()))
-    assert stitched.edits[0].texts.source == f"file:{tmp_path / 'texts.txt'}"
+    texts = stitched.edits[0].texts
+    assert texts is not None and texts.source == f"file:{tmp_path / 'texts.txt'}"
     (tmp_path / "texts.txt").write_text("other words " * 100)
     status, said = call("stitch", made, "--family", run_file, "--out", tmp_path / "d")
     assert status == 2 and "gives other texts now" in said
