@@ -15,6 +15,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
 from gptailor.search.suggest import Suggester, Suggestion
@@ -25,13 +27,17 @@ from gptailor.trial import Outcome, Score, TrialStatus
 
 @dataclass(frozen=True)
 class Stored:
-    """A trial that this run finished earlier."""
+    """A trial that this run finished earlier.
+
+    suggest_seconds: what making its plan took, which of a baseline is most of it.
+    """
 
     config_id: int
     plan: StitchPlan
     budget: int
     seed: int
     outcome: Outcome
+    suggest_seconds: float = 0.0
 
     def matches(self, suggestion: Suggestion) -> bool:
         return (self.plan.hash, self.budget) == (suggestion.plan.hash, suggestion.budget)
@@ -50,8 +56,9 @@ class History:
 
     @property
     def seconds(self) -> float:
-        """The time in which trials were at work; where several overlap, it counts once."""
-        spans = sorted(trial.outcome.at_work for trial in self.finished.values())
+        """The time in which trials were made and at work; where several overlap, it counts once."""
+        works = ((*trial.outcome.at_work, trial.suggest_seconds) for trial in self.finished.values())
+        spans = sorted((start - making, end) for start, end, making in works)
         total, reached = 0.0, -math.inf
         for start, end in spans:
             total += max(0.0, end - max(start, reached))
@@ -84,7 +91,9 @@ def read_history(folder: RunFolder) -> History:
                 _whole(row.told_as, number),
                 row.worker if isinstance(row.worker, str) else None,
             )
-            finished[number] = Stored(int(row.config_id), plans[row.config_id], int(row.budget), int(row.seed), outcome)
+            suggesting = float(row.suggest_seconds)
+            plan = plans[row.config_id]
+            finished[number] = Stored(int(row.config_id), plan, int(row.budget), int(row.seed), outcome, suggesting)
     return History(finished, asked_after)
 
 
@@ -113,4 +122,4 @@ def teach(suggester: Suggester, known: Sequence[tuple[Stored, list[float] | None
 
 
 def _whole(value: object, default: int) -> int:
-    return default if value is None or value != value else int(value)  # type: ignore[call-overload]
+    return default if pd.isna(value) else int(value)  # type: ignore[call-overload] # pandas knows what is missing

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers.command_line import gptailor, only_run, write_benchmark
+from helpers.make_runs import make_run
 from helpers.planted import IDENTITIES, planted_family
 
 from gptailor.baselines.registry import METHODS, cuts
@@ -19,12 +21,15 @@ from gptailor.plan import StitchPlan
 from gptailor.results import scores
 from gptailor.schedule import schedule
 from gptailor.search import baseline_run
+from gptailor.search.baseline_run import BaselineRun
 from gptailor.search.engine import run_engine
 from gptailor.search.progress import Report
+from gptailor.search.replay import read_history
 from gptailor.search.selection import FINALISTS
 from gptailor.spec import Baseline, load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
+from gptailor.store.writer import RunWriter
 from gptailor.trial import RunStatus, Subject
 
 
@@ -156,3 +161,21 @@ def test_mistakes(run_file: Path, tmp_path: Path) -> None:
         "baseline", "last", run_file, "--runs", tmp_path, "--set", "remove=0", "--set", "operations=[select]"
     )
     assert done.returncode == 2 and "they leave layers out" in done.stderr
+
+
+def test_its_time_counts_earlier_sessions_and_no_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_run(tmp_path, n_trials=12, status=RunStatus.STOPPED)
+    spent = read_history(folder).seconds
+    assert spent > queries.read_run(folder).trials.suggest_seconds.sum() > 0  # what making a plan took is part of it
+
+    def run_of(walltime: str) -> BaselineRun:
+        spec = load_spec(folder.spec).model_copy(update={"walltime": walltime})
+        return BaselineRun(folder, spec, RunWriter.open(folder), Report(io.StringIO()), threading.Event())
+
+    assert run_of(f"{int(spent) - 5}s")._is_time_up
+    run = run_of(f"{int(spent) + 60}s")
+    assert not run._is_time_up
+    before, asked = run.deadline, iter([True, True, False])
+    monkeypatch.setattr("gptailor.launch.engine.asked", lambda _folder, what: what == "pause" and next(asked))
+    run._wait_while_paused()
+    assert run.deadline - before == pytest.approx(0.2, abs=0.15)
