@@ -130,7 +130,7 @@ class Searched:
     def average(self) -> pd.Series:
         """What plans are ranked by: the mean retention, or, where the dense model was not scored, the mean gain."""
         frame = self.kept if self.is_share else self.gains
-        return pd.Series(frame.to_numpy(float).mean(axis=1), index=frame.index, dtype=float)
+        return frame.astype(float).mean(axis=1, skipna=False)
 
     @property
     def front(self) -> list[int]:

@@ -14,6 +14,7 @@ import math
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -45,6 +46,10 @@ Clock = Callable[[], datetime]
 Summarise = Callable[[ScoreTables, RunFolder], RunSummary]
 _UNSUMMARISED = {"trial_started", "plan", "examples"}
 """Events that change nothing in the table of runs but the time of the last activity."""
+_FREQUENT = _UNSUMMARISED | {"trial_finished"}
+"""Events that a summary need not follow at once; every other one it does."""
+SUMMARY_SHARE = 0.05
+"""Of the engine's time, that summaries may take at most: of trials of half a second not each has one."""
 _ENDED = {RunStatus.FINISHED, RunStatus.STOPPED, RunStatus.FAILED}
 
 
@@ -71,7 +76,8 @@ class RunWriter:
         self._started: datetime | None = None
         self._warned = ""
         self._plans: dict[int, StitchPlan] = {}  # recorded since this writer was made
-        self._summary: RunSummary | None = None  # None: the database has moved on since
+        self._summary: RunSummary | None = None
+        self._is_stale, self._summary_due = True, 0.0  # whether the database has moved on since; when to look again
 
     @classmethod
     def create(
@@ -282,10 +288,13 @@ class RunWriter:
                     chunk = self._pending[:CHUNK]
                     apply(con, self.folder.run_id, chunk)
                     del self._pending[:CHUNK]
-                    if any(event["event"] not in _UNSUMMARISED for event in chunk):
-                        self._summary = None
-                if self._summary is None and self._summarise is not None:
-                    self._summary = self._summarise(score_tables(con), self.folder)
+                    self._is_stale |= any(event["event"] not in _UNSUMMARISED for event in chunk)
+                    if any(event["event"] not in _FREQUENT for event in chunk):
+                        self._summary_due = 0.0
+                if self._summarise is not None and self._is_stale and time.monotonic() >= self._summary_due:
+                    began = time.monotonic()
+                    self._summary, self._is_stale = self._summarise(score_tables(con), self.folder), False
+                    self._summary_due = began + (time.monotonic() - began) / SUMMARY_SHARE
         except StoreError as error:
             if str(error) != self._warned:
                 log.warning("%s. Nothing is lost: %d events wait in the journal", error, len(self._pending))

@@ -12,7 +12,7 @@ from helpers.store_samples import NOON, a_trial, new_writer, scores, success
 
 from gptailor.results.summary import run_summary
 from gptailor.store.writer import RunWriter
-from gptailor.trial import DENSE, Evaluation, Outcome, TrialStatus
+from gptailor.trial import DENSE, Evaluation, Outcome, RunStatus, TrialStatus
 
 
 def test_summary_is_kept_and_equals_the_databases(tmp_path: Path) -> None:
@@ -27,6 +27,7 @@ def test_summary_is_kept_and_equals_the_databases(tmp_path: Path) -> None:
         writer.finish_trial(trial_id, success(*got))
     writer.start_trial(a_trial(9, 9))
     writer.finish_trial(9, Outcome(TrialStatus.CRASHED, NOON, error="x"))
+    writer.set_status(RunStatus.RUNNING)  # which a summary follows at once, as it need not follow every trial
     kept = run_summary(writer.folder)
     assert (kept.n_done, kept.n_failed, kept.n_asked, kept.best_config) == (5, 1, 20, 2)
     assert kept.best_scores == {"piqa/acc": 0.4, "wikitext/word_perplexity": 12.5}
