@@ -219,7 +219,7 @@ def score_table(found: pd.DataFrame, runs: Sequence[str], retention: bool = Fals
     ]
     frame = pd.DataFrame(cells, columns=["measure", "run", "cell"])
     wide = frame.drop_duplicates(["measure", "run"]).pivot(index="measure", columns="run", values="cell")
-    wide = wide.reindex(index=list(dict.fromkeys(frame["measure"])), columns=list(runs)).fillna("–")
+    wide = wide.reindex(index=list(dict.fromkeys(frame["measure"])), columns=list(runs)).astype(object).fillna("–")
     return wide.rename_axis(columns=None).reset_index()
 
 

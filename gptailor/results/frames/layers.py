@@ -94,7 +94,7 @@ def strip_sources(one: pd.DataFrame, layers: pd.DataFrame, facts: Facts) -> pd.D
         names = [] if lent is None else [str(name) for name in lent]
         lanes += [(layer, name) for name in names or [theme.REMOVED if operation == theme.REMOVED else BASE]]
     frame = pd.DataFrame(lanes, columns=["layer", "lane"]).merge(one, on="layer", how="left")
-    factor = frame["factor"].map(lambda f: f"{f:.2f}".lstrip("0") or "0", na_action="ignore").fillna("")
+    factor = frame["factor"].map(lambda f: f"{f:.2f}".lstrip("0") or "0", na_action="ignore").astype(object).fillna("")
     frame["text"] = np.where(frame["lane"] == theme.REMOVED, theme.source_codes([])[theme.REMOVED], factor)
     order = {name: index for index, name in enumerate((BASE, *facts.candidates, theme.REMOVED))}
     return frame.sort_values(["lane", "layer"], key=lambda s: s.map(order) if s.name == "lane" else s).reset_index(
