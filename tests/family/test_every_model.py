@@ -46,6 +46,7 @@ def test_what_cannot_be_shortened_is_refused_by_check(trying, model_type):
 
 def test_the_page_counts_and_lists():
     found = importlib.util.spec_from_file_location("write_models", DOCS / "write_models.py")
+    assert found is not None and found.loader is not None
     script = importlib.util.module_from_spec(found)
     found.loader.exec_module(script)
     page = script.page_of(

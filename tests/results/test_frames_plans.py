@@ -237,7 +237,7 @@ def test_runs_are_compared_by_what_they_share() -> None:
     assert (first.label, second.label) == ("twin (1)", "twin (2)")
     assert first.facts.names == second.facts.names == ["piqa/acc"]
     assert compare.share_objectives([first, second])
-    assert (first.best, second.best) == (1, 5)  # by piqa alone, plan 1 is the first run's best
+    assert (first.best, second.best) == (2, 5)  # what each run calls so, by all of its own objectives
     assert (first.top_budget, second.top_budget) == (900, 300)
 
 
@@ -301,7 +301,9 @@ def test_held_out_results_of_the_best_plans() -> None:
         {"subject": "config:1", "name": "arc/acc", "score": 0.4, "n_samples": 800, "split": "test"},
         {"subject": "config:2", "name": "arc/acc", "score": 0.1, "n_samples": 800, "split": "test"},
     ]
-    runs = compare.entries([("a", plan_run({1: (0.7, 20), 2: (0.6, 20)}, {1: MIXED, 2: CUT}, evaluations=held_out))])
+    spec = {**SPEC, "held_out": [{"benchmark": "arc", "metric": "acc", "split": "test"}]}
+    view = plan_run({1: (0.7, 20), 2: (0.6, 20)}, {1: MIXED, 2: CUT}, evaluations=held_out, spec=spec)
+    runs = compare.entries([("a", view)])
     found = compare.held_out_scores(runs)
     assert found[["measure", "config_id", "score", "retention"]].to_numpy().tolist() == [
         ["arc/acc (test)", 1, 0.4, 0.8]
@@ -311,7 +313,10 @@ def test_held_out_results_of_the_best_plans() -> None:
 def test_overlap_of_what_is_removed() -> None:
     frame = compare.removed_overlap(pair()).set_index(["one", "other"])["jaccard"]
     assert frame["twin (1)", "twin (1)"] == 1.0
-    assert frame["twin (1)", "twin (2)"] == 1.0  # both remove layer 2 alone
+    assert frame["twin (1)", "twin (2)"] == 0.0  # plan 2 removes layer 1, plan 5 layer 2
+    both = [("a", plan_run({1: (0.6, 20)}, {1: MIXED})), ("b", plan_run({5: (0.6, 20)}, {5: CODE}))]
+    alike = compare.removed_overlap(compare.entries(both)).set_index(["one", "other"])["jaccard"]
+    assert alike["a", "b"] == 1.0  # both remove layer 2 alone
     deeper = View(run_tables([], n_layers=6))
     other = compare.entries([("a", plan_run({1: (0.6, 20)}, {1: MIXED})), ("b", deeper)])
     assert np.isnan(compare.removed_overlap(other).set_index(["one", "other"])["jaccard"]["a", "b"])
