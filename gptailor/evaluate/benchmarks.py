@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gptailor.errors import UserError
 from gptailor.evaluate.examples import Encoder, Example, build_examples, chat_renderer
 from gptailor.evaluate.metrics import ANSWER_PERPLEXITY, NEED_ANSWERS, OUR_METRICS, RELATIVE, chance_of, gold_options
+from gptailor.evaluate.shots import drawn_as_for_all
 from gptailor.evaluate.tasks import find_tasks, load_tasks
 from gptailor.spec import Benchmark, Reading
 
@@ -204,12 +205,13 @@ def _build(tasks: list[Task], order: list[tuple[int, int]], encoder: Encoder, re
         chosen = sorted(document for where, document in order if where == index)
         if not chosen:
             continue
-        task.build_all_requests(
-            samples=set(chosen),
-            apply_chat_template=render is not None,
-            fewshot_as_multiturn=render is not None,
-            chat_template=render,
-        )
+        with drawn_as_for_all(task, chosen):
+            task.build_all_requests(
+                samples=set(chosen),
+                apply_chat_template=render is not None,
+                fewshot_as_multiturn=render is not None,
+                chat_template=render,
+            )
         for instance in task.instances:  # doc_id counts within the sample
             requests.setdefault((index, chosen[instance.doc_id]), []).append(instance)
         task._instances = None

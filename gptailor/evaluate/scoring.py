@@ -68,7 +68,10 @@ def item_of(benchmark: OpenBenchmark, example: Example, answers: Sequence[Any], 
     ensemble = next(ensemble for ensemble in task._filters if ensemble.name == benchmark.filter)
     ensemble.apply(instances)
     metrics = task.process_results(example.doc, [instance.filtered_resps[benchmark.filter] for instance in instances])
-    return _plain(metrics.get(benchmark.metric))
+    value = metrics.get(benchmark.metric)
+    if isinstance(value, float) and math.isnan(value) and aggregation_of(benchmark, example.task).__name__ == "nanmean":
+        return None  # not for this example, says the task
+    return _plain(value)
 
 
 def score_of(benchmark: OpenBenchmark, items: Sequence[Any], is_objective: bool = True) -> Score:
@@ -80,7 +83,7 @@ def score_of(benchmark: OpenBenchmark, items: Sequence[Any], is_objective: bool 
     if not math.isfinite(value):
         raise NonFinite(f"{benchmark.name}: the score is {value}")
     return Score(
-        benchmark=benchmark.spec.benchmark,
+        benchmark=benchmark.spec.key,
         metric=benchmark.spec.metric,
         score=value,
         stderr=_stderr(benchmark, items, owners),
@@ -96,7 +99,7 @@ def _aggregate(benchmark: OpenBenchmark, items: Sequence[Any], owners: Sequence[
     for task in sorted(set(owners)):
         own = [item for item, owner in zip(items, owners, strict=True) if owner == task and item is not None]
         if own:
-            values.append(float(_aggregation(benchmark, task)(own)))
+            values.append(float(aggregation_of(benchmark, task)(own)))
             sizes.append(len(own) if benchmark.weight_by_size else 1)
     if not values:
         return math.nan
@@ -105,7 +108,8 @@ def _aggregate(benchmark: OpenBenchmark, items: Sequence[Any], owners: Sequence[
     return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
 
 
-def _aggregation(benchmark: OpenBenchmark, task: int) -> Callable[[Sequence[Any]], float]:
+def aggregation_of(benchmark: OpenBenchmark, task: int) -> Callable[[Sequence[Any]], float]:
+    """What joins a task's items to its score: lm-eval's function, or that of our own metric."""
     from lm_eval.api.metrics import mean, weighted_perplexity
 
     if benchmark.metric in OUR_METRICS:
@@ -120,7 +124,7 @@ def _stderr(benchmark: OpenBenchmark, items: Sequence[Any], owners: Sequence[int
     present = [item for item in items if item is not None]
     if len(present) < 2:
         return None
-    if benchmark.weight_by_size and all(_aggregation(benchmark, task) is mean for task in set(owners)):
+    if benchmark.weight_by_size and all(aggregation_of(benchmark, task) is mean for task in set(owners)):
         return float(np.std(present, ddof=1) / math.sqrt(len(present)))
     n_groups = min(JACKKNIFE_GROUPS, len(items))
     left_out = []
