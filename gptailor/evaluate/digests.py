@@ -27,12 +27,12 @@ def _reading_of(benchmark: OpenBenchmark, place: int) -> dict[str, Any]:
     task = benchmark.tasks[place]
     config = task.config
     metrics = [one for one in config.metric_list or () if one.get("metric") == benchmark.metric]
-    filters = [one for one in config.filter_list or () if one.get("name") == benchmark.filter]
+    filters = [one for one in config.filter_list or () if one.get("name") == benchmark.filters[place]]
     return {
         "task": task.task_name,
         "kind": task.OUTPUT_TYPE,
         "metric": [benchmark.metric, _stable(metrics)],
-        "filter": [benchmark.filter, _stable(filters)],
+        "filter": [benchmark.filters[place], _stable(filters)],
         "process_results": _stable(config.process_results),
         "weight_by_size": benchmark.weight_by_size,
     }

@@ -318,7 +318,7 @@ def test_metrics_of_one_benchmark_are_read_once(
 
 def test_calibration_texts_are_prompts_with_the_right_answer(folder: Path, tokenizer: Any) -> None:
     benchmarks = opened(folder, tokenizer, Benchmark(benchmark="many"), Benchmark(benchmark="part0"))
-    batches = calibration_batches(benchmarks, 6)
+    batches = calibration_batches(benchmarks, 6, tokenizer, 256)
     assert len(batches) == 6
     for place, tokens in enumerate(batches):
         doc = benchmarks[place % 2].examples[place // 2].doc
