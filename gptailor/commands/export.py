@@ -50,16 +50,13 @@ def export_model(
     card then has no scores, as those are of the plan without it. Raises UserError.
     """
     from gptailor.formats import hub
-    from gptailor.scoring.provenance import refuse_other_models
 
     if push is not None:
         hub.refuse_name(push)
     tables = queries.read_run(folder)
     plan = plan_of(tables, config_id)
-    spec = load_spec(folder.spec)
-    if old := refuse_other_models(folder, spec, plan.candidates):
-        say(Event(old))
     if push is None or repair is not None or not _is_export_of(out, plan):
+        spec = load_spec(folder.spec)
         scores = scores_of(tables, config_id) if repair is None else []
         facts = facts_of(tables, spec, config_id)
         _write(spec, plan, out, say, folder=folder, repair=repair, title=f"{spec.name}: ", scores=scores, facts=facts)
@@ -288,10 +285,6 @@ def generate(
         raise UserError(f"tokens: must be 1 to 2048, got {max_tokens}")
     plan = plan_of(queries.read_run(folder), config_id)
     spec = load_spec(folder.spec, [f"device={device}"] if device is not None else [])
-    from gptailor.scoring.provenance import refuse_other_models
-
-    if old := refuse_other_models(folder, spec, plan.candidates):
-        say(Event(old))
     say(Event("opening the models"))
     from gptailor.family.models import open_family
     from gptailor.scoring.plan_scorer import run_texts

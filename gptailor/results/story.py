@@ -17,7 +17,7 @@ from gptailor.results import scores, statistics
 from gptailor.results.summary import list_runs
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
-from gptailor.trial import REPAIRED, BenchmarkKey, Subject, SubjectKind, TrialStatus
+from gptailor.trial import REPAIRED, Subject, SubjectKind, TrialStatus
 
 
 def runs_json(root: str | Path) -> list[dict[str, Any]]:
@@ -49,14 +49,14 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
     tables = queries.read_run(folder)
     run = tables.runs.iloc[0]
     spec = json.loads(run.spec)
-    objectives = [one.name for one in tables.spec.objectives]
+    objectives = [f"{o['benchmark']}/{o['metric']}" for o in spec["objectives"]]
     found = scores.searched(tables)
     named = scores.best(tables, found)
     best = None if named is None else named.config_id
     describe = _describer(tables, found)
     trials = tables.trials
     done = trials[trials.status == TrialStatus.SUCCESS]
-    searched = {one.key for one in tables.spec.objectives}
+    searched = {(o["benchmark"], o["metric"], o["split"]) for o in spec["objectives"]}
     references = _references(tables.evaluations, searched)
     chosen = scores.choice(tables)
     return {
@@ -104,7 +104,7 @@ def _repairs(folder: RunFolder, tables: queries.RunTables) -> list[statistics.Re
     frame = scores.judged(tables, "selection")
     if not (frame["config_id"].dropna() >= REPAIRED).any():
         return []
-    return statistics.repairs(frame, queries.answers_of(folder, frame["plan_hash"].dropna()))
+    return statistics.repairs(frame, queries.items_of(folder, frame["plan_hash"].dropna()))
 
 
 def _held_out(folder: RunFolder, tables: queries.RunTables, best: int | None) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def _held_out(folder: RunFolder, tables: queries.RunTables, best: int | None) ->
     plan, control = scores.judged_best(table, best), scores.strongest(table, SubjectKind.BASELINE)
     tests = []
     if plan is not None and control is not None:
-        hashes = table.loc[table.subject.isin([str(plan), str(control)]), "plan_hash"].dropna()
-        tests = _records(statistics.paired(frame, queries.answers_of(folder, hashes), plan, control))
+        items = queries.items_of(folder, table.loc[table.subject.isin([str(plan), str(control)]), "plan_hash"].dropna())
+        tests = _records(statistics.paired(frame, items, plan, control))
     return {
         "averages": _records(table),
         "best": plan and str(plan),
@@ -158,7 +158,7 @@ def _describer(tables: queries.RunTables, found: scores.Searched) -> Callable[[i
     return describe
 
 
-def _references(evaluations: pd.DataFrame, searched: set[BenchmarkKey]) -> dict[str, dict[str, Any]]:
+def _references(evaluations: pd.DataFrame, searched: set[tuple[str, str, str]]) -> dict[str, dict[str, Any]]:
     """Scores on the objectives' own splits of every subject outside the search, from the most examples there are."""
     found: dict[str, dict[str, Any]] = {}
     for row in evaluations.sort_values(["subject", "n_samples"]).itertuples():

@@ -66,11 +66,8 @@ def cost(score: Score, dense: float, dense_there: float | None = None, slope: fl
     return 1.0 - (slope * (score.score - there) + dense) / dense if dense > 0 else 1.0 - score.score
 
 
-def scenario_of(spec: RunSpec, space: PlanSpace, output: Path, n_initial: int = 0) -> Scenario:
-    """A run in SMAC's words.
-
-    n_initial: plans to begin with; SMAC wants as many trials at least, and counts none where it is asked and told.
-    """
+def scenario_of(spec: RunSpec, space: PlanSpace, output: Path) -> Scenario:
+    """A run in SMAC's words."""
     names = [objective.name for objective in spec.objectives] if spec.aim == "front" else ["mean"]
     several = len(names) > 1
     return Scenario(
@@ -80,7 +77,7 @@ def scenario_of(spec: RunSpec, space: PlanSpace, output: Path, n_initial: int = 
         deterministic=True,
         objectives=names if several else names[0],
         crash_cost=[WORST_COST] * len(names) if several else WORST_COST,
-        n_trials=max(spec.trials, n_initial, 1),
+        n_trials=max(spec.trials, 1),
         # A hair below, lest rounding in log(max/min)/log(eta) lose a rung.
         min_budget=spec.budget.rungs[0] * (1 - 1e-9),
         max_budget=spec.budget.max,
@@ -98,7 +95,7 @@ class Suggester:
     def __init__(self, spec: RunSpec, space: PlanSpace, initial: Sequence[StitchPlan], output: Path) -> None:
         logging.getLogger("smac").setLevel(logging.WARNING)
         self._space = space
-        scenario = scenario_of(spec, space, output, len(initial))
+        scenario = scenario_of(spec, space, output)
         design = [space.encode(plan) for plan in initial]
         acquisition = EI()
         self._smac = HyperparameterOptimizationFacade(

@@ -28,7 +28,6 @@ from gptailor.scoring.cluster.parts import cut, join
 from gptailor.scoring.cluster.start import start
 from gptailor.scoring.item_cache import ItemCache
 from gptailor.scoring.plan_scorer import PlanScorer
-from gptailor.scoring.provenance import digests_of
 from gptailor.scoring.scorer import Ended
 from gptailor.search.example_order import known_orders
 from gptailor.spec import RunSpec, load_spec
@@ -203,8 +202,7 @@ def test_a_trial_that_costs_three_workers_is_a_crash(
 ) -> None:
     monkeypatch.setattr("gptailor.scoring.cluster.dask_scorer.answer", dies)
     spec = load_spec(run_file, [f"workers.scheduler={cluster.address}"])
-    folder, digests = prepare(tmp_path, spec), digests_of(spec)
-    scorer = DaskScorer(spec, folder, {}, digests, lambda: False, lambda _text: None, lambda _cause: None)
+    scorer = DaskScorer(spec, prepare(tmp_path, spec), {}, lambda: False, lambda _text: None, lambda _cause: None)
     try:
         scorer.begin(0, StitchPlan.dense(6), 6, 0)
         (ended,) = scorer.wait()
@@ -259,8 +257,7 @@ def test_a_scheduler_that_is_not_there(run_file: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr("gptailor.scoring.cluster.start.CONNECT_SECONDS", 1.0)
     spec = load_spec(run_file, ["workers.scheduler=tcp://127.0.0.1:9"])
     with pytest.raises(UserError, match=r"workers: the scheduler tcp://127.0.0.1:9 cannot be reached"):
-        folder, digests = prepare(tmp_path, spec), digests_of(spec)
-        DaskScorer(spec, folder, {}, digests, lambda: False, lambda _text: None, lambda _cause: None)
+        DaskScorer(spec, prepare(tmp_path, spec), {}, lambda: False, lambda _text: None, lambda _cause: None)
 
 
 def test_slurm_jobs_stand_where_the_engine_stands(run_file: Path, tmp_path: Path) -> None:

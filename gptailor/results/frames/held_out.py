@@ -38,7 +38,7 @@ def averages(tables: RunTables) -> pd.DataFrame:
         low=table["average"] - table["stderr"],
         high=table["average"] + table["stderr"],
     )
-    return table.sort_values(["average", "retention"], ascending=False, kind="stable").reset_index(drop=True)
+    return table.sort_values("average", ascending=False, kind="stable").reset_index(drop=True)
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -82,7 +82,7 @@ def verdict(tests: pd.DataFrame, one: Subject, other: Subject) -> str:
     if tests.empty:
         return f"{first} and {second} have no examples in common to be compared on."
     last = tests.iloc[-1]
-    where = "on average" if last["benchmark"] == "average" else f"in {plain(last['benchmark'])} {plain(last['metric'])}"
+    where = "on average" if last["benchmark"] == "average" else f"on {plain(last['benchmark'])}"
     way = "ahead of" if last["difference"] >= 0 else "behind"
     noise = "more than noise explains" if last["p"] < 0.05 else "no more than noise explains"
     spread = f"95 % interval {last['low']:+.3f} to {last['high']:+.3f}, p = {last['p']:.2g}, {last['n']:,} examples"
