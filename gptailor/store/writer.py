@@ -303,7 +303,7 @@ class RunWriter:
         if self._warned:
             log.warning("run %s: the database is up to date again", self.folder.run_id)
             self._warned = ""
-        if self._summary is None:
+        if self._summary is None or self._is_stale:  # an old one beside the database is seen to be old
             return
         with suppress(OSError):  # readers compute it from the database where it is missing or old
             write_summary(self.folder, replace(self._summary, last_activity=self._clock()))

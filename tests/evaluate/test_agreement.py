@@ -44,7 +44,7 @@ def opened(spec: RunSpec, known: Any = None) -> tuple[PlanScorer, list[StitchPla
     plan_scorer.known = known or {}
     stitched: list[StitchPlan] = []
     stitch = plan_scorer.stitcher.stitch
-    plan_scorer.stitcher.stitch = lambda plan: (stitched.append(plan), stitch(plan))[1]  # type: ignore[assignment, func-returns-value, method-assign, misc]
+    plan_scorer.stitcher.stitch = lambda plan, *_: (stitched.append(plan), stitch(plan))[1]  # type: ignore[assignment, func-returns-value, method-assign, misc]
     return plan_scorer, stitched
 
 
