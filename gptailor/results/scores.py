@@ -205,13 +205,12 @@ def dense_scores(tables: ScoreTables) -> pd.DataFrame:
 def calibration(tables: ScoreTables) -> dict[Subject, float]:
     """Subject -> mean retention over the objectives at the full budget: what the search believed.
 
-    Configurations from their trials, others from the reference scores.
+    Configurations from their trials, others (repaired plans too, which have none) from the reference scores.
     """
     asked = _asked(tables, "objectives")
     found = tables.evaluations
     keys = zip(*(found[column] for column in BENCHMARK), strict=True)
     found = found[np.array([key in asked for key in keys], dtype=bool)]
-    found = found[(kinds(found["subject"]) != SubjectKind.CONFIG).to_numpy(bool)]
     found = found.sort_values("n_samples").drop_duplicates(["subject", *BENCHMARK], keep="last")
     shares = found.assign(kept=kept(found, tables)).dropna(subset="kept").groupby("subject")["kept"]
     references = {Subject.parse(str(subject)): float(own.mean()) for subject, own in shares if len(own) == len(asked)}
