@@ -73,7 +73,9 @@ def search(kind: type[Suggester], spec: RunSpec, bench: PlanScorer, space: PlanS
             if suggestion.budget == spec.budget.max:
                 found.append([1.0 - value for value in costs])
     kept = np.array(found)
-    return hypervolume(kept, np.zeros(kept.shape[1])), float(kept.mean(axis=1).max()), statistics.mean(asking)
+    covered = hypervolume(kept, np.zeros(kept.shape[1]))
+    assert covered is not None, "fewer objectives than measures.MAX_HYPERVOLUME"
+    return covered, float(kept.mean(axis=1).max()), statistics.mean(asking)
 
 
 def main() -> None:

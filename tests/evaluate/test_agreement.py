@@ -44,7 +44,12 @@ def opened(spec: RunSpec, known: Any = None) -> tuple[PlanScorer, list[StitchPla
     plan_scorer.known = known or {}
     stitched: list[StitchPlan] = []
     stitch = plan_scorer.stitcher.stitch
-    plan_scorer.stitcher.stitch = lambda plan, *_: (stitched.append(plan), stitch(plan))[1]  # type: ignore[assignment, func-returns-value, method-assign, misc]
+
+    def noting(plan: StitchPlan, *_: Any) -> Any:
+        stitched.append(plan)
+        return stitch(plan)
+
+    plan_scorer.stitcher.stitch = noting  # type: ignore[assignment, method-assign]
     return plan_scorer, stitched
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ GEMMA = {
     "hidden_size_per_layer_input": 8,
 }
 
-SEVERAL_KINDS = {
+SEVERAL_KINDS: dict[str, dict[str, Any]] = {
     # first layers dense, then experts: a count, and a list
     "deepseek_v3": LATENT | EXPERTS | ROUTED | {"first_k_dense_replace": 2, "num_key_value_heads": 4, "head_dim": 4},
     "glm4_moe": EXPERTS | ROUTED | {"first_k_dense_replace": 1},
@@ -81,17 +82,19 @@ def test_kept_layers_compute_what_they_did_and_the_export_too(family, tmp_path):
     """With and without a cache, in the live model and in the exported folder."""
     model_type = family.model.config.model_type
     assert family.renumbering.fixed == FIXED.get(model_type, set())
-    stitcher, dense = Stitcher(family), AutoModelForCausalLM.from_pretrained(family.spec.base_model)
+    stitcher = Stitcher(family)
+    dense: Any = AutoModelForCausalLM.from_pretrained(family.spec.base_model)
     for number, gone in enumerate(cuts(family)):
         plan = StitchPlan.without(gone, 6)
         found = logits(stitcher.stitch(plan))
         with passing_through([layer_list(dense)[layer] for layer in gone]):
             assert torch.allclose(found, logits(dense), atol=1e-4), gone
         export_hf(family, plan, tmp_path / str(number), stitcher=stitcher)
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "2").eval()
+    exported: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "2").eval()
+    models: tuple[Any, ...] = (stitcher.stitch(plan), exported)
     written = [
         model.generate(IDS, max_new_tokens=8, do_sample=False, use_cache=cache, pad_token_id=2)
-        for model in (stitcher.stitch(plan), exported)
+        for model in models
         for cache in (True, False)
     ]
     assert all(torch.equal(text, written[0]) for text in written)

@@ -124,14 +124,14 @@ def tiny_of(model_type: str) -> Any:
     configuration = CONFIG_MAPPING[model_type]
     values = _sizes_of(configuration()) | SPECIAL.get(model_type, {})
     for name in getattr(configuration, "sub_configs", None) or {}:
-        part = getattr(configuration(), name, None)
+        part: Any = getattr(configuration(), name, None)
         if hasattr(part, "model_type"):
             values[name] = _sizes_of(part) | SPECIAL.get(part.model_type, {}) | {"model_type": part.model_type}
     return AutoConfig.for_model(model_type, **{key: value for key, value in values.items() if value is not ...})
 
 
 def _sizes_of(default: Any) -> dict[str, Any]:
-    known = {}
+    known: dict[str, Any] = {}
     for name, size in SIZES.items():
         try:
             known |= {name: size} if hasattr(default, name) else {}
