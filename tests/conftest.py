@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from helpers.command_line import write_benchmark
 from helpers.families import save_family, tiny_config
 
 pytest_plugins = ["helpers.slow_tests"]
@@ -81,3 +83,28 @@ def browser() -> Iterator[Any]:
         opened = driver.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="module")
+def run_file(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run file of the tiny family: two benchmarks, three rungs, 24 trials."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    write_benchmark(folder, "first_words", 60, 0)
+    write_benchmark(folder, "other_words", 40, 3)  # fewer examples than the highest rung
+    spec = {
+        "name": "tiny search",
+        "base_model": str(tiny_family / "base"),
+        "candidates": {name: str(tiny_family / name) for name in ("math", "code")},
+        "remove": 2,
+        "objectives": [
+            {"benchmark": "first_words", "metric": "acc"},
+            {"benchmark": "other_words", "metric": "acc_norm"},
+        ],
+        "include_path": [str(folder)],
+        "budget": {"min": 6, "max": 54},
+        "trials": 24,
+        "device": "cpu",
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path

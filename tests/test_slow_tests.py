@@ -16,14 +16,14 @@ import time, pytest
 
 @pytest.fixture(scope="module")
 def long():
-    time.sleep(1.6)
+    time.sleep(0.4)
 
-def test_waits(): time.sleep(1.6)
+def test_waits(): time.sleep(0.4)
 def test_first(long): pass
 def test_second(long): pass
-@pytest.mark.parametrize("seconds", [0, 1.6])
+@pytest.mark.parametrize("seconds", [0, 0.4])
 def test_at_times(seconds): time.sleep(seconds)
-def test_fails(): time.sleep(1.6); assert False
+def test_fails(): time.sleep(0.4); assert False
 def test_plain(): pass
 """
 
@@ -32,7 +32,8 @@ def test_plain(): pass
 def suite(tmp_path: Path) -> Path:
     (tmp_path / "test_some.py").write_text(SUITE)
     (tmp_path / "conftest.py").write_text(
-        "from helpers import slow_tests\nslow_tests.IMPORTED = ()\npytest_plugins = ['helpers.slow_tests']\n"
+        "from helpers import slow_tests\nslow_tests.IMPORTED = ()\n"
+        "slow_tests.SLOW, slow_tests.QUICK = 0.3, 0.15\npytest_plugins = ['helpers.slow_tests']\n"
     )
     return tmp_path
 

@@ -9,30 +9,12 @@ from pathlib import Path
 import yaml
 
 from gptailor.store.folder import RunFolder
+from helpers import families
 from helpers.warm_engines import shared
 
 ROOT = Path(__file__).resolve().parents[2]
 
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "and",
-    "one",
-    "plus",
-    "two",
-    "is",
-    "three",
-    "while",
-    "a",
-    "dog",
-    "ran",
-    "far",
-    "away",
-]
+WORDS = families.WORDS[:18]
 
 
 def write_benchmark(folder: Path, name: str, n: int, offset: int) -> None:

@@ -7,31 +7,8 @@ from pathlib import Path
 CANDIDATES = ("math", "code", "prose")
 
 
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "and",
-    "one",
-    "plus",
-    "two",
-    "is",
-    "three",
-    "while",
-    "a",
-    "dog",
-    "ran",
-    "far",
-    "away",
-    "from",
-    "red",
-    "green",
-    "blue",
-    "hills",
-]
+TEXT = "the cat sat on a mat and one plus two is three while a dog ran far away from red green blue hills"
+WORDS = TEXT.split()
 
 
 def train_tokenizer(vocab_size: int = 300):
