@@ -268,7 +268,7 @@ def repair(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Score the dense base, candidates, one-shot cuts and the front on the held-out benchmarks."""
+    """Score the dense base, candidates, one-shot cuts, the best plan and the front on the held-out benchmarks."""
     from gptailor.commands.evaluate import evaluate as judge
 
     subjects, benchmarks = (list(filter(None, text.split(","))) for text in (arguments.subjects, arguments.benchmarks))

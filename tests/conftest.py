@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes side by side share the processors
 from helpers.command_line import write_benchmark
 from helpers.families import save_family, tiny_config
 

@@ -1,4 +1,4 @@
-"""Held-out evaluation: dense base, candidates, one-shot cuts and the front on benchmarks that the search never saw.
+"""Held-out evaluation: dense base, candidates, one-shot cuts, best plan and front on benchmarks that no search saw.
 
 Each score is written as soon as it is there, so an evaluation that is stopped goes on where it was: what is stored is
 not computed again. It runs on the engine's own parts, thus with the engine's very scores.
@@ -28,7 +28,8 @@ from gptailor.wording import now_and_then
 
 DEFAULT = Baseline.BLOCK_INFLUENCE
 """What `baselines` stands for in a search's run; in a run of baselines, it stands for all of them."""
-DEFAULT_SUBJECTS = ("dense", "candidates", "baselines", "front")
+DEFAULT_SUBJECTS = ("dense", "candidates", "baselines", "best", "front")
+"""The best is not always of the front: the selection split may choose another."""
 
 
 @dataclass(frozen=True)

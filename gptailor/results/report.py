@@ -135,7 +135,7 @@ def _proves(view: View, items: statistics.Items) -> Iterable[str]:
         yield document.note(
             "No subject was judged on every held-out benchmark yet, so the scores above are those that the search "
             "looked at: they flatter. `python -m gptailor evaluate` judges the dense base, the candidates, one-shot "
-            "cuts and the front."
+            "cuts, the best plan and the front."
         )
         return
     yield document.note(

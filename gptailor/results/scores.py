@@ -23,9 +23,6 @@ from gptailor.trial import DENSE, Subject, SubjectKind
 BENCHMARK = ["benchmark", "metric", "split"]
 
 
-KINDS = ("dense", "candidate", "baseline", "config")
-
-
 def judged(tables: ScoreTables, asked: str = "held_out") -> pd.DataFrame:
     """A row a subject and benchmark of the run file's `asked` list, each at the most examples it was scored on.
 

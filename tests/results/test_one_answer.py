@@ -18,7 +18,7 @@ from helpers.make_runs import START, make_run
 from streamlit.testing.v1 import AppTest
 
 from gptailor.__main__ import main
-from gptailor.commands.evaluate import _subjects
+from gptailor.commands.evaluate import DEFAULT_SUBJECTS, _subjects
 from gptailor.commands.experiment import table
 from gptailor.dashboard import readers
 from gptailor.measures import MAX_HYPERVOLUME, hypervolume
@@ -153,6 +153,7 @@ def test_the_command_line_names_it(chosen: RunFolder, runs: Path, capsys: pytest
     told = dict(zip(head, row, strict=True))
     assert (told["plan"], told["calibration"]) == (str(best), f"{kept}%")
     assert [one.config_id for one in _subjects(chosen, ["best"])] == [best]
+    assert best in [one.config_id for one in _subjects(chosen, DEFAULT_SUBJECTS)]
 
 
 def test_both_reports_name_it(chosen: RunFolder, runs: Path, tmp_path: Path) -> None:
