@@ -26,6 +26,10 @@ EDITED_FORMAT = 2
 """Version of the JSON form of plans with edits: what reads format 1 alone refuses them instead of leaving edits out."""
 
 
+Setting = str | int | float
+"""A setting of an edit."""
+
+
 class Operation(StrEnum):
     """What was done with a layer of the base."""
 
@@ -118,7 +122,7 @@ class Edit:
     """
 
     method: str
-    parameters: tuple[tuple[str, str | int | float], ...] = ()
+    parameters: tuple[tuple[str, Setting], ...] = ()
     texts: Texts | None = None
     seed: int = 0
 
@@ -161,7 +165,7 @@ class Edit:
         return self.method + (f" ({settings})" if settings else "") + of
 
 
-def _plain(value: str | int | float) -> str | int | float:
+def _plain(value: Setting) -> Setting:
     """1.0 as 1: equal values have one form, and so one hash."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 

@@ -46,6 +46,13 @@ def _interval(value: tuple[float, float], *, lowest: float, highest: float) -> t
     return round(low, 6), round(high, 6)  # ConfigSpace has no finer ranges
 
 
+def _texts(value: str) -> str:
+    for source in value.split("+"):
+        if source not in ("objectives", "base") and not re.fullmatch(r"(file|hub):.+", source):
+            raise ValueError("must be objectives, base, file:PATH or hub:DATA_SET, or several joined by +")
+    return value
+
+
 class SpaceOperation(StrEnum):
     """What the search may do with layers.
 
@@ -65,7 +72,7 @@ DEFAULT_OPERATIONS = (SpaceOperation.REMOVE, SpaceOperation.SELECT, SpaceOperati
 
 
 class Baseline(StrEnum):
-    """Published ways to leave layers out, to compare a search with (gptailor/baselines/)."""
+    """Published ways to make a model smaller, to compare a search with (gptailor/baselines/)."""
 
     RANDOM = "random"
     LAST = "last"
@@ -75,6 +82,10 @@ class Baseline(StrEnum):
     SLEB = "sleb"
     SHORTENED_PERPLEXITY = "shortened_perplexity"
     SHORTENED_TAYLOR = "shortened_taylor"
+    LLM_PRUNER = "llm_pruner"
+    LLM_PRUNER_MIXED = "llm_pruner_mixed"
+    SLIMGPT = "slimgpt"
+    BESA = "besa"
     LACO = "laco"
     LACO_NOTEBOOK = "laco_notebook"
     GREEDY = "greedy"
@@ -216,10 +227,7 @@ class Repair(_Record):
     @field_validator("texts")
     @classmethod
     def _known_source(cls, value: str) -> str:
-        for source in value.split("+"):
-            if source not in ("objectives", "base") and not re.fullmatch(r"(file|hub):.+", source):
-                raise ValueError("must be objectives, base, file:PATH or hub:DATA_SET, or several joined by +")
-        return value
+        return _texts(value)
 
     @model_validator(mode="after")
     def _the_methods_own(self) -> Repair:
@@ -359,10 +367,13 @@ class RunSpec(_Record):
     """Who proposes plans. random is there to compare SMAC with: the same start and rungs, then plans drawn at
     random."""
     baselines: tuple[Baseline, ...] = ()
-    """Published ways to leave layers out, each on the base and on every candidate, under the same budget of examples.
-    Where any are listed, their plans are scored instead of searching; compare such a run with one that searches."""
+    """Published ways to make a model smaller, each on the base and on every candidate, under the same budget of
+    examples: they leave as many layers out, or make layers narrower until as many parameters are gone. Where any are
+    listed, their plans are scored instead of searching; compare such a run with one that searches."""
     baselines_on: tuple[str, ...] = ()
     """The models that the baselines shorten: base, or candidates by their names. Without it: all of them."""
+    baselines_texts: Annotated[str, Field(min_length=1, max_length=1000)] = "objectives"
+    """What baselines that edit weights are computed from (llm_pruner, slimgpt, besa): as a repair's texts."""
     walltime: str | None = None
     """Time limit of all trials together, such as 90m or 2h30m."""
     trial_walltime: str | None = None
@@ -421,6 +432,11 @@ class RunSpec(_Record):
                 "must list each of remove, select, merge, fold, repair at most once, and at least one of them"
             )
         return value
+
+    @field_validator("baselines_texts")
+    @classmethod
+    def _known_texts(cls, value: str) -> str:
+        return _texts(value)
 
     @field_validator("output_scale")
     @classmethod

@@ -16,11 +16,16 @@ import torch
 from transformers import PreTrainedModel
 
 from gptailor.errors import UserError
-from gptailor.plan import StitchPlan
+from gptailor.plan import StitchPlan, Texts
 from gptailor.stitch.stitcher import Stitcher
 
 Batch = Mapping[str, torch.Tensor]
 """input_ids and attention_mask, [texts, tokens], padded on the right."""
+
+
+def no_texts(_n_tokens: int) -> Texts:
+    """Where nobody said which texts are read."""
+    raise RuntimeError("this method edits weights, and no texts are named for it here")
 
 
 @dataclass
@@ -30,7 +35,7 @@ class Case:
     fitness: mean retention of a plan over the objectives on the first n examples of each (more is better). rungs: the
     run's budgets. allowed: examples per benchmark that the run's search may score. passes: over the calibration texts
     so far, forward or the like; examples: scored so far, per benchmark. between: called before each model is looked at
-    or scored; it may raise, to stop.
+    or scored; it may raise, to stop. texts: names so many tokens of what methods that edit weights read.
     """
 
     stitcher: Stitcher
@@ -42,6 +47,7 @@ class Case:
     allowed: int = 0
     seed: int = 0
     between: Callable[[], None] = lambda: None
+    texts: Callable[[int], Texts] = no_texts
     passes: float = 0.0
     examples: int = 0
     _scored: dict[str, dict[int, float]] = field(default_factory=dict)

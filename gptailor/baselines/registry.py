@@ -24,13 +24,15 @@ class Method:
     """A published method, and where its function is.
 
     title: for people. function: module.function in this package. seeds: how often it is done, with another seed.
-    scores: whether it scores plans on its way.
+    scores: whether it scores plans on its way. removes: whether layers go; else they get narrower or sparser, and there
+    is no gap to repair.
     """
 
     title: str
     function: str
     seeds: int = 1
     scores: bool = False
+    removes: bool = True
 
     def load(self) -> Callable[[Case], StitchPlan]:
         module, name = self.function.split(".")
@@ -46,6 +48,10 @@ METHODS: dict[Baseline, Method] = {
     Baseline.SLEB: Method("SLEB", "sleb.cut"),
     Baseline.SHORTENED_PERPLEXITY: Method("Shortened LLaMA, perplexity", "shortened_llama.perplexity_cut"),
     Baseline.SHORTENED_TAYLOR: Method("Shortened LLaMA, Taylor+", "shortened_llama.taylor_cut"),
+    Baseline.LLM_PRUNER: Method("LLM-Pruner, first order", "narrower.llm_pruner", removes=False),
+    Baseline.LLM_PRUNER_MIXED: Method("LLM-Pruner, mixed", "narrower.llm_pruner_mixed", removes=False),
+    Baseline.SLIMGPT: Method("SlimGPT", "narrower.slimgpt", removes=False),
+    Baseline.BESA: Method("BESA (zeros: not smaller)", "narrower.besa", removes=False),
     Baseline.LACO: Method("LaCo, the paper's formula", "laco.paper_cut"),
     Baseline.LACO_NOTEBOOK: Method("LaCo, as published in code", "laco.notebook_cut"),
     Baseline.GREEDY: Method("Greedy on the objectives (TALE)", "greedy.cut", scores=True),
@@ -72,7 +78,7 @@ def cuts(spec: RunSpec, names: Iterable[Baseline]) -> list[Cut]:
     """What methods make of a run's family.
 
     On the base and on each candidate (those asked for), as often as they have seeds; where the run repairs, each plan
-    as it is and then repaired.
+    that removes layers as it is and then repaired.
     """
     found = []
     for name in names:
@@ -81,7 +87,7 @@ def cuts(spec: RunSpec, names: Iterable[Baseline]) -> list[Cut]:
                 label = f"{name}-{number + 1}" if METHODS[name].seeds > 1 else str(name)
                 place, seed = None if source == BASE else source, spec.seed + number
                 found.append(Cut(name, source, seed, Subject.baseline(label, place)))
-                if spec.repairs is not None:
+                if spec.repairs is not None and METHODS[name].removes:
                     subject = Subject.baseline(f"{label}+{spec.repairs.method}", place)
                     found.append(Cut(name, source, seed, subject, is_repaired=True))
     return found

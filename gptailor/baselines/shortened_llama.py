@@ -10,14 +10,12 @@ Neither retrains, as everything here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
 from gptailor.baselines.case import Case, lowest
 from gptailor.family.structure import layer_list
 from gptailor.plan import StitchPlan
+from gptailor.stitch.edits.gradients import trainable
 
 FIRST, LAST = 4, 2
 
@@ -42,7 +40,7 @@ def taylor_scores(case: Case) -> dict[int, float]:
     model = case.model()
     layers = list(layer_list(model))
     parameters = [[p for p in layer.parameters() if p.is_floating_point()] for layer in layers]
-    with _trainable([p for own in parameters for p in own]), torch.enable_grad():
+    with trainable([p for own in parameters for p in own]), torch.enable_grad():
         for batch in case.batches:
             ids, mask = batch["input_ids"], batch["attention_mask"]
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
@@ -53,16 +51,3 @@ def taylor_scores(case: Case) -> dict[int, float]:
             index: sum(float((p.detach().float() * p.grad.float()).abs().sum()) for p in own if p.grad is not None)
             for index, own in enumerate(parameters)
         }
-
-
-@contextmanager
-def _trainable(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
-    """Gradients for some parameters, and nothing left of them afterwards: the tensors are the family's own."""
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-            parameter.grad = None

@@ -172,6 +172,7 @@ def _plans(asked: Sequence[Asked], plan_scorer: PlanScorer, spec: RunSpec) -> li
 
         n_removed = spec.n_removed(plan_scorer.family.n_layers)
         case = Case(plan_scorer.stitcher, cut.source, n_removed, batches, no_scores, spec.budget.rungs, 1, cut.seed)
+        case.texts = plan_scorer.baseline_texts
         plan = METHODS[cut.baseline].load()(case)
         return plan_scorer.repaired(plan) if cut.is_repaired else plan
 

@@ -23,8 +23,9 @@ from gptailor.family.models import Family, Reader, open_family
 from gptailor.plan import BASE, StitchPlan, Texts
 from gptailor.scoring.item_cache import Gap, ItemCache, Items, PlanScores
 from gptailor.spec import Benchmark, Reading, RunSpec
+from gptailor.stitch.edits.case import Between
 from gptailor.stitch.edits.registry import repair_edit
-from gptailor.stitch.stitcher import Between, Stitcher
+from gptailor.stitch.stitcher import Stitcher
 from gptailor.store.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -147,13 +148,15 @@ class PlanScorer:
         for plan in {gap.plan.hash: gap.plan for gap in gaps}.values():
             places = [place for place, gap in enumerate(gaps) if gap.plan.hash == plan.hash]
             started = time.monotonic()
-            model = self.stitcher.stitch(plan, self._between(should_stop))
+            model = self.stitcher.stitch(plan, self.between(should_stop))
             seconds += time.monotonic() - started
             spans = [(gaps[place].benchmark, gaps[place].first, gaps[place].end) for place in places]
             found |= zip(places, self.evaluator.items_of(model, spans, should_stop), strict=True)
         return [found[place] for place in range(len(gaps))], seconds
 
-    def _between(self, should_stop: Callable[[], bool] | None) -> Between:
+    def between(self, should_stop: Callable[[], bool] | None) -> Between:
+        """What is called while edits are computed: it tells how far they are, and raises Stopped when it is to stop."""
+
         def between(what: str, share: float) -> None:
             if should_stop is not None and should_stop():
                 raise Stopped
@@ -172,6 +175,11 @@ class PlanScorer:
         repair, dense = self.family.spec.repairs, StitchPlan.dense(self.family.n_layers)
         assert repair is not None
         return self.texts.named(repair.texts, repair.tokens, lambda: self.stitcher.stitch(dense))
+
+    def baseline_texts(self, n_tokens: int) -> Texts:
+        """So many tokens of what baselines that edit weights read. Raises UserError."""
+        dense = StitchPlan.dense(self.family.n_layers)
+        return self.texts.named(self.family.spec.baselines_texts, n_tokens, lambda: self.stitcher.stitch(dense))
 
     def free(self) -> None:
         """Give back what a trial that failed held: tensors of its frames, memory that the device's allocator keeps."""

@@ -92,6 +92,7 @@ class BaselineRun(RunBase):
                 rungs=spec.budget.rungs,
                 allowed=allowed,
                 seed=cut.seed,
+                texts=plan_scorer.baseline_texts,
             )
             case.between = self._between(cut, case)
             outcome = self._cut(scorer, trial_id, cut, case)
@@ -143,9 +144,12 @@ class BaselineRun(RunBase):
         return outcome
 
     def _plan(self, plan_scorer: PlanScorer, trial_id: int, cut: Cut, case: Case) -> StitchPlan:
-        """A method's plan; that of a repaired cut is the plan of the cut before it, with the run's repair."""
+        """A method's plan, its edits computed; that of a repaired cut is the one before it, with the run's repair."""
         if not cut.is_repaired:
-            return METHODS[cut.baseline].load()(case)
+            plan = METHODS[cut.baseline].load()(case)
+            if plan.edits:
+                plan_scorer.stitcher.stitch(plan, plan_scorer.between(self._stop_asked))
+            return plan
         plain = self.made.get(trial_id - 1)
         return plan_scorer.repaired(plain if plain and plain.removed else METHODS[cut.baseline].load()(case))
 

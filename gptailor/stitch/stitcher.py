@@ -23,16 +23,13 @@ from gptailor.family.residence import n_bytes, tensors_of
 from gptailor.family.spread import devices_of, home_of
 from gptailor.family.structure import scaled, with_tensors
 from gptailor.plan import BASE, Edit, LayerChoice, StitchPlan
-from gptailor.stitch.edits.case import CalibrationTexts, EditCase, no_texts
-from gptailor.stitch.edits.registry import EDITS, edit_problem, keeps_shapes
+from gptailor.stitch.edits.case import Between, CalibrationTexts, EditCase, no_texts
+from gptailor.stitch.edits.registry import EDITS, edit_problem, keeps_shapes, settings_of
 from gptailor.stitch.merging import choice_problem, fold, is_plain, merge
 from gptailor.threads import side_by_side
 
 CACHE_SHARE = 0.1
 """The cache's default bound, as a share of the family's bytes (about a dozen layers of a 30-layer model)."""
-
-Between = Callable[[str, float], None]
-"""Told now and then what is computed and the share of it that is done; it may raise, to stop."""
 
 
 class LayerCache:
@@ -108,7 +105,7 @@ class Stitcher:
         *before, edit = plan.edits
         start = replace(plan, edits=tuple(before))
         layers = self.layers(start, between)
-        case = EditCase(self, start, edit, layers, self._texts_of(edit), between)
+        case = EditCase(self, start, edit, settings_of(edit), layers, self._texts_of(edit), between)
         edited = EDITS[edit.method].load()(case)
         known = {tensor.data_ptr() for tensor in tensors_of(self._all(plan.kept))}
         size = n_bytes(tensor for tensor in tensors_of(edited) if tensor.data_ptr() not in known)

@@ -14,12 +14,14 @@ from gptailor.baselines.relative_magnitude import magnitudes
 from gptailor.baselines.shortened_llama import taylor_scores
 from gptailor.errors import UserError
 from gptailor.family.models import open_family
-from gptailor.plan import StitchPlan
+from gptailor.plan import StitchPlan, Texts
 from gptailor.spec import Baseline
+from gptailor.stitch.edits.registry import edit_problem
 from gptailor.stitch.stitcher import Stitcher
 
 BY_SCORE = (Baseline.GREEDY, Baseline.EVOLUTION)
 BLIND = (Baseline.RANDOM, Baseline.LAST)
+NARROWER = tuple(name for name in Baseline if not METHODS[name].removes)
 PROBE = torch.arange(5, 45)[None]
 
 
@@ -66,7 +68,8 @@ def test_every_name_has_a_method() -> None:
         (name, source)
         for name in Baseline
         for source in IDENTITIES
-        if name not in BLIND and not (name.startswith("laco") and source == "math")  # its interval jumps over them
+        if name not in (*BLIND, *NARROWER)
+        and not (name.startswith("laco") and source == "math")  # its interval jumps over them
     ],
 )
 def test_layers_that_do_nothing_are_the_first_to_go(stitcher: Stitcher, name: Baseline, source: str) -> None:
@@ -80,6 +83,20 @@ def test_layers_that_do_nothing_are_the_first_to_go(stitcher: Stitcher, name: Ba
         assert plan.removed == IDENTITIES[source] and not plan.folded
     assert (case.examples if name in BY_SCORE else case.passes) > 0
     assert METHODS[name].load()(case_of(stitcher, source)) == plan, "the same again"
+
+
+@pytest.mark.parametrize("name", NARROWER)
+def test_narrower_ones_keep_all_layers_and_take_as_many_parameters(stitcher: Stitcher, name: Baseline) -> None:
+    case = case_of(stitcher, "math")
+    named: list[int] = []
+    case.texts = lambda n: named.append(n) or Texts("objectives", n, "00ff")  # type: ignore[func-returns-value]
+    plan = METHODS[name].load()(case)
+    (edit,) = plan.edits
+    assert plan.unedited == StitchPlan.dense(6, "math") and not edit_problem(edit)
+    assert dict(edit.parameters)["ratio"] == pytest.approx(2 / 6, abs=1e-6) and named == [edit.texts.n_tokens]  # type: ignore[union-attr]
+    assert case.passes > 0 and METHODS[name].load()(case) == plan
+    with pytest.raises(RuntimeError, match="this method edits weights, and no texts are named"):
+        METHODS[name].load()(case_of(stitcher, "math"))
 
 
 def test_costs_are_counted(stitcher: Stitcher) -> None:

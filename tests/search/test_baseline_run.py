@@ -115,6 +115,18 @@ def test_what_a_method_cost_is_stored(finished: RunFolder) -> None:
     assert spent["baseline:greedy"]["examples"] > 0 == spent["baseline:last"]["examples"]
 
 
+def test_narrower_models_are_as_small_as_shorter_ones(finished: RunFolder) -> None:
+    """The same parameters are gone, to one channel of one layer; BESA's zeros are parameters."""
+    tables = queries.read_run(finished)
+    sizes = tables.plans.set_index("config_id").n_parameters
+    named = tables.evaluations.dropna(subset="config_id").set_index("subject").config_id.map(lambda c: sizes[int(c)])
+    for place in ("", "@math"):
+        shorter = named[f"baseline:last{place}"]
+        for name in ("llm_pruner", "llm_pruner_mixed", "slimgpt"):
+            assert named[f"baseline:{name}{place}"] == pytest.approx(shorter, abs=96)
+        assert named[f"baseline:besa{place}"] == sizes.max() > shorter
+
+
 def test_show_and_held_out_evaluation_take_it_as_a_run(finished: RunFolder) -> None:
     story = json.loads(gptailor("show", finished.run_id, "--runs", finished.root, "--json").stdout)
     assert story["status"] == "finished" and story["front"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -18,11 +18,10 @@ from transformers import PreTrainedModel
 
 from gptailor.errors import UserError
 from gptailor.family.models import Family
-from gptailor.plan import BASE, Edit, StitchPlan, Texts
-from gptailor.stitch.edits.registry import EDITS
+from gptailor.plan import BASE, Edit, Setting, StitchPlan, Texts
 
-if TYPE_CHECKING:
-    from gptailor.stitch.stitcher import Between, Stitcher
+Between = Callable[[str, float], None]
+"""Told now and then what is computed and the share of it that is done; it may raise, to stop."""
 
 CalibrationTexts = Callable[[Texts, Callable[[], PreTrainedModel]], list[list[int]]]
 """Token ids of the texts that are meant; it may ask for the dense base, live, to write them. Raises UserError."""
@@ -41,16 +40,30 @@ def no_texts(asked: Texts, _dense: Callable[[], PreTrainedModel]) -> list[list[i
     raise UserError(f"edits: the plan's calibration texts ({asked.source}) cannot be read here")
 
 
+class Stitches(Protocol):
+    """What an edit asks of whom it works for (gptailor/stitch/stitcher.py)."""
+
+    family: Family
+
+    def stitch(self, plan: StitchPlan) -> PreTrainedModel:
+        """The plan's model, live, until the next one is asked for. Raises UserError."""
+
+    def point(self, plan: StitchPlan, layers: Sequence[nn.Module]) -> PreTrainedModel:
+        """The same with other layers in the places of the plan's."""
+
+
 @dataclass
 class EditCase:
-    """plan: what the model is before this edit. layers: its layers. texts: token ids, none for an edit without texts.
+    """plan: what the model is before this edit. settings: the edit's, defaults included. layers: the plan's layers.
 
-    between: told what is done and the share of it, often enough that a person does not wonder; it may raise, to stop.
+    texts: token ids, none for an edit without texts. between: told what is done and the share of it, often enough that
+    a person does not wonder; it may raise, to stop.
     """
 
-    stitcher: Stitcher
+    stitcher: Stitches
     plan: StitchPlan
     edit: Edit
+    settings: Mapping[str, Setting]
     layers: list[nn.Module]
     texts: Sequence[Sequence[int]]
     between: Between
@@ -68,9 +81,9 @@ class EditCase:
     def seed(self) -> int:
         return self.edit.seed
 
-    def parameter(self, name: str) -> str | int | float:
+    def parameter(self, name: str) -> Setting:
         """A setting of the edit, or its default."""
-        return dict(EDITS[self.edit.method].parameters, **dict(self.edit.parameters))[name]
+        return self.settings[name]
 
     def model(self, layers: Sequence[nn.Module] | None = None) -> PreTrainedModel:
         """The plan's model, live, with the layers it has or others in their places, until the next one is asked for."""
@@ -89,19 +102,19 @@ class EditCase:
         names = sorted(set(sole), key=lambda source: (source != BASE, source))
         return max(names, key=sole.count, default=BASE)
 
-    def batches(self) -> list[Batch]:
+    def batches(self, rows: int = ROWS) -> list[Batch]:
         """The texts, shortest first, on the family's device. Raises UserError where there are none."""
         ordered = sorted((text for text in self.texts if text), key=len)
         if not ordered:
             raise UserError(f"edits: {self.edit.method} needs calibration texts, and they hold no tokens")
-        return [padded(some, self.device) for some in _cut(ordered)]
+        return [padded(some, self.device) for some in _cut(ordered, rows)]
 
 
-def _cut(ordered: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
-    """Texts of rising length, in batches."""
+def _cut(ordered: Sequence[Sequence[int]], rows: int) -> list[list[Sequence[int]]]:
+    """Texts of rising length, in batches of so many rows at most."""
     batches: list[list[Sequence[int]]] = [[]]
     for text in ordered:
-        full = len(batches[-1]) == ROWS or (len(batches[-1]) + 1) * len(text) > BATCH_TOKENS
+        full = len(batches[-1]) == rows or (len(batches[-1]) + 1) * len(text) > BATCH_TOKENS
         if batches[-1] and full:
             batches.append([])
         batches[-1].append(text)

@@ -13,7 +13,8 @@ from torch import nn
 
 from gptailor.family.structure import scaled
 from gptailor.stitch.edits.case import EditCase
-from gptailor.stitch.edits.streams import Streams, wide
+from gptailor.stitch.edits.streams import Streams
+from gptailor.stitch.edits.walk import wide
 
 
 @torch.no_grad()

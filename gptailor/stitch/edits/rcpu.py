@@ -11,7 +11,8 @@ from torch import nn
 
 from gptailor.stitch.edits.case import EditCase
 from gptailor.stitch.edits.repair import repair
-from gptailor.stitch.edits.streams import Site, wide
+from gptailor.stitch.edits.streams import Site
+from gptailor.stitch.edits.walk import wide
 
 
 def rotation(case: EditCase) -> list[nn.Module]:

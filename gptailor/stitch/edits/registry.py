@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from gptailor.plan import Edit, Texts
+from gptailor.plan import Edit, Setting, Texts
 from gptailor.spec import Repair
 
 if TYPE_CHECKING:
     from torch import nn
 
     from gptailor.stitch.edits.case import EditCase
-
-Setting = str | int | float
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Method:
 
     title: for people. function: module.function in this package. parameters: its settings with their defaults, whose
     kind a value must be of. choices: of settings that are one of a few words. keeps_shapes: whether every tensor of the
-    result has the shape that it had.
+    result has the shape that it had. leaves_out: whether it leaves out heads, channels or single weights of layers.
     """
 
     title: str
@@ -33,6 +31,7 @@ class Method:
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     keeps_shapes: bool = True
     needs_texts: bool = True
+    leaves_out: bool = False
 
     def load(self) -> Callable[[EditCase], list[nn.Module]]:
         module, name = self.function.split(".")
@@ -48,6 +47,16 @@ EDITS: dict[str, Method] = {
     "refit": Method("Ridge refit", "refit.refit", _WHO | {"layers": "kept", "projections": "mlp"}, _WHERE),
     "prune_comp": Method("Prune&Comp", "prune_comp.scale", _WHO),
     "rcpu": Method("RCPU, rotation", "rcpu.rotation", _WHO),
+    "llm_pruner": Method(
+        "LLM-Pruner",
+        "llm_pruner.cut",
+        {"ratio": 0.25, "importance": "first"},
+        {"importance": ("first", "mixed")},
+        keeps_shapes=False,
+        leaves_out=True,
+    ),
+    "slimgpt": Method("SlimGPT", "slimgpt.cut", {"ratio": 0.25, "damping": 0.01}, keeps_shapes=False, leaves_out=True),
+    "besa": Method("BESA, zeros", "besa.sparsify", {"ratio": 0.25}, leaves_out=True),
 }
 """Method by the name that a plan has for it."""
 
@@ -55,6 +64,11 @@ EDITS: dict[str, Method] = {
 def repair_edit(repair: Repair, texts: Texts, seed: int) -> Edit:
     """The edit that a run file's `repair` asks for."""
     return Edit(str(repair.method), tuple(repair.settings.items()), texts, seed)
+
+
+def settings_of(edit: Edit) -> dict[str, Setting]:
+    """Its settings, those that it leaves out as they are by default."""
+    return dict(EDITS[edit.method].parameters) | dict(edit.parameters)
 
 
 def keeps_shapes(edit: Edit) -> bool:

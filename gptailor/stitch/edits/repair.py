@@ -13,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from gptailor.family.structure import with_tensors
 from gptailor.stitch.edits.case import EditCase
-from gptailor.stitch.edits.streams import Site, Streams, wide
+from gptailor.stitch.edits.streams import Site, Streams
+from gptailor.stitch.edits.walk import wide
 
 Fit = Callable[[Site, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None] | None]
 """From a projection at work and its weight W, [hidden, inner], float64: the weight to have instead, and what its bias

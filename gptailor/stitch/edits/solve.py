@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gptailor.stitch.edits.streams import wide
+from gptailor.stitch.edits.walk import wide
 
 SLICE = 2048
 """Rows that are in float64 at a time."""

@@ -1,9 +1,7 @@
 """Teacher and student side by side, a layer at a time: what repairs learn from.
 
-The student is the stitched model, the teacher a dense one. Both read the calibration texts once; their residual streams
-are held for all texts, and each layer is called by itself, so that a repaired layer works on the already repaired ones
-before it, and a whole repair costs about one pass of each model. What a layer is called with besides the stream (masks,
-rotations) is taken from the model's own code, once for every kind of layer.
+The student is the stitched model, the teacher a dense one. Both read the calibration texts once (see walk.py), so that
+a repaired layer works on the already repaired ones before it, and a whole repair costs about one pass of each model.
 
 Memory: two streams, [texts, tokens, hidden], and what one layer's projection reads and writes, in the model's type.
 """
@@ -18,13 +16,8 @@ import torch
 from torch import nn
 
 from gptailor.errors import UserError
-from gptailor.plan import LayerChoice, StitchPlan
 from gptailor.stitch.edits.case import EditCase
-
-States = list[torch.Tensor]
-"""The residual stream of all batches, each [texts, tokens, hidden]."""
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a layer is called with behind the stream."""
+from gptailor.stitch.edits.walk import States, Walk, reading, wide
 
 HELD_EVERY = 5
 """Of so many texts, one is kept out of a fit, to judge it by."""
@@ -58,12 +51,7 @@ class Site:
         return 1.0 / wide(self.wanted).norm(dim=-1).clamp(min=1e-6)
 
 
-def wide(values: torch.Tensor) -> torch.Tensor:
-    """In float64, on the host where the device has none (Apple's)."""
-    return (values.cpu() if values.device.type == "mps" else values).double()
-
-
-class Streams:
+class Streams(Walk):
     """The residual streams of student and teacher, moved on by `enter` and `leave`."""
 
     def __init__(self, case: EditCase, teacher: str) -> None:
@@ -73,15 +61,13 @@ class Streams:
             raise UserError(
                 f"edits: {case.edit.method} repairs plans that keep each layer once, and this one repeats some"
             )
-        self.case = case
         self.projections = case.family.projections_for(case.edit.method)
+        super().__init__(case)
         self._name = teacher
-        self._kinds = _kinds(case)
-        self.student, self._calls, self._masks = _begin(case, self._kinds)
-        self.teacher = self.student  # one and the same, until they part
+        self.teacher = self.student = self.begin()  # one and the same, until they part
         self._is_one = True
         self._at = 0
-        self._held = _held(self._masks)
+        self._held = _held(self.masks)
         self.factor = 1.0
         self._is_measured = False
 
@@ -108,7 +94,7 @@ class Streams:
     def _teach(self, until: int) -> None:
         while self._at < until:
             layer = self._taught(self._at)
-            self.teacher = [self._run(layer, self._at, b, states) for b, states in enumerate(self.teacher)]
+            self.teacher = [self.run(layer, self._at, b, states) for b, states in enumerate(self.teacher)]
             self._at += 1
 
     def skip(self, position: int, layer: nn.Module) -> None:
@@ -119,7 +105,7 @@ class Streams:
             self.student = self.teacher
             return
         self._is_one = False
-        self.student = [self._run(layer, index, b, states) for b, states in enumerate(self.student)]
+        self.student = [self.run(layer, index, b, states) for b, states in enumerate(self.student)]
 
     def watch(self, position: int, layer: nn.Module, name: str) -> tuple[Site, States]:
         """The kept layer's projection `name` at work on the student's stream, and the stream behind the layer.
@@ -149,7 +135,7 @@ class Streams:
         wrote = projection(site.read.to(next(projection.parameters()).device)).to(site.wrote.device)
         change = (wrote - site.wrote) * self.factor
         changed = []
-        for states_of, mask in zip(states, self._masks, strict=True):
+        for states_of, mask in zip(states, self.masks, strict=True):
             n = int(mask.sum())
             moved = states_of.clone()
             moved[mask] += change[:n].to(moved)
@@ -169,10 +155,10 @@ class Streams:
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(states.shape, generator=generator).to(states) * states.std()
         projection = layer.get_submodule(self.projections[1])
-        whole = self._run(layer, index, 0, states)
+        whole = self.run(layer, index, 0, states)
         hook = projection.register_forward_hook(lambda _, _args, output: output + noise.to(output.device))
         try:
-            apart = wide(self._run(layer, index, 0, states)) - wide(whole)
+            apart = wide(self.run(layer, index, 0, states)) - wide(whole)
         finally:
             hook.remove()
         added = wide(noise)
@@ -188,84 +174,19 @@ class Streams:
         """Rows of: the stream behind the projection, what it read, what it wrote; and the stream behind the layer."""
         after, reads, writes, streams = [], [], [], []
         for b, entering in enumerate(states):
-            with _reads(layer, name) as seen:
-                after.append(self._run(layer, index, b, entering))
+            with reading(layer, name) as seen:
+                after.append(self.run(layer, index, b, entering))
             read, wrote = (rows.to(entering.device) for rows in seen[0])
-            mask = self._masks[b]
+            mask = self.masks[b]
             reads.append(read[mask])
             writes.append(wrote[mask])
             is_mlp = name == self.projections[1]
             streams.append(after[-1][mask] if is_mlp else entering[mask] + self.factor * wrote[mask])
         return torch.cat(streams), torch.cat(reads), torch.cat(writes), after
 
-    def rows(self, states: States) -> torch.Tensor:
-        """Real tokens of all batches, [n, hidden]."""
-        return torch.cat([one[mask] for one, mask in zip(states, self._masks, strict=True)])
-
-    def _run(self, layer: nn.Module, index: int, batch: int, states: torch.Tensor) -> torch.Tensor:
-        """The layer, standing for the base's layer `index`, on one batch."""
+    def run(self, layer: Callable[..., Any], index: int, batch: int, states: torch.Tensor) -> torch.Tensor:
         self.case.between(f"{self.case.edit.method}: reading", self._at / self.case.family.n_layers)
-        args, kwargs = self._calls[batch][self._kinds[index]]
-        left = layer(states, *args, **kwargs)
-        return (left if isinstance(left, torch.Tensor) else left[0]).to(states.device)
-
-
-class _reads:  # a context manager, used as a function
-    """While it lasts, what a layer's module reads and writes, one (input, output) a call."""
-
-    def __init__(self, layer: nn.Module, name: str) -> None:
-        self.module = layer.get_submodule(name)
-        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def __enter__(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        self.hook = self.module.register_forward_hook(lambda _, args, output: self.seen.append((args[0], output)))
-        return self.seen
-
-    def __exit__(self, *_: object) -> None:
-        self.hook.remove()
-
-
-def _kinds(case: EditCase) -> list[int]:
-    """For every layer of the base, the first layer of its kind: what the configuration's per-layer lists say of it."""
-    lists = case.family.per_layer_lists.values()
-    firsts: dict[tuple[str, ...], int] = {}
-    return [
-        firsts.setdefault(tuple(str(values[index]) for values in lists), index) for index in range(case.family.n_layers)
-    ]
-
-
-def _begin(case: EditCase, kinds: Sequence[int]) -> tuple[States, list[dict[int, Call]], list[torch.Tensor]]:
-    """What enters the first layer, how each kind of layer is called, and the real tokens, by batch.
-
-    A model of one layer of each kind is run for it.
-    """
-    firsts = sorted(set(kinds))
-    plan = StitchPlan(case.family.n_layers, tuple(map(LayerChoice, firsts)))
-    model: Any = case.stitcher.stitch(plan)
-    decoder = model.get_decoder()
-    states, calls, masks = [], [], []
-    for batch in case.batches():
-        seen: dict[int, Any] = {}
-        hooks = [
-            case.family.layer(first).register_forward_pre_hook(_note(seen, first), with_kwargs=True) for first in firsts
-        ]
-        try:
-            decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        states.append(seen[firsts[0]][0])
-        calls.append({first: call for first, (_, call) in seen.items()})
-        masks.append(batch["attention_mask"].bool())
-    return states, calls, masks
-
-
-def _note(seen: dict[int, Any], first: int) -> Callable[..., None]:
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        seen[first] = (args[0] if args else kwargs["hidden_states"], (args[1:], rest))
-
-    return note
+        return super().run(layer, index, batch, states)
 
 
 def _held(masks: Sequence[torch.Tensor]) -> torch.Tensor:
