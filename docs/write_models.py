@@ -2,13 +2,14 @@
 
     python docs/write_models.py [MODEL_TYPE ...]
 
-With model types, only those are tried and printed, and the page stays as it is. All of them take about ten minutes.
+With model types, only their rows are made anew. All of them take about ten minutes.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -58,6 +59,16 @@ def page_of(tried: Sequence[Tried]) -> str:
     return HEAD.format(version=transformers.__version__, counts=counted) + "\n".join(rows) + "\n"
 
 
+def rows_of(page: str) -> dict[str, Tried]:
+    """What a page says, by model type."""
+    cells = (re.split(r" (?<!\\)\| ?", line[2:-2]) for line in page.splitlines() if line.startswith("| `"))
+    return {name.strip("`"): Tried(name.strip("`"), result, path, _plain(why)) for name, result, path, why in cells}
+
+
+def _plain(cell: str) -> str:
+    return cell.replace("\\|", "|").replace("&lt;", "<")
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
@@ -66,14 +77,13 @@ def main(asked: Sequence[str]) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.disable(logging.WARNING)
-    tried = []
+    tried = rows_of(PAGE.read_text(encoding="utf-8")) if asked else {}
     with tempfile.TemporaryDirectory() as folder:
         trying = Trying(Path(folder))
         for model_type in asked or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-            tried.append(trying.attempt(model_type))
-            print(tried[-1], flush=True)
-    if not asked:
-        PAGE.write_text(page_of(tried), encoding="utf-8")
+            tried[model_type] = trying.attempt(model_type)
+            print(tried[model_type], flush=True)
+    PAGE.write_text(page_of([tried[name] for name in sorted(tried)]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,12 @@ OK, USER_ERROR, RUN_FAILED, INTERRUPTED = 0, 2, 1, 130
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. 0: done; 1: the run failed; 2: something asked is wrong; 130: interrupted or stopped."""
-    arguments = command_parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    for word in given:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):  # Python's stand-in for a byte that is no UTF-8
+            print(f"gptailor: argument {word!a}: is not UTF-8 text; rename the file", file=sys.stderr)
+            return USER_ERROR
+    arguments = command_parser().parse_args(given)
     if arguments.runs is None:
         from gptailor.store.folder import runs_root  # not before it is asked for: DuckDB comes with it
 
@@ -101,7 +106,7 @@ def experiment(arguments: argparse.Namespace) -> int:
 
 def engine(arguments: argparse.Namespace) -> int:
     """Run, or go on with, a run that is prepared (what the dashboard starts)."""
-    return _engine(_folder(arguments))
+    return _engine(_at_home(arguments))
 
 
 def runs(arguments: argparse.Namespace) -> int:
@@ -143,7 +148,8 @@ def export(arguments: argparse.Namespace) -> int:
     """Write a configuration's model as a plain Hugging Face folder, or its plan as a file for mergekit."""
     from gptailor.commands.export import export_mergekit, export_model
 
-    folder, config_id, out, repair = _folder(arguments), arguments.config_id, Path(arguments.out), _repair(arguments)
+    folder, config_id, repair = _at_home(arguments), arguments.config_id, _repair(arguments)
+    out = Path(arguments.out)
     if arguments.dry_run and not arguments.push:
         raise UserError("export: --dry-run lists what --push would send; add --push OWNER/NAME")
     if arguments.form == "mergekit":
@@ -201,7 +207,7 @@ def generate(arguments: argparse.Namespace) -> int:
     from gptailor.commands.export import generate as write
 
     write(
-        _folder(arguments),
+        _at_home(arguments),
         arguments.config_id,
         arguments.prompt,
         _say(arguments),
@@ -272,7 +278,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from gptailor.commands.evaluate import evaluate as judge
 
     subjects, benchmarks = (list(filter(None, text.split(","))) for text in (arguments.subjects, arguments.benchmarks))
-    judge(_folder(arguments), _say(arguments), subjects, benchmarks, arguments.examples)
+    judge(_at_home(arguments), _say(arguments), subjects, benchmarks, arguments.examples)
     return OK
 
 
@@ -349,6 +355,19 @@ def _folder(arguments: argparse.Namespace, run_id: str | None = None) -> RunFold
     folder = RunFolder.of(arguments.runs, run_id)
     if not folder.path.is_dir():
         raise UserError(f"run {run_id}: there is none in {arguments.runs}; `python -m gptailor runs` lists them")
+    return folder
+
+
+def _at_home(arguments: argparse.Namespace) -> RunFolder:
+    """The run's folder, seen from where the run was started: relative paths of its run file begin there."""
+    folder = _folder(arguments)
+    home = folder.started_in
+    if home is None or home == Path.cwd():
+        return folder
+    folder = type(folder)(folder.path.absolute())
+    if "out" in arguments:
+        arguments.out = str(Path(arguments.out).absolute())
+    os.chdir(home)
     return folder
 
 

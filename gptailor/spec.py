@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from gptailor.errors import UserError
 from gptailor.plan import BASE
@@ -51,6 +61,23 @@ def _texts(value: str) -> str:
         if source not in ("objectives", "base") and not re.fullmatch(r"(file|hub):.+", source):
             raise ValueError("must be objectives, base, file:PATH or hub:DATA_SET, or several joined by +")
     return value
+
+
+ODD = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's names for control characters, halves of characters (bytes that are no UTF-8) and ends of lines."""
+
+
+def _plain_path(text: str) -> str:
+    """A path or a hub id as it can be written into files and looked up on a disk."""
+    odd = [c for c in text if unicodedata.category(c) in ODD]
+    if odd:
+        raise ValueError(f"has the character {odd[0]!a}, which cannot be in a path here; rename the folder")
+    if any(len(part.encode()) > 255 for part in text.split("/")):
+        raise ValueError("has a name of more than 255 bytes, which no folder has")
+    return text
+
+
+Place = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_plain_path)]
 
 
 class SpaceOperation(StrEnum):
@@ -210,7 +237,7 @@ class Repair(_Record):
     method: RepairMethod = RepairMethod.REFIT
     """refit: the output projections' whole matrices, by ridge regression. replaceme and replaceme_cosine: a linear map
     behind the last layer before each gap. rcpu: the same, a rotation. prune_comp: one scale a gap."""
-    texts: Annotated[str, Field(min_length=1, max_length=1000)] = "objectives"
+    texts: Place = "objectives"
     """What it is computed from: objectives (prompts with right answers, from the objectives' own examples), base
     (written by the base itself), `file:PATH` (plain text, or .jsonl whose rows have a "text"), `hub:DATA_SET` or
     `hub:DATA_SET:CONFIG`; several, joined by +, share the tokens."""
@@ -323,14 +350,14 @@ class Workers(_Record):
 
 
 class RunSpec(_Record):
-    """One run, as asked. Paths are relative to the folder the command is run in."""
+    """One run, as asked. Paths are relative to the folder in which the run is started, also when it is resumed."""
 
     name: Annotated[str, Field(min_length=1, max_length=80)]
     """What people call the run."""
-    base_model: Annotated[str, Field(min_length=1, max_length=1000)]
+    base_model: Place
     """The model whose embeddings, final norm and output head are kept: a Hugging Face model's folder on this machine,
     or a hub id such as owner/name."""
-    candidates: dict[str, Annotated[str, Field(min_length=1, max_length=1000)]] = {}
+    candidates: dict[str, Place] = {}
     """Fine-tunes of the base that may lend layers, each under a name: folders or hub ids of full models or of LoRA
     adapters (PEFT folders)."""
     remove: int | float
@@ -355,7 +382,7 @@ class RunSpec(_Record):
     selection: Annotated[tuple[Benchmark, ...], Field(max_length=32)] = ()
     """Benchmarks on splits that neither the search nor the held-out results use: the best plans are scored there before
     one is called best."""
-    include_path: tuple[str, ...] = ()
+    include_path: tuple[Place, ...] = ()
     """Folders on this machine that hold lm-eval task files, besides lm-eval's own."""
     budget: Budget = Budget()
     """How many examples of each benchmark a plan is scored on."""
@@ -372,7 +399,7 @@ class RunSpec(_Record):
     listed, their plans are scored instead of searching; compare such a run with one that searches."""
     baselines_on: tuple[str, ...] = ()
     """The models that the baselines shorten: base, or candidates by their names. Without it: all of them."""
-    baselines_texts: Annotated[str, Field(min_length=1, max_length=1000)] = "objectives"
+    baselines_texts: Place = "objectives"
     """What baselines that edit weights are computed from (llm_pruner, slimgpt, besa): as a repair's texts."""
     walltime: str | None = None
     """Time limit of all trials together, such as 90m or 2h30m."""
@@ -391,6 +418,8 @@ class RunSpec(_Record):
     """Who scores trials side by side. Without it: the engine's own process, one trial after another."""
     chat_template: Flag = False
     """Put prompts into the tokenizer's chat template: for models that were tuned to converse."""
+    chat_template_args: dict[str, bool | int | float | str] = {}
+    """Settings that the chat template itself reads, such as `{enable_thinking: false}`."""
     trust_remote_code: Flag = False
     """Run the Python code that a model's folder brings. The dashboard never sets it."""
 
@@ -438,6 +467,14 @@ class RunSpec(_Record):
     def _known_texts(cls, value: str) -> str:
         return _texts(value)
 
+    @field_validator("chat_template_args", mode="before")
+    @classmethod
+    def _single_values(cls, value: Any) -> Any:
+        for name, setting in value.items() if isinstance(value, dict) else ():
+            if not isinstance(setting, (bool, int, float, str)):
+                raise ValueError(f"{name} must be true, false, a number or text")
+        return value
+
     @field_validator("output_scale")
     @classmethod
     def _scale_interval(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -478,6 +515,8 @@ class RunSpec(_Record):
         if SpaceOperation.FOLD in self.operations and SpaceOperation.REMOVE not in self.operations:
             raise ValueError("operations: fold says what becomes of removed layers; add remove")
         self._check_repair()
+        if self.chat_template_args and not self.chat_template:
+            raise ValueError("chat_template_args: are settings of the chat template; set chat_template: true")
         if self.baselines and not self.remove:
             raise ValueError("baselines: they leave layers out; set remove to how many")
         if len(set(self.baselines)) != len(self.baselines):

@@ -92,6 +92,15 @@ REFUSALS = [
     ("dtype=int8", r"dtype: must be 'auto', 'float32', 'bfloat16' or 'float16', got 'int8'"),
     ("batch_size=0", r"1 problem\n  batch_size: must be auto, or a number of rows from 1 to 4096, got 0"),
     ("batch_size=big", r"1 problem\n  batch_size: must be auto, .*, got 'big'"),
+    ('base_model="a\\0b"', r"base_model: has the character '\\x00', which cannot be in a path here; rename the folder"),
+    ('candidates.math="a\\nb"', r"candidates\.math: has the character '\\n', which cannot be in a path here"),
+    ('include_path=["a\\x1bb"]', r"include_path\.0: has the character '\\x1b', which cannot be in a path here"),
+    (f"base_model={'a' * 256}", r"base_model: has a name of more than 255 bytes, which no folder has"),
+    (
+        "chat_template_args={enable_thinking: false}",
+        r"chat_template_args: are settings of the chat template; set",
+    ),
+    ("chat_template_args={effort: [low]}", r"chat_template_args: effort must be true, false, a number or text, got"),
     ("trust_remote_code=1", r"trust_remote_code: must be true or false, got 1"),
     ('name="a\\tb"', r"name: must have a visible character and no control characters"),
 ]

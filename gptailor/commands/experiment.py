@@ -49,6 +49,7 @@ JUDGED_ALIKE = (
     "dtype",
     "batch_size",
     "chat_template",
+    "chat_template_args",
     "trust_remote_code",
 )
 """Keys of a run file on which a plan's held-out answers, and their order, depend."""

@@ -309,7 +309,7 @@ def _answer(stitcher: Stitcher, plan: StitchPlan, subject: Subject, prompt: str,
     model, tokenizer = stitcher.stitch(plan), family.tokenizer
     if chat and tokenizer.chat_template:
         turn = [{"role": "user", "content": prompt}]
-        prompt = chat_renderer(tokenizer)(turn)
+        prompt = chat_renderer(tokenizer, family.spec.chat_template_args)(turn)
         encoded = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
     else:
         encoded = tokenizer(prompt, return_tensors="pt")

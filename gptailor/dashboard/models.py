@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from gptailor import wording
+from gptailor import shipped, wording
 from gptailor.dashboard import access, jobs, judging, pickers, widgets
 from gptailor.dashboard.readers import Run
 from gptailor.launch.devices import free_devices
@@ -20,7 +21,7 @@ from gptailor.results.frames import tradeoffs
 from gptailor.results.frames.view import View
 from gptailor.trial import DENSE, Subject
 
-WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 MAX_PROMPT = 2000
 
 # --- facts ------------------------------------------------------------------------------------------------------------
@@ -35,16 +36,15 @@ def facts(view: View, run: Run, config_id: int) -> None:
     layers, parameters, size, kept = st.columns(4)
     layers.metric("Layers", f"{row['kept_layers']:.0f} of {whole.n_layers}", border=True)
     parameters.metric("Parameters", wording.size(row["parameters"]), border=True)
-    dtype = view.tables.spec.dtype
-    width = WIDTHS.get(dtype, 2)
-    size.metric(
-        "Size on disk",
-        wording.gigabytes(_folder_size(out) if out.is_dir() else row["parameters"] * width),
-        border=True,
-        help="Of the exported folder."
-        if out.is_dir()
-        else f"Weights of {width} bytes each. Type: {wording.safe(dtype)}.",
-    )
+    dtype = _dtype(view)
+    width = WIDTHS.get(dtype)
+    if out.is_dir():
+        on_disk, how = wording.gigabytes(_folder_size(out)), "Of the exported folder."
+    elif width is not None:
+        on_disk, how = wording.gigabytes(row["parameters"] * width), f"Weights of {width} bytes each ({dtype})."
+    else:
+        on_disk, how = "–", "The run does not say in which type its base is stored; an export tells."
+    size.metric("Size on disk", on_disk, border=True, help=how)
     kept.metric(
         whole.average_label,
         wording.value(row["average"], row["average ±"], percent=whole.average_is_share),
@@ -286,6 +286,18 @@ def _answers(events: Sequence[Event]) -> None:
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def _dtype(view: View) -> str:
+    """The number type of the run's models: as the run noted it, or, in those of older versions, as the base says it."""
+    spec = view.tables.spec
+    if (known := view.tables.versions.get("dtype", spec.dtype)) != "auto":
+        return known
+    try:
+        config = json.loads((shipped.find(spec.base_model) / "config.json").read_text(encoding="utf-8"))
+        return str(config.get("dtype") or config.get("torch_dtype"))
+    except (OSError, ValueError, AttributeError):  # a base that is elsewhere, or none
+        return known
 
 
 def _folder_size(folder: Path) -> int:

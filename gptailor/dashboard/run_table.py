@@ -27,8 +27,8 @@ STATE_COLOURS = {
 def listing(runs: Sequence[Run], notes: Mapping[str, Notes]) -> pd.DataFrame:
     """A row a run, in the given order, inert: people can download the table.
 
-    state is a list of one; progress and retention are percent; best_scores, retention and hypervolume are of the full
-    budget.
+    state is a list of one; progress, retention and held_out are percent; best_scores, retention and hypervolume are of
+    the full budget.
     """
     rows = []
     for run in runs:
@@ -42,6 +42,7 @@ def listing(runs: Sequence[Run], notes: Mapping[str, Notes]) -> pd.DataFrame:
                 "left": wording.duration(seconds_left(run)) if run.is_active else "",
                 "layers": "" if summary.n_removed is None else f"{summary.n_removed} of {summary.n_layers}",
                 "retention": None if summary.retention is None else 100 * summary.retention,
+                "held_out": None if summary.held_out is None else 100 * summary.held_out,
                 "objectives": best_scores(summary.best_scores),
                 "hypervolume": summary.hypervolume,
                 "created_at": summary.created_at,
@@ -49,7 +50,7 @@ def listing(runs: Sequence[Run], notes: Mapping[str, Notes]) -> pd.DataFrame:
             }
         )
     frame = pd.DataFrame(rows, columns=["run_id", *_COLUMNS])
-    numbers = dict.fromkeys(("retention", "hypervolume"), float)
+    numbers = dict.fromkeys(("retention", "held_out", "hypervolume"), float)
     return frame.astype(numbers).assign(created_at=pd.to_datetime(frame["created_at"], utc=True))
 
 
@@ -104,8 +105,7 @@ def matching(
 def table(runs: Sequence[Run], notes: Mapping[str, Notes]) -> list[Run]:
     """All runs as one table; returns the ticked ones."""
     frame = listing(runs, notes)
-    optional = [name for name in ("left", "tags") if _says_something(frame[name])]
-    shown = [name for name in _COLUMNS if name in optional or name not in ("left", "tags")]
+    shown = [name for name in _COLUMNS if name not in OPTIONAL or _says_something(frame[name])]
     room = WIDTH - sum(_COLUMNS[name]["width"] for name in shown if name != "objectives")
     if room < _COLUMNS["objectives"]["width"]:
         frame["objectives"] = [only_numbers(run.summary.best_scores) for run in runs]
@@ -133,6 +133,8 @@ def _says_something(column: pd.Series) -> bool:
 
 
 _column = st.column_config
+OPTIONAL = ("left", "held_out", "tags")
+"""Columns that are there where a run has something to say in them."""
 WIDTH = 956
 """Pixels for columns in a window of 1280."""
 _COLUMNS: dict[str, Any] = {
@@ -155,6 +157,12 @@ _COLUMNS: dict[str, Any] = {
         width=86,
         help="Mean share of the dense model's scores that the best plan keeps, at the full budget. The selection split "
         "names the best plan, where the run has one.",
+    ),
+    "held_out": _column.NumberColumn(
+        "Held out",
+        format="%.1f %%",
+        width=86,
+        help="The same plan's mean retention on the held-out benchmarks, which the search never saw.",
     ),
     "objectives": _column.TextColumn(
         "Best plan's scores", width=240, help="The objectives (the first three) at the full budget."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptailor.dashboard import access
+
+log = logging.getLogger(__name__)
 
 LEAST_FREE = 1024**3
 """Bytes of disk without which nothing more should be started."""
@@ -95,7 +98,7 @@ class Guard:
         refused = _refusal(scope)
         if refused is None:
             await self.app(scope, receive, with_headers)
-        elif scope["type"] == "websocket":
+        elif scope["type"] == "websocket" and "websocket.http.response" not in (scope.get("extensions") or {}):
             await send({"type": "websocket.close", "code": 1008, "reason": "refused"})
         else:
             await refused(scope, receive, with_headers)
@@ -110,10 +113,23 @@ def _refusal(scope: Scope) -> Response | None:
     if problem := access.closed(host):
         return HTMLResponse(f"<!doctype html><title>gptailor</title><p>{escape(problem)}", status_code=403)
     if scope["type"] == "websocket" and origin and urlsplit(origin).netloc != host and not _other_origins():
-        return PlainTextResponse("this page is not ours", status_code=403)
+        _tell_operator(origin, host or "")
+        return PlainTextResponse(f"this page is not ours; {WHAT_TO_SET}", status_code=403)
     if scope.get("method") == "PUT" and not access.may_upload(path.partition(UPLOADS)[2].partition("/")[0]):
         return PlainTextResponse("no upload is expected from here", status_code=403)
     return None
+
+
+WHAT_TO_SET = (
+    "a proxy has to pass on the Host header with its port (nginx: proxy_set_header Host $http_host), or the server has "
+    "to be started with --server.corsAllowedOrigins ORIGIN"
+)
+
+
+@lru_cache(maxsize=16)
+def _tell_operator(origin: str, host: str) -> None:
+    """Once for each such page, as a browser that is refused shows its user nothing but a page that never loads."""
+    log.warning("a page of %.100r was refused: it called this server %.100r; %s", origin, host, WHAT_TO_SET)
 
 
 def _other_origins() -> Sequence[str]:
@@ -141,6 +157,12 @@ async def ready(_request: Request) -> Response:
     return JSONResponse({"ready": not missing, "missing": missing}, status_code=503 if missing else 200)
 
 
+def _routes() -> list[Route]:
+    """The probe's addresses: below the base path too, where there is one, as Streamlit's own routes are."""
+    below = str(st.get_option("server.baseUrlPath") or "").strip("/")
+    return [Route(path, ready) for path in dict.fromkeys((READY, f"/{below}{READY}" if below else READY))]
+
+
 async def _broken(_request: Request, _error: Exception) -> Response:
     return PlainTextResponse(
         "Internal server error", status_code=500, headers={k.decode(): v.decode() for k, v in headers()}
@@ -157,7 +179,7 @@ def tell_calmly(error: Exception) -> bool:  # noqa: ARG001 (Streamlit may name i
 
 OPTIONS: dict[str, Any] = {
     "middleware": [Middleware(Guard)],
-    "routes": [Route(READY, ready)],
+    "routes": _routes(),
     "exception_handlers": {Exception: _broken},
     "on_script_error": tell_calmly,
 }

@@ -69,6 +69,7 @@ def open_benchmarks(
     seed: int,
     include_path: Sequence[str] = (),
     chat_template: bool = False,
+    chat_template_args: Mapping[str, Any] | None = None,
 ) -> list[OpenBenchmark]:
     """Load benchmarks through lm-eval and tokenise their first `max_examples` examples (None: all).
 
@@ -79,7 +80,7 @@ def open_benchmarks(
         return []
     manager = find_tasks([spec.benchmark for spec in benchmarks], include_path)
     encoder = Encoder(tokenizer, max_length)
-    render = chat_renderer(tokenizer) if chat_template else None
+    render = chat_renderer(tokenizer, chat_template_args) if chat_template else None
     loaded: dict[Reading, tuple[list[Task], Group | None]] = {}
     read: dict[Reading, tuple[Order, tuple[Example, ...]]] = {}  # once for all metrics of it
     opened = []

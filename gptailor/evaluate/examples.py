@@ -5,7 +5,9 @@ Everything here is done once per run; trials only see integers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -163,15 +165,20 @@ def build_examples(groups: Sequence[tuple[int, Sequence[Instance]]], encoder: En
     ]
 
 
-def chat_renderer(tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
-    """HFLM.apply_chat_template for this tokenizer. Raises UserError where it has no chat template."""
+def chat_renderer(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any] | None = None) -> Callable[..., str]:
+    """HFLM.apply_chat_template for this tokenizer, with HFLM's chat_template_args.
+
+    Raises UserError where it has no chat template, or one that does not read these arguments.
+    """
     import jinja2
 
     if not tokenizer.chat_template:
         raise UserError("chat_template: the base model's tokenizer has no chat template; set chat_template: false")
+    _refuse_unread(tokenizer, arguments or {})
 
     def render(history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         settings: dict[str, Any] = {
+            **(arguments or {}),
             "tokenize": False,
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": not add_generation_prompt,
@@ -186,6 +193,31 @@ def chat_renderer(tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
                 raise UserError(f"chat_template: the base model's chat template cannot be rendered: {error}") from error
 
     return render
+
+
+_MARKS = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+"""Tags of transformers' own."""
+_GIVEN = ("messages", "add_generation_prompt", "tools", "documents", "raise_exception", "strftime_now")
+"""What a chat template is given anyway."""
+
+
+def _refuse_unread(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> None:
+    """Raise UserError for an argument that the chat template does not look at: it would change nothing."""
+    from jinja2 import Environment, TemplateError, meta
+
+    templates = tokenizer.chat_template
+    texts = templates.values() if isinstance(templates, dict) else [templates]
+    syntax, read = Environment(extensions=["jinja2.ext.loopcontrols"]), set[str]()  # parsed only, never run
+    for text in texts:
+        with suppress(TemplateError):  # rendering says what is wrong with it
+            read |= meta.find_undeclared_variables(syntax.parse(_MARKS.sub("", text)))
+    read -= {*_GIVEN, *tokenizer.special_tokens_map}
+    for name in arguments:
+        if name not in read:
+            there = ", ".join(sorted(read)) or "none"
+            raise UserError(
+                f"chat_template_args: the base model's chat template reads no {name!r}; settings that it reads: {there}"
+            )
 
 
 def _move_spaces(context: str, continuation: str) -> tuple[str, str]:

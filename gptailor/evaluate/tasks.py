@@ -7,6 +7,7 @@ built only when a name is not found in the run's folders.
 from __future__ import annotations
 
 import difflib
+import glob
 import logging
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -152,7 +153,12 @@ def _found(files: Any) -> Any:
         return {split: _found(names) for split, names in files.items()}
     if isinstance(files, (list, tuple)):
         return [_found(name) for name in files]
-    return str(shipped.find(files)) if "://" not in str(files) else files
+    if "://" in str(files):
+        return files
+    found = shipped.find(files)
+    if "::" in str(found):
+        raise UserError(f"{found}: '::' joins addresses for the library that reads data; rename the folder or the file")
+    return glob.escape(str(found)) if found.exists() else str(found)  # a name with [ or * in it is no pattern
 
 
 def _folder(path: str) -> Path:

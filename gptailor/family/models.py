@@ -198,17 +198,31 @@ def prove_small(spec: RunSpec) -> Preflight:
 
     Raises UserError.
     """
+    return try_family(spec)[0]
+
+
+def try_family(spec: RunSpec) -> tuple[Preflight, Reader | None]:
+    """prove_small, and what reads the family's texts; None where the base is not on this machine. Raises UserError."""
     found = inspect_family(spec)
+    base = found.checkpoints[BASE]
+    if base.folder is None:
+        return found.preflight, None
+    _prove_few(spec, found)
+    tokenizer = _open_tokenizer(base, spec.trust_remote_code)
+    return found.preflight, Reader(tokenizer, found.skeleton.config, found.preflight)
+
+
+def _prove_few(spec: RunSpec, found: Inspection) -> None:
+    """The proof, where the base's weights are few. Raises UserError."""
     base, n_removed = found.checkpoints[BASE], spec.n_removed(found.preflight.n_layers)
-    if base.folder is None or found.preflight.n_parameters > SMALL:
-        return found.preflight
+    if found.preflight.n_parameters > SMALL:
+        return
     with without_progress_bars():
         model = open_base(base, getattr(torch, found.preflight.dtype), spec.trust_remote_code)
         try:
             prove(model, found.renumbering, n_removed)
         except UserError as error:
             raise UserError(f"the models do not fit together: 1 problem\nbase_model: {error}") from error
-    return found.preflight
 
 
 @contextmanager

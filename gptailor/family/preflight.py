@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -156,7 +157,7 @@ class BaseJudge:
         if base.is_adapter:
             yield "is a LoRA adapter; the base must be a full model"
             return
-        refused = list(_architecture_problems(base.config, trusted))
+        refused = list(architecture_problems(base.config, trusted))
         yield from refused
         if base.folder is not None and not has_tokenizer(base.folder):
             yield "has no tokenizer (tokenizer.json or tokenizer.model)"
@@ -181,6 +182,15 @@ class BaseJudge:
             yield f"{self.base.tensors[name].file}: tensor {name} holds NaN or infinite values"
         self.skeleton = skeleton
         self.notes += [f"base_model: {note}" for note in _base_notes(self.base, self.loading)]
+
+    @cached_property
+    def scattered(self) -> str | None:
+        """A tensor of a layer that is not among the files' numbered ones, which is what a candidate lends."""
+        assert self.skeleton is not None
+        path = find_layers(self.skeleton)
+        numbered = {f"{path}.{name}": info for name, info in self.base.inner_tensors.items()}
+        missing = load_headers(self.skeleton, numbered).missing
+        return next((name for name in missing if name.startswith(f"{path}.")), None)
 
 
 def _loading_problems(loading: Loading, base: Checkpoint) -> Iterator[str]:
@@ -207,7 +217,8 @@ def _base_notes(base: Checkpoint, loading: Loading) -> Iterator[str]:
         yield f"{len(unused)} of its tensors are not used by transformers, the first is {unused[0]}"
 
 
-def _architecture_problems(config: Mapping[str, Any], trust_remote_code: bool) -> Iterator[str]:
+def architecture_problems(config: Mapping[str, Any], trust_remote_code: bool) -> Iterator[str]:
+    """Why no model of this configuration can be stitched, as far as it says so itself."""
     from transformers import __version__
 
     name = architecture_name(config)
@@ -264,6 +275,10 @@ def _layer_problems(candidate: Checkpoint, judge: BaseJudge, skeleton: PreTraine
     base, path = judge.base, find_layers(skeleton)
     if candidate.layer_prefix is None:
         yield f"its tensors are not numbered as the {base.n_layers} layers of the base"
+        return
+    if judge.scattered is not None:
+        name = architecture_name(base.config)
+        yield f"its layers cannot be lent: {name} keeps a part of each elsewhere in its files ({judge.scattered})"
         return
     mine, its = base.inner_tensors, candidate.inner_tensors
     if {name: info.shape for name, info in mine.items()} == {name: info.shape for name, info in its.items()}:

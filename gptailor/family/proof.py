@@ -53,6 +53,7 @@ def prove(model: PreTrainedModel, renumbering: Renumbering, n_removed: int) -> N
     try:
         if _apart(_logits(model, change_last=True)[:, :-1], dense[:, :-1]) > _tolerance(model):
             raise UserError(f"{name} looks at tokens to come: it is an encoder, and no text can be scored with it")
+        _refuse_mute(model)
         caches = _cached_logits(model) is not None
         live = Repointing(model, renumbering)
         try:
@@ -129,6 +130,17 @@ def _cached_logits(model: PreTrainedModel) -> torch.Tensor | None:
     except Exception:  # no such argument, no cache, or one that cannot be used like this
         return None
     return torch.cat([second.logits, third.logits], dim=1).float().cpu()
+
+
+@torch.inference_mode()
+def _refuse_mute(model: PreTrainedModel) -> None:
+    """Raise UserError where the dense model, as transformers has it, cannot write a word."""
+    ids, caller = _ids(model), cast(Any, model)
+    try:
+        with quiet():
+            caller.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False, pad_token_id=0)
+    except Exception as error:  # whatever a model's own code raises
+        raise UserError(f"{type(model).__name__} cannot generate: {reason_of(error)}") from error
 
 
 @torch.inference_mode()

@@ -279,7 +279,8 @@ def _settle(found: Renumbering, dense: PreTrainedModel, n_removed: int) -> str |
     if reason is not None:
         return reason
     found.fixed |= _last_attention(found, n_removed)
-    probes = _probes(found, n_removed, found.fixed)
+    free_now = [layer for layer in everything if layer not in found.fixed]
+    probes = [*_probes(found, n_removed, found.fixed), free_now[::2]]  # with the last of them, each layer goes once
     reasons = [text for text in map(without, probes) if text is not None]
     if not reasons and found.n_layers - len(found.fixed) > n_removed:
         return None

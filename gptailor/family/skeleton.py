@@ -58,6 +58,8 @@ def configuration_of(config: Mapping[str, Any], folder: Path | None, trust_remot
             read = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except Exception as error:  # validators raise errors of many classes, of huggingface_hub's and of Python's own
         raise Unreadable(f"config.json: transformers cannot read it: {reason_of(error)}") from error
+    if getattr(read, "rescale_every", 0):  # RWKV halves weights by their layer's number, for half precision alone
+        read.rescale_every = 0
     return read
 
 
@@ -110,9 +112,13 @@ def load_headers(model: PreTrainedModel, tensors: Mapping[str, TensorInfo]) -> L
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception says, in one line: the last one of several, where validators put the cause."""
+    """What an exception says, in one line: the last one of several, where validators put the cause.
+
+    Of a package that is missing the first: what follows tells how to install it.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]
+    place = 0 if isinstance(error, ImportError) else -1
+    return (lines[place] if lines else type(error).__name__)[:300]
 
 
 @contextmanager

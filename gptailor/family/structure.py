@@ -30,9 +30,9 @@ def find_layers(model: PreTrainedModel) -> str:
     decoder: Any = model.get_decoder()  # a vision tower may have as many layers
     outer = _lists_of(model, decoder, n_layers) or _lists_of(model, model, n_layers)
     if len(outer) != 1:
+        found = f"{len(outer)} lists of {n_layers} modules {outer}" if outer else f"no list of {n_layers} modules"
         raise UserError(
-            f"{type(model).__name__} has {len(outer)} lists of {n_layers} modules {outer or ''}; "
-            "only architectures whose layers form one list can be stitched"
+            f"{type(model).__name__} has {found}; only architectures whose layers form one list can be stitched"
         )
     return outer[0]
 

@@ -28,7 +28,7 @@ from gptailor.launch.process import (
     wait_until,
     write_holder,
 )
-from gptailor.store.folder import RunFolder, new_run_id, write_atomically
+from gptailor.store.folder import STARTED_IN, RunFolder, new_run_id, write_atomically
 from gptailor.store.writer import RunWriter
 from gptailor.trial import RunStatus
 
@@ -73,6 +73,7 @@ def prepare(root: str | Path, spec: RunSpec, token: str | None = None) -> RunFol
                 made = Path(scratch) / run_id
                 made.mkdir()
                 write_atomically(made / "run.yaml", spec.to_yaml())
+                write_atomically(made / STARTED_IN, str(Path.cwd()))
                 os.rename(made, root / run_id)
     except OSError as error:
         raise UserError(f"runs folder {root}: no run can be made in it: {error.strerror}") from error

@@ -37,6 +37,7 @@ def runs_json(root: str | Path) -> list[dict[str, Any]]:
                 "layers": summary.n_layers,
                 "best_config": summary.best_config,
                 "retention": summary.retention,
+                "held_out": summary.held_out,
                 "created_at": summary.created_at.isoformat() if summary.created_at else None,
                 "problem": summary.problem,
             }

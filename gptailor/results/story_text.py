@@ -16,13 +16,13 @@ def runs_text(root: str | Path) -> str:
             run["status"],
             f"{run['trials']}/{run['trials_asked']}",
             f"-{run['removed']} of {run['layers']}" if run["layers"] else "",
-            f"{run['retention']:.1%}" if run["retention"] is not None else "",
+            *(f"{run[key]:.1%}" if run[key] is not None else "" for key in ("retention", "held_out")),
         )
         for run in runs_json(root)
     ]
     if not rows:
         return f"No runs in {root}. Start one: python -m gptailor search data/presets/demo.yaml"
-    return as_table([("run", "state", "trials", "layers", "retention"), *rows])
+    return as_table([("run", "state", "trials", "layers", "retention", "held out"), *rows])
 
 
 def run_text(story: dict[str, Any]) -> str:

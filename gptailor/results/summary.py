@@ -14,7 +14,7 @@ from gptailor.store.connection import READER_PATIENCE, StoreError, StoreMissing
 from gptailor.store.folder import RunFolder, run_folders
 from gptailor.store.queries import ScoreTables, read_scores
 from gptailor.store.summary import RunSummary, read_summary, summary_of_run_file
-from gptailor.trial import RunStatus, TrialStatus
+from gptailor.trial import RunStatus, Subject, TrialStatus
 
 
 def summarise(tables: ScoreTables, folder: RunFolder) -> RunSummary:
@@ -46,6 +46,7 @@ def summarise(tables: ScoreTables, folder: RunFolder) -> RunSummary:
         best_config=best,
         best_scores=found.scores.loc[best].to_dict() if known else {},
         retention=float(found.average[best]) if known and found.is_share else None,
+        held_out=None if named is None else _held_out(tables, named),
         hypervolume=found.hypervolume,
         created_at=_moment(run["created_at"]),
         started_at=_moment(run["started_at"]),
@@ -54,6 +55,15 @@ def summarise(tables: ScoreTables, folder: RunFolder) -> RunSummary:
         error=run["error"],
         size=folder.size(),
     )
+
+
+def _held_out(tables: ScoreTables, best: Subject) -> float | None:
+    """The best plan's mean retention on what is held out, where it was scored on all of it and the dense base too."""
+    if not tables.spec.held_out:
+        return None
+    table = scores.averages(scores.judged(tables))
+    own = table.loc[table["subject"] == str(best), "retention"].dropna()
+    return None if own.empty else float(own.iloc[0])
 
 
 def run_summary(folder: RunFolder, patience: float = READER_PATIENCE) -> RunSummary:

@@ -236,6 +236,7 @@ def open_run_benchmarks(
         seed=spec.seed,
         include_path=spec.include_path,
         chat_template=spec.chat_template,
+        chat_template_args=spec.chat_template_args,
     )
 
 

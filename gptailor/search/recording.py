@@ -54,11 +54,13 @@ def open_writer(folder: RunFolder, spec: RunSpec) -> RunWriter:
         installed_versions(),
     )
     try:
-        n_layers = preflight(spec).n_layers
+        found = preflight(spec)
         if SpaceOperation.MERGE in spec.operations:
             _refuse_merge(spec)
-        noted = record.versions | {"device": "workers" if spec.workers else str(pick_device(spec.device))}
-        record = replace(record, n_layers=n_layers, n_removed=spec.n_removed(n_layers), versions=noted)
+        device = "workers" if spec.workers else str(pick_device(spec.device))
+        noted = record.versions | {"device": device, "dtype": found.dtype}
+        n_removed = spec.n_removed(found.n_layers)
+        record = replace(record, n_layers=found.n_layers, n_removed=n_removed, versions=noted)
     except UserError as problem:
         RunWriter.create(folder, record, spec.to_yaml(), summarise=summarise).set_status(RunStatus.FAILED, str(problem))
         raise

@@ -19,6 +19,8 @@ from gptailor.errors import UserError
 from gptailor.trial import now
 
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,95}")
+STARTED_IN = "started_in"
+"""The file that holds it."""
 ROOM = 256 * 1024
 """Bytes without which not even a trial can be recorded."""
 
@@ -101,6 +103,15 @@ class RunFolder:
     @property
     def smac(self) -> Path:
         return self.path / "smac"
+
+    @property
+    def started_in(self) -> Path | None:
+        """The folder that the run file's relative paths start from; None where that is not known, or not here."""
+        try:
+            folder = Path((self.path / STARTED_IN).read_text(encoding="utf-8"))
+            return folder if folder.is_absolute() and folder.is_dir() else None
+        except (OSError, ValueError):  # of an older version, copied from elsewhere, or no path at all
+            return None
 
     def exists(self) -> bool:
         """Whether an engine has begun it: RunWriter.open, not create. A prepared run has its run file only."""

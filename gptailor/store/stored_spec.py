@@ -93,7 +93,7 @@ def read_stored_spec(stored: object) -> StoredSpec:
 
 
 def read_versions(stored: object) -> dict[str, str]:
-    """The column `versions` of a run: package -> version, and `device`."""
+    """The column `versions` of a run: package -> version, `device`, and `dtype`, the type that auto stood for."""
     return {str(name): str(version) for name, version in _mapping(stored).items()}
 
 

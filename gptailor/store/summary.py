@@ -25,7 +25,8 @@ class RunSummary:
     status: as the engine wrote it; launch.engine.state tells lost from running. n_done: trials that succeeded or
     crashed; n_failed: the crashed among them. objectives: `benchmark/metric`. best_config: the plan that the run calls
     its best (results.scores.best); best_scores: its scores on the objectives at the full budget; retention: its mean
-    there, None without dense results. hypervolume: of the plans scored there, None without any and with too many
+    there, None without dense results. held_out: its mean retention on the held-out benchmarks, where they were all
+    scored. hypervolume: of the plans scored there, None without any and with too many
     objectives (measures.MAX_HYPERVOLUME).
     problem: why the figures are missing or old, else None.
     """
@@ -46,6 +47,7 @@ class RunSummary:
     best_config: int | None = None
     best_scores: dict[str, float] = field(default_factory=dict)
     retention: float | None = None
+    held_out: float | None = None
     hypervolume: float | None = None
     created_at: datetime | None = None
     started_at: datetime | None = None

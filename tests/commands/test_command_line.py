@@ -109,9 +109,10 @@ def test_runs_and_show_in_both_forms(run: RunFolder, capsys: pytest.CaptureFixtu
 
     (listed,) = json.loads(output("runs", "--json"))
     assert (listed["run_id"], listed["status"], listed["trials"], listed["removed"]) == ("tiny-run", "finished", 1, 2)
+    assert listed["held_out"] == 0.5
     header, row = output("runs").splitlines()
-    assert header.split() == ["run", "state", "trials", "layers", "retention"]
-    assert row.split() == ["tiny-run", "finished", "1/1", "-2", "of", "6", "83.3%"]
+    assert header.split() == ["run", "state", "trials", "layers", "retention", "held", "out"]
+    assert row.split() == ["tiny-run", "finished", "1/1", "-2", "of", "6", "83.3%", "50.0%"]
 
     story = json.loads(output("show", "tiny-run", "--json"))
     assert story["trials"] == {
@@ -155,6 +156,25 @@ def test_a_folder_that_can_hold_no_runs_is_told(
         command = [sys.executable, "-m", "gptailor", "search", places["RUN.yaml"], "--runs", runs]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 2 and "no run can be made in it" in done.stderr, done.stderr
+
+
+def test_paths_of_a_run_started_elsewhere_are_found(
+    tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run file's paths start where the run was started, those of a command where the command is given."""
+    (tmp_path / "models").symlink_to(tiny_family)
+    folder = make_tiny_run(tmp_path / "runs", Path("models"))
+    (tmp_path / "other" / "models").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "other")
+    export = ["export", "tiny-run", str(CONFIG), "out", "--runs", "../runs"]
+    assert main(export) == 2, "a run of an older version does not say where it was started"
+    (folder.path / "started_in").write_text(str(tmp_path))
+    assert main(export) == 0 and (tmp_path / "other" / "out" / "config.json").is_file()
+
+
+def test_bytes_that_are_no_text_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "tiny-run", "--out", "caf\udce9.html"]) == 2
+    assert capsys.readouterr().err == "gptailor: argument 'caf\\udce9.html': is not UTF-8 text; rename the file\n"
 
 
 def test_a_benchmark_may_be_held_out_on_several_metrics(tiny_family: Path) -> None:

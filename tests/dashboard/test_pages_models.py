@@ -17,6 +17,7 @@ from gptailor.dashboard import models, readers
 from gptailor.store.folder import RunFolder
 from gptailor.store.notes import Notes, write_notes
 from gptailor.trial import RunStatus
+from gptailor.wording import gigabytes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,7 +92,10 @@ def test_facts_and_results_on_values(root: Path, tiny_family: Path) -> None:
         ["words / acc", "test", "no", 16, 0.4, 0.8],
     ]
     assert frame["retention"].tolist() == pytest.approx([5 / 6, 0.5])
-    assert "1 of 1 held-out result stored" in words(open_models(folder))
+    app = open_models(folder)
+    assert "1 of 1 held-out result stored" in words(app)
+    on_disk = next(metric for metric in app.metric if metric.label == "Size on disk")
+    assert on_disk.help == "Weights of 4 bytes each (float32)." and on_disk.value == gigabytes(41_000 * 4)
 
 
 def test_less_is_better_turns_the_retention(root: Path) -> None:

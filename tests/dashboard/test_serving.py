@@ -170,6 +170,27 @@ def test_a_socket_is_closed_to_strangers(monkeypatch: pytest.MonkeyPatch) -> Non
         pass
 
 
+def test_a_refused_page_says_what_to_set(server: Server) -> None:
+    """A proxy that drops the port from the Host header, as nginx's $host does."""
+    handshake: dict[str, Any] = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": "13"}
+    handshake |= {"Sec_WebSocket_Key": KEY, "Origin": "https://localhost:8443"}
+    for host, status in (("localhost", 403), ("localhost:8443", 101)):
+        answer = ask(server, "/_stcore/stream", host=host, **handshake)
+        assert answer.status == status
+        assert status == 101 or b"proxy_set_header Host $http_host" in answer.read()
+    said = (server.runs.parent / "server.log").read_text()
+    assert said.count("a page of 'https://localhost:8443' was refused: it called this server 'localhost'") == 1
+
+
+def test_probes_are_answered_below_a_base_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving.st, "get_option", lambda name: "/tailor/" if name == "server.baseUrlPath" else None)
+    routes = serving._routes()
+    monkeypatch.undo()
+    client = TestClient(Starlette(routes=routes))
+    for path in ("/tailor/readyz", "/readyz"):
+        assert client.get(path).json() == {"ready": True, "missing": []}
+
+
 def test_readiness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTAILOR_RUNS", str(tmp_path / "new" / "runs"))
     client = guarded()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from helpers.evaluate_tools import (
     write_task,
 )
 
+from gptailor.errors import UserError
+from gptailor.evaluate.examples import chat_renderer
 from gptailor.spec import Benchmark
 
 torch = pytest.importorskip("torch")
@@ -43,7 +46,8 @@ def compare(folder: Path, spec: Benchmark, model: Any, tokenizer: Any, n: int = 
     """Score n examples here and there: equal answers per document, equal score."""
     max_length = settings.get("max_length", 256)
     chat = settings.pop("chat_template", False)
-    (benchmark,) = opened(folder, tokenizer, spec, max_length=max_length, max_examples=n, chat_template=chat)
+    given = {"chat_template": chat, "chat_template_args": settings.get("chat_template_args")}
+    (benchmark,) = opened(folder, tokenizer, spec, max_length=max_length, max_examples=n, **given)
     engine = evaluator([benchmark], tokenizer, max_length=max_length)
     items = engine.items(model, benchmark, 0, benchmark.n_examples)
     assert engine.path in ("direct", None)
@@ -125,6 +129,19 @@ def test_mutual_information(tmp_path: Path, model: Any, tokenizer: Any) -> None:
     write_task(tmp_path, "mutual", extra="  - {metric: acc_mutual_info}\n")
     spec = Benchmark(benchmark="mutual", metric="acc_mutual_info", split="test")
     compare(tmp_path, spec, model, tokenizer)
+
+
+def test_settings_of_the_chat_template(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    thinking = copy.deepcopy(tokenizer)
+    thinking.chat_template += "{%- if not enable_thinking %}<s></s>{%- endif %}"
+    write_task(tmp_path, "asked", extra=LIKELIHOOD)
+    spec = Benchmark(benchmark="asked", metric="likelihood", split="test")
+    for setting in (True, False):
+        compare(tmp_path, spec, model, thinking, chat_template=True, chat_template_args={"enable_thinking": setting})
+    with pytest.raises(UserError, match=r"reads no 'enable_thinkin'; settings that it reads: enable_thinking$"):
+        chat_renderer(thinking, {"enable_thinkin": False})
+    with pytest.raises(UserError, match=r"settings that it reads: none$"):
+        chat_renderer(tokenizer, {"messages": []})
 
 
 @pytest.mark.parametrize("chat_template", [False, True])

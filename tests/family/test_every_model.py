@@ -18,6 +18,7 @@ WORK = {
     "granitemoehybrid": "rows",
     "got_ocr2": "direct",
     "zamba": "rows",
+    "rwkv": "rows",
 }
 REFUSED = {
     "minimax": "would be another one at place",
@@ -54,6 +55,8 @@ def test_the_page_counts_and_lists():
     )
     assert "| works | 2 |\n| refused | 1 |\n| all | 3 |" in page
     assert "| `b` | refused |  | x \\| y |" in page
+    assert script.rows_of(page)["b"] == Tried("b", "refused", why="x | y") and len(script.rows_of(page)) == 3
     shown = (DOCS / "models.md").read_text()
+    assert script.page_of(list(script.rows_of(shown).values())) == shown, "made by the script, and by nobody's hand"
     assert all(f"| `{name}` | works | {path} |" in shown for name, path in WORK.items()), "the page is of this version"
     assert all(f"| `{name}` | refused |" in shown for name in REFUSED)

@@ -110,7 +110,8 @@ def lm_eval_says(
 
     max_length = settings.pop("max_length", 256)
     shots = settings.pop("num_fewshot", None)
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=max_length)
+    asked = settings.pop("chat_template_args", None)
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=max_length, chat_template_args=asked)
     loaded = TaskManager(include_path=str(folder), include_defaults=False).load([name])
     for task in loaded["tasks"].values():  # as simple_evaluate does
         task.set_config("num_fewshot", shots or task.get_config("num_fewshot") or 0)

@@ -14,6 +14,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from gptailor.errors import UserError
 from gptailor.family.models import Family, open_family, prove_small
+from gptailor.family.preflight import architecture_problems
+from gptailor.family.skeleton import reason_of
 from gptailor.formats.huggingface import export_hf
 from gptailor.plan import LayerChoice, StitchPlan
 from gptailor.spec import Benchmark, build_spec
@@ -82,12 +84,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
     **{name: {"global_head_dim": 16, "layer_types": WINDOWS} for name in ("gemma4_text", "gemma4_unified_text")},
     "xmod": {"is_decoder": True, "default_language": "en_XX"},
     "falcon": {"head_dim": ...},
-    "xlstm": {"v_head_dim": ..., "head_dim": ..., "qk_head_dim": ...},
+    "xlstm": {"v_head_dim": ..., "head_dim": ..., "qk_head_dim": ..., "hidden_size": 128, "num_heads": 2},
     "xlnet": {"max_position_embeddings": ...},
     "prophetnet": {"num_hidden_layers": ..., "num_encoder_layers": 2, "num_decoder_layers": 6},
     "gpt_neo": {"attention_types": [[["global", "local"], 3]]},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "reformer": {"is_decoder": True, "attn_layers": ["local", "lsh"] * 3, "axial_pos_embds": False},
+    "rwkv": {"rescale_every": 2},
     "zaya": {"num_experts_per_tok": 1},
     "zamba": {"attn_layer_period": 3, "attn_layer_offset": 1},
     "zamba2": {"layers_block_type": HYBRID},
@@ -99,6 +102,23 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention"] * 2, "num_hidden_layers": ...},
     "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
                        "indexer_compress_ratio": 2},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+             "ffn_config": {"ffn_hidden_size": 64}},
+    "inkling2_text": {"unpadded_vocab_size": 300},
+    "inkling2_loop_text": {"unpadded_vocab_size": 300, "n_layers_per_attn_res_block": 2, "loop_layer_index_start": 2,
+                           "loop_layer_index_end": 4},
+    "phi4_multimodal": {
+        "vision_config": {"num_hidden_layers": 2, "image_size": 28, "crop_size": 28, "patch_size": 14},
+        "audio_config": {"num_blocks": 2, "ext_pw_out_channel": 32, "depthwise_separable_out_channel": 32,
+                         "nemo_conv_channels": 8, "input_size": 16},
+    },
+    "dots3_note": {
+        "vision_config": {"num_hidden_layers": 2, "mlp_layer_types": ["dense"] * 2, "adapter_in_dim": 32,
+                          "adapter_out_dim": 32},
+        "audio_config": {"num_hidden_layers": 2, "adapter_input_size": 32, "adapter_out_dim": 32,
+                         "downsample_hidden_size": 8},
+    },
     "dots3_note_text": {"num_key_value_heads": 4, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4,
                         "swa_q_lora_rank": 8, "swa_kv_lora_rank": 8, "swa_head_dim": 8, "swa_qk_nope_head_dim": 4,
                         "swa_v_head_dim": 8},
@@ -110,7 +130,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
 class Tried:
     """One model type.
 
-    result: works, refused (by check), or what went wrong; path: how it is scored; why: the refusal, or a remark.
+    result: works, refused (by check), no result (no tiny model could be made), or what went wrong; path: how it is
+    scored; why: the refusal, or a remark.
     """
 
     model_type: str
@@ -126,7 +147,8 @@ def tiny_of(model_type: str) -> Any:
     for name in getattr(configuration, "sub_configs", None) or {}:
         part: Any = getattr(configuration(), name, None)
         if hasattr(part, "model_type"):
-            values[name] = _sizes_of(part) | SPECIAL.get(part.model_type, {}) | {"model_type": part.model_type}
+            own = SPECIAL.get(part.model_type, {}) | SPECIAL.get(model_type, {}).get(name, {})
+            values[name] = _sizes_of(part) | own | {"model_type": part.model_type}
     return AutoConfig.for_model(model_type, **{key: value for key, value in values.items() if value is not ...})
 
 
@@ -142,10 +164,14 @@ def _sizes_of(default: Any) -> dict[str, Any]:
 
 def attempt(model_type: str, folder: Path, benchmark: Any) -> Tried:
     """Write a tiny family, check, open, stitch, score, generate and export it. benchmark: an opened one."""
+    config = None
     try:
-        _write(folder, tiny_of(model_type))
+        config = tiny_of(model_type)
+        _write(folder, config)
     except Exception as error:  # any library's, for a model that nobody made so small
-        return Tried(model_type, "not tried", why=f"no tiny model: {_line(error)}")
+        for why in () if config is None else architecture_problems(config.to_dict(), trust_remote_code=False):
+            return Tried(model_type, "refused", why=why)
+        return Tried(model_type, "no result", why=f"no tiny model of it could be made: {_line(error)}")
     spec = build_spec(
         {
             "name": "tried",
@@ -210,8 +236,7 @@ def _writes_alike(model: Any) -> bool:
 
 
 def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+    return f"{type(error).__name__}: {reason_of(error)}"[:200]
 
 
 class Trying:

@@ -106,6 +106,7 @@ def test_a_prepared_run(folder: RunFolder) -> None:
     os.utime(folder.spec, (0, 0))
     assert engine.state(folder, RunStatus.QUEUED) == LOST
     assert prepare(folder.root, SPEC) != folder
+    assert folder.started_in == Path.cwd(), "where relative paths of its run file start"
 
 
 def test_one_token_is_one_run(tmp_path: Path) -> None:

@@ -204,6 +204,20 @@ def test_times_are_read_in_the_unit_of_the_run(last: float, units: str, title: s
 
 
 @pytest.mark.parametrize(
+    ("last", "unit", "ticks"),
+    [(148, 1, range(0, 151, 30)), (7.3, 1, range(9)), (0, 1, range(2)), (5300, 60, range(0, 91, 15))],
+)
+def test_ticks_are_at_round_seconds_and_minutes(last: float, unit: int, ticks: range) -> None:
+    """Of the timeline too, whose scale ends at a tick."""
+    bars = {"trial_id": [0], "config_id": [0], "budget": [9], "status": ["success"], "seconds": [1.0]}
+    frame = pd.DataFrame(bars | {"start_hours": [0.0], "end_hours": [last / 3600]})
+    x = encoding(progress_charts.timeline(frame, [9]).to_dict(), "bar", "x")
+    seconds = [3600 / unit * hours for hours in x["axis"]["values"]]
+    assert seconds == (pytest.approx(list(ticks)) if last else pytest.approx([0, 0.01]))
+    assert x["scale"]["domain"] == [0, x["axis"]["values"][-1]]
+
+
+@pytest.mark.parametrize(
     ("name", "form"), [("best", ".3~%"), ("best by hours", ".4~g"), ("ladder", ".3~%"), ("curves", ".3~%")]
 )
 def test_shares_are_read_in_percent_and_scores_in_their_unit(drawn: dict[str, Any], name: str, form: str) -> None:

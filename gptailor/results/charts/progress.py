@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,19 +15,32 @@ from gptailor.results.charts.common import NUMBER, Chart, format_of, height, row
 TRIALS, HOURS = "trials", "hours"
 CLOCKS = ((0.05, 3600, "Seconds since the start (s)"), (1.5, 60, "Minutes since the start (min)"))
 """Runs of fewer hours than these are read in units of which an hour has so many."""
+STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30)
+"""Seconds or minutes from tick to tick: round ones, which hours divided by ten are not."""
+MOST_TICKS = 8
 
 
 def _time(frame: pd.DataFrame, by: str) -> alt.X:
-    axis = alt.Axis(title="Trials ended", tickMinStep=1) if by == TRIALS else _clock(frame[by])
+    if by != TRIALS:
+        return alt.X(field=by, type="quantitative", **_clock(frame[by]))
+    axis = alt.Axis(title="Trials ended", tickMinStep=1)
     return alt.X(field=by, type="quantitative", scale=alt.Scale(zero=True), axis=axis)
 
 
-def _clock(hours: pd.Series) -> alt.Axis:
-    """An axis of hours since the start, in minutes or seconds where the run is short."""
+def _clock(hours: pd.Series) -> dict[str, Any]:
+    """Axis and scale of hours since the start, with ticks at round minutes or seconds where the run is short."""
+    most = hours.max()
     for limit, units, title in CLOCKS:
-        if hours.max() < limit:
-            return alt.Axis(title=title, labelExpr=f"format({units} * datum.value, '~r')")
-    return alt.Axis(title="Hours since the start (h)")
+        if most < limit:
+            step = next(step for step in STEPS if units * most <= MOST_TICKS * step)
+            n = max(math.ceil(units * most / step), 1)
+            axis = alt.Axis(
+                title=title,
+                labelExpr=f"format({units} * datum.value, '~r')",
+                values=[place * step / units for place in range(n + 1)],
+            )
+            return {"axis": axis, "scale": alt.Scale(domain=[0, n * step / units], nice=False)}
+    return {"axis": alt.Axis(title="Hours since the start (h)"), "scale": alt.Scale(zero=True)}
 
 
 def best_so_far(frame: pd.DataFrame, by: str, title: str, percent: bool) -> Chart:
@@ -110,7 +124,7 @@ def _lanes(frame: pd.DataFrame, by: str, lanes: list[Any], label: str) -> Chart:
         ),
     )
     bars = base.mark_bar(height=alt.RelativeBandSize(0.7), minBandSize=1, cornerRadius=1).encode(
-        x=alt.X("start_hours:Q", axis=_clock(frame["end_hours"])), x2="end_hours:Q"
+        x=alt.X("start_hours:Q", **_clock(frame["end_hours"])), x2="end_hours:Q"
     )
     marked = base.transform_filter("datum.status != 'success'").mark_point(size=60, filled=True, opacity=1)
     signs = marked.encode(x="end_hours:Q", shape=shape)
