@@ -96,7 +96,7 @@ class Suggester:
         logging.getLogger("smac").setLevel(logging.WARNING)
         self._space = space
         scenario = scenario_of(spec, space, output)
-        design = [space.encode(plan) for plan in initial]
+        design = [space.encode(plan) for plan in initial[: scenario.n_trials]]  # SMAC refuses to have more of them
         acquisition = EI()
         self._smac = HyperparameterOptimizationFacade(
             scenario,

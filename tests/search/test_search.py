@@ -146,6 +146,14 @@ def test_a_single_objective(run_file: Path, tmp_path: Path) -> None:
     assert len({plan["scores"]["first_words/acc"]["score"] for plan in story["front"]}) == 1
 
 
+@pytest.mark.parametrize("trials", [1, 3])
+def test_few_trials(run_file: Path, tmp_path: Path, trials: int) -> None:
+    """Fewer than the plans that a search of several rungs begins with; it can be given more."""
+    done = gptailor("search", run_file, "--runs", tmp_path, "--set", f"trials={trials}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert queries.read_run(only_run(tmp_path)).trials.status.tolist() == ["success"] * trials
+
+
 def test_a_candidate_that_is_not_numbers_fails_its_trials_and_not_the_run(
     run_file: Path, tiny_family: Path, tmp_path: Path
 ) -> None:
