@@ -106,9 +106,15 @@ class Baseline(StrEnum):
     BLOCK_INFLUENCE = "block_influence"
     MAGNITUDE = "magnitude"
     ANGULAR = "angular"
+    LLM_STREAMLINE = "llm_streamline"
+    LORP = "lorp"
     SLEB = "sleb"
     SHORTENED_PERPLEXITY = "shortened_perplexity"
     SHORTENED_TAYLOR = "shortened_taylor"
+    BLOCK_INFLUENCE_PRUNE_COMP = "block_influence_prune_comp"
+    ANGULAR_PRUNE_COMP = "angular_prune_comp"
+    BLOCK_INFLUENCE_REPLACEME = "block_influence_replaceme"
+    ANGULAR_REPLACEME = "angular_replaceme"
     LLM_PRUNER = "llm_pruner"
     LLM_PRUNER_MIXED = "llm_pruner_mixed"
     SLIMGPT = "slimgpt"
@@ -400,7 +406,8 @@ class RunSpec(_Record):
     baselines_on: tuple[str, ...] = ()
     """The models that the baselines shorten: base, or candidates by their names. Without it: all of them."""
     baselines_texts: Place = "objectives"
-    """What baselines that edit weights are computed from (llm_pruner, slimgpt, besa): as a repair's texts."""
+    """What baselines that edit weights are computed from (llm_pruner, slimgpt, besa, and those with a repair of their
+    own): as a repair's texts."""
     walltime: str | None = None
     """Time limit of all trials together, such as 90m or 2h30m."""
     trial_walltime: str | None = None

@@ -25,7 +25,7 @@ class Method:
 
     title: for people. function: module.function in this package. seeds: how often it is done, with another seed.
     scores: whether it scores plans on its way. removes: whether layers go; else they get narrower or sparser, and there
-    is no gap to repair.
+    is no gap to repair. is_repaired: whether a repair is part of it.
     """
 
     title: str
@@ -33,6 +33,7 @@ class Method:
     seeds: int = 1
     scores: bool = False
     removes: bool = True
+    is_repaired: bool = False
 
     def load(self) -> Callable[[Case], StitchPlan]:
         module, name = self.function.split(".")
@@ -45,9 +46,19 @@ METHODS: dict[Baseline, Method] = {
     Baseline.BLOCK_INFLUENCE: Method("Block Influence (ShortGPT)", "block_influence.cut"),
     Baseline.MAGNITUDE: Method("Relative magnitude", "relative_magnitude.cut"),
     Baseline.ANGULAR: Method("Angular distance of blocks (UIDL)", "angular_distance.cut"),
+    Baseline.LLM_STREAMLINE: Method("LLM-Streamline's block", "llm_streamline.cut"),
+    Baseline.LORP: Method("LoRP", "lorp.cut"),
     Baseline.SLEB: Method("SLEB", "sleb.cut"),
     Baseline.SHORTENED_PERPLEXITY: Method("Shortened LLaMA, perplexity", "shortened_llama.perplexity_cut"),
     Baseline.SHORTENED_TAYLOR: Method("Shortened LLaMA, Taylor+", "shortened_llama.taylor_cut"),
+    Baseline.BLOCK_INFLUENCE_PRUNE_COMP: Method(
+        "Prune&Comp on Block Influence", "mended.block_influence_prune_comp", is_repaired=True
+    ),
+    Baseline.ANGULAR_PRUNE_COMP: Method("Prune&Comp on UIDL's block", "mended.angular_prune_comp", is_repaired=True),
+    Baseline.BLOCK_INFLUENCE_REPLACEME: Method(
+        "ReplaceMe on Block Influence", "mended.block_influence_replaceme", is_repaired=True
+    ),
+    Baseline.ANGULAR_REPLACEME: Method("ReplaceMe on UIDL's block", "mended.angular_replaceme", is_repaired=True),
     Baseline.LLM_PRUNER: Method("LLM-Pruner, first order", "narrower.llm_pruner", removes=False),
     Baseline.LLM_PRUNER_MIXED: Method("LLM-Pruner, mixed", "narrower.llm_pruner_mixed", removes=False),
     Baseline.SLIMGPT: Method("SlimGPT", "narrower.slimgpt", removes=False),
@@ -78,7 +89,7 @@ def cuts(spec: RunSpec, names: Iterable[Baseline]) -> list[Cut]:
     """What methods make of a run's family.
 
     On the base and on each candidate (those asked for), as often as they have seeds; where the run repairs, each plan
-    that removes layers as it is and then repaired.
+    that removes layers, and has no repair of its own, as it is and then repaired.
     """
     found = []
     for name in names:
@@ -87,7 +98,7 @@ def cuts(spec: RunSpec, names: Iterable[Baseline]) -> list[Cut]:
                 label = f"{name}-{number + 1}" if METHODS[name].seeds > 1 else str(name)
                 place, seed = None if source == BASE else source, spec.seed + number
                 found.append(Cut(name, source, seed, Subject.baseline(label, place)))
-                if spec.repairs is not None and METHODS[name].removes:
+                if spec.repairs is not None and METHODS[name].removes and not METHODS[name].is_repaired:
                     subject = Subject.baseline(f"{label}+{spec.repairs.method}", place)
                     found.append(Cut(name, source, seed, subject, is_repaired=True))
     return found
