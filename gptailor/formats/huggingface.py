@@ -27,6 +27,7 @@ from gptailor.family.checkpoint import read_json
 from gptailor.family.models import Family, without_progress_bars
 from gptailor.formats.companions import copy_companions, tokenizer_difference, write_json
 from gptailor.formats.generations import for_both, older
+from gptailor.formats.widths import in_one_width
 from gptailor.plan import BASE, StitchPlan
 from gptailor.stitch.stitcher import Stitcher
 from gptailor.trial import Score
@@ -82,19 +83,20 @@ def export_hf(
         raise UserError("export: the base runs code of its own (trust_remote_code), which is not written anywhere")
     partial = None
     progress("stitching", 0.0)
-    model = stitcher.stitch(plan)
-    expected = _logits(model, family)
+    expected = _logits(stitcher.stitch(plan), family)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _refuse_small_disk(out.parent, stitcher.n_bytes(plan))
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-        progress("writing weights", 0.1)
-        _save(model, partial, family)
+        with in_one_width(stitcher, plan) as (model, widths):
+            size = sum(p.numel() for p in model.parameters())
+            n_bytes = size * family.dtype.itemsize
+            _refuse_small_disk(out.parent, n_bytes)
+            partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+            progress("writing weights", 0.1)
+            _save(model, partial, family)
         write_json(partial / PLAN_FILE, plan.to_json())
         progress("loading it again", 0.6)
         difference, notes = _prove(partial, family, expected)
-        notes += _pattern_notes(family)
-        size = stitcher.n_parameters(plan)
+        notes += (*widths, *_pattern_notes(family))
         card = model_card(family, plan, size, title=title, scores=scores, facts=facts or {}, notes=notes)
         (partial / "README.md").write_text(card, encoding="utf-8")
         partial.chmod(0o755)  # mkdtemp keeps others out; a finished folder is an ordinary one
@@ -105,7 +107,7 @@ def export_hf(
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
     progress("done", 1.0)
-    return Export(out, len(plan.kept), size, stitcher.n_bytes(plan), difference, notes)
+    return Export(out, len(plan.kept), size, n_bytes, difference, notes)
 
 
 def refuse_folder(out: Path) -> None:
@@ -228,7 +230,8 @@ def model_card(
         "",
         f"# {as_text(title)}",
         "",
-        f"A shorter model of the family of {as_text(labels[BASE])}: {len(plan.kept)} of {plan.n_layers} layers, "
+        f"A {'shorter' if plan.removed else 'smaller'} model of the family of {as_text(labels[BASE])}: "
+        f"{len(plan.kept)} of {plan.n_layers} layers, "
         f"{n_parameters:,} of {dense:,} parameters ({n_parameters / dense:.1%}). Embeddings, final norm and output "
         "head are the base's.",
         "",
