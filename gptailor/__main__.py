@@ -164,6 +164,25 @@ def export(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def heal(arguments: argparse.Namespace) -> int:
+    """Heal a plan by a short distillation, write its model as a plain folder, and keep it as a subject to judge."""
+    from gptailor.commands.heal import heal as train
+    from gptailor.heal.asked import HealAsked, parse_count
+
+    asked = HealAsked(
+        texts=arguments.texts,
+        tokens=parse_count(arguments.tokens),
+        minutes=arguments.minutes,
+        lora=arguments.lora,
+        rate=arguments.rate,
+        teacher=arguments.teacher,
+        seed=arguments.seed,
+    )
+    out, say = Path(arguments.out), _say(arguments)
+    done = train(_folder(arguments), arguments.config_id, out, asked, say, arguments.device)
+    return OK if done else INTERRUPTED
+
+
 def report(arguments: argparse.Namespace) -> int:
     """Write a run, or several side by side, as one HTML page that needs nothing else."""
     if len(arguments.run_ids) == 1:
@@ -447,6 +466,34 @@ def command_parser() -> argparse.ArgumentParser:
     take.add_argument("--push", metavar="OWNER/NAME", help="send the folder to the Hugging Face hub, privately")
     take.add_argument("--dry-run", action="store_true", help="with --push: list what would be sent, send nothing")
     take.add_argument("--json", **as_events)
+    train = add(heal, run_id=True)
+    train.add_argument(
+        "config_id", metavar="CONFIG_ID", help="one of the run's plans, by its number, or baseline:NAME[@CANDIDATE]"
+    )
+    train.add_argument("out", metavar="OUT", help="the folder to write; it must not be there yet")
+    train.add_argument(
+        "--texts",
+        default="objectives+base",
+        metavar="SOURCE",
+        help="objectives, base (written by the base), file:PATH, hub:DATA_SET, or several joined by + "
+        "(default: objectives+base)",
+    )
+    train.add_argument("--tokens", default="1M", metavar="N", help="to train on, such as 500k or 5M (default: 1M)")
+    train.add_argument("--minutes", type=float, metavar="N", help="of training at most (default: no limit)")
+    train.add_argument(
+        "--lora",
+        type=int,
+        default=16,
+        metavar="N",
+        help="rank of the adapters; 0: train the layers (default: 16)",
+    )
+    train.add_argument("--rate", type=float, metavar="X", help="peak learning rate (default: 0.001, or 0.0002)")
+    train.add_argument(
+        "--teacher", default="", metavar="NAME", help="base or a candidate (default: whom most kept layers come from)"
+    )
+    train.add_argument("--seed", type=int, default=0, metavar="N", help="of the order of texts (default: 0)")
+    train.add_argument("--device", help="another device than the run's, such as cpu")
+    train.add_argument("--json", **as_events)
     send = add(report)
     send.add_argument("run_ids", nargs="+", metavar="RUN_ID", help="one saved run or several")
     send.add_argument("--out", metavar="FILE", help="default: RUN_ID.html here, or comparison.html of several")
@@ -483,7 +530,7 @@ def command_parser() -> argparse.ArgumentParser:
     judge.add_argument(
         "--subjects",
         default="dense,candidates,baselines,front",
-        help="of dense, candidates, baselines, best, front, candidate:NAME, config:ID "
+        help="of dense, candidates, baselines, best, front, healed, candidate:NAME, config:ID, healed:SUBJECT/NAME "
         "(default: dense,candidates,baselines,front)",
     )
     judge.add_argument("--benchmarks", default="", help="names, with commas (default: all held out)")

@@ -37,6 +37,12 @@ class Origin(StrEnum):
 
 REPAIRED = 1_000_000
 """Numbers of configurations from here on are repaired plans: configuration N, repaired, is REPAIRED + N."""
+HEALED = 2_000_000
+"""Numbers from here on are healed plans, in the order in which they were healed."""
+
+
+def is_repaired(config_id: int) -> bool:
+    return REPAIRED <= config_id < HEALED
 
 
 @dataclass(frozen=True)
@@ -125,15 +131,16 @@ class SubjectKind(StrEnum):
     CANDIDATE = "candidate"
     BASELINE = "baseline"
     CONFIG = "config"
+    HEALED = "healed"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Who has a score: the dense base, a candidate as it is, a baseline's plan, or a configuration of the search.
+    """Who has a score: the dense base, a candidate, a baseline's plan, a configuration of the search, a healed plan.
 
-    Stored and typed as text: `dense`, `candidate:NAME`, `baseline:METHOD[@SOURCE]`, `config:ID`. name: a candidate's,
-    or a method's, with its number where it has several seeds. source: the candidate that a baseline shortens; None: it
-    shortens the base.
+    Stored and typed as text: `dense`, `candidate:NAME`, `baseline:METHOD[@SOURCE]`, `config:ID`, `healed:SUBJECT/NAME`.
+    name: a candidate's, a method's, with its number where it has several seeds, or a heal's. source: the candidate that
+    a baseline shortens (None: it shortens the base), or the subject that was healed, as text.
     """
 
     kind: SubjectKind
@@ -154,12 +161,22 @@ class Subject:
         return cls(SubjectKind.CONFIG, config_id=int(config_id))
 
     @classmethod
+    def healed(cls, before: Subject, name: str) -> Subject:
+        return cls(SubjectKind.HEALED, name, str(before))
+
+    @property
+    def before(self) -> Subject | None:
+        """Who a healed subject was before; None for every other."""
+        return None if self.kind is not SubjectKind.HEALED or self.source is None else Subject.find(self.source)
+
+    @classmethod
     def parse(cls, text: str) -> Subject:
         """The subject of such a text. Raises ValueError for any other."""
         found = cls.find(text)
         if found is None:
             raise ValueError(
-                f"{text!r} names no subject: use dense, candidate:NAME, baseline:METHOD[@SOURCE] or config:ID"
+                f"{text!r} names no subject: use dense, candidate:NAME, baseline:METHOD[@SOURCE], config:ID or "
+                "healed:SUBJECT/NAME"
             )
         return found
 
@@ -176,6 +193,10 @@ class Subject:
         if kind == SubjectKind.BASELINE and name:
             method, _, source = name.partition("@")
             return cls.baseline(method, source or None)
+        if kind == SubjectKind.HEALED:
+            before, _, own = name.rpartition("/")
+            subject = cls.find(before)
+            return None if subject is None or not own else cls.healed(subject, own)
         return None
 
     def __str__(self) -> str:
@@ -184,12 +205,14 @@ class Subject:
                 return "dense"
             case SubjectKind.CONFIG:
                 return f"config:{self.config_id}"
+            case SubjectKind.HEALED:
+                return f"healed:{self.source}/{self.name}"
             case _:
                 return f"{self.kind}:{self.name}" + (f"@{self.source}" if self.source else "")
 
     @property
     def label(self) -> str:
-        """As a person reads it: `Dense base`, `math, dense`, `sleb on math`, `Plan 7`, `Plan 7, repaired`."""
+        """As a person reads it: `Dense base`, `math, dense`, `sleb on math`, `Plan 7`, `Plan 7, healed (1M)`."""
         match self.kind:
             case SubjectKind.DENSE:
                 return "Dense base"
@@ -197,7 +220,9 @@ class Subject:
                 return f"{self.name}, dense"
             case SubjectKind.BASELINE:
                 return f"{self.name} on {self.source or 'base'}"
-            case SubjectKind.CONFIG if self.config_id is not None and self.config_id >= REPAIRED:
+            case SubjectKind.HEALED:
+                return f"{self.before.label if self.before else self.source}, healed ({self.name})"
+            case SubjectKind.CONFIG if self.config_id is not None and is_repaired(self.config_id):
                 return f"Plan {self.config_id - REPAIRED}, repaired"
             case SubjectKind.CONFIG:
                 return f"Plan {self.config_id}"

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from gptailor.dashboard import models, pickers, widgets
+from gptailor.dashboard import healing, models, pickers, widgets
 from gptailor.results.charts import layers as layer_charts
 from gptailor.results.frames import layers as layer_frames
 
@@ -25,5 +25,7 @@ widgets.show_chart(
 models.show_results(view, run, plan)
 st.divider()
 models.export(run, plan)
+st.divider()
+healing.heal(run, plan)
 st.divider()
 models.try_it(run, view, plan)

@@ -41,7 +41,11 @@ LAYERS = (
     layer("what is asked", "spec", PLAIN),
     layer("what is on disk", "store family schedule", "smac ConfigSpace streamlit altair"),
     layer("the method's parts", "launch stitch evaluate", "smac ConfigSpace duckdb streamlit altair"),
-    layer("what came of it, rivals, others' formats", "results baselines formats", "smac ConfigSpace duckdb streamlit"),
+    layer(
+        "what came of it, rivals, others' formats",
+        "results baselines formats heal",
+        "smac ConfigSpace duckdb streamlit",
+    ),
     layer("who scores, who looks", "scoring dashboard", "smac ConfigSpace duckdb"),
     layer("the engine, commands, pages", "search commands pages streamlit_app", "duckdb altair"),
     layer("the command line, notebooks", "__main__ notebooks", "torch smac duckdb streamlit altair"),
@@ -60,7 +64,7 @@ WITHOUT = {  # beside what their layer keeps out
     "pages": "torch smac pandas",
     "streamlit_app": "torch smac pandas",
 }
-NOT_FOR_DASHBOARD = ("family", "stitch", "evaluate", "baselines", "formats", "scoring", "search", "commands")
+NOT_FOR_DASHBOARD = ("family", "stitch", "evaluate", "baselines", "formats", "heal", "scoring", "search", "commands")
 SQL = re.compile(r"\b(SELECT\s.+\sFROM|INSERT INTO|CREATE TABLE|UPDATE\s\w+\sSET|DELETE FROM|ATTACH\s)", re.S)
 
 

@@ -151,6 +151,7 @@ def _write(
     from gptailor.family.models import open_family
     from gptailor.formats.huggingface import export_hf, refuse_folder
     from gptailor.scoring.plan_scorer import run_texts
+    from gptailor.stitch.edits.healed import HealedFolders
     from gptailor.stitch.edits.registry import repair_edit
     from gptailor.stitch.stitcher import Stitcher
 
@@ -158,7 +159,7 @@ def _write(
     say(Event("opening the family", share=0.0))
     family = open_family(spec.model_copy(update={"device": "cpu"}))
     texts = run_texts(family.reader, spec, folder)
-    stitcher = Stitcher(family, texts=texts)
+    stitcher = Stitcher(family, texts=texts, healed=HealedFolders(None if folder is None else folder.path))
     if repair is not None:
         say(Event("reading the texts of the repair", share=0.0))
         dense = StitchPlan.dense(family.n_layers)
@@ -288,10 +289,12 @@ def generate(
     say(Event("opening the models"))
     from gptailor.family.models import open_family
     from gptailor.scoring.plan_scorer import run_texts
+    from gptailor.stitch.edits.healed import HealedFolders
     from gptailor.stitch.stitcher import Stitcher
 
     family = open_family(spec)
-    stitcher = Stitcher(family, texts=run_texts(family.reader, spec, folder))
+    texts = run_texts(family.reader, spec, folder)
+    stitcher = Stitcher(family, texts=texts, healed=HealedFolders(folder.path))
     for subject, chosen in ((DENSE, StitchPlan.dense(family.n_layers)), (Subject.config(config_id), plan)):
         name = "the dense base" if subject == DENSE else f"plan {config_id}"
         say(Event(f"{name} writes"))

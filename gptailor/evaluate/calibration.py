@@ -52,6 +52,8 @@ class TextReader:
         self._tokenizer, self._objectives, self._seed, self._folder = tokenizer, objectives, seed, folder
         self.known: dict[str, list[list[int]]] = dict(known or {})
         self._named: dict[tuple[str, int], Texts] = {}
+        self.told: Callable[[str, float], None] = lambda _what, _share: None
+        """Told while the base writes, which takes long."""
 
     def __call__(self, asked: Texts, dense: Dense) -> list[list[int]]:
         """Token ids of the texts that an edit names. Raises UserError where they are not there any more."""
@@ -86,12 +88,19 @@ class TextReader:
             benchmarks = self._objectives()
             return calibration_batches(benchmarks, sum(benchmark.n_examples for benchmark in benchmarks))
         if kind == "base":
-            return written(dense(), self._tokenizer, n_tokens, self._seed)
+            return self._counted(written(dense(), self._tokenizer, n_tokens, self._seed), n_tokens)
         if kind == "file":
             return self._encoded(_documents(Path(name).expanduser(), n_tokens))
         if kind == "hub":
             return self._encoded(_hub(name))
         raise UserError(f"texts: {source!r} must be objectives, base, file:PATH or hub:DATA_SET")
+
+    def _counted(self, texts: Iterable[list[int]], n_tokens: int) -> Iterator[list[int]]:
+        done = 0
+        for text in texts:
+            done += len(text)
+            self.told("the base writes texts", min(1.0, done / n_tokens))
+            yield text
 
     def _encoded(self, documents: Iterable[str]) -> Iterator[list[int]]:
         for document in documents:

@@ -150,6 +150,7 @@ def _proves(view: View, items: statistics.Items) -> Iterable[str]:
         tests = statistics.paired(scores.judged(view.tables), items, best, control)
         yield document.note(held_out.verdict(tests, best, control))
         yield document.frame(tests.drop(columns=["metric", "split"]))
+    yield from map(document.note, held_out.heals(view.tables, items))
     yield document.frame(held_out.by_benchmark(view.tables))
 
 

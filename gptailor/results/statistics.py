@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from gptailor.results.scores import BENCHMARK
-from gptailor.trial import REPAIRED, ItemKey, Subject
+from gptailor.trial import REPAIRED, ItemKey, Subject, is_repaired
 
 Items = Mapping[ItemKey, Sequence[Any]]
 """What each example gave."""
@@ -118,7 +118,7 @@ def repaired(frame: pd.DataFrame, items: Items, config_id: int) -> Repaired | No
 def repairs(frame: pd.DataFrame, items: Items) -> list[Repaired]:
     """All of `frame`'s repaired plans beside themselves unrepaired."""
     ids = sorted({int(config) for config in frame["config_id"].dropna()})
-    found = (repaired(frame, items, config_id - REPAIRED) for config_id in ids if config_id >= REPAIRED)
+    found = (repaired(frame, items, config_id - REPAIRED) for config_id in ids if is_repaired(config_id))
     return [one for one in found if one is not None]
 
 

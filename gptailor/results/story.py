@@ -14,10 +14,11 @@ import pandas as pd
 from gptailor.launch.engine import state
 from gptailor.plan import StitchPlan
 from gptailor.results import scores, statistics
+from gptailor.results.frames import held_out
 from gptailor.results.summary import list_runs
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
-from gptailor.trial import REPAIRED, Subject, SubjectKind, TrialStatus
+from gptailor.trial import Subject, SubjectKind, TrialStatus, is_repaired
 
 
 def runs_json(root: str | Path) -> list[dict[str, Any]]:
@@ -103,7 +104,7 @@ def stored_plans(tables: queries.RunTables) -> dict[int, StitchPlan]:
 
 def _repairs(folder: RunFolder, tables: queries.RunTables) -> list[statistics.Repaired]:
     frame = scores.judged(tables, "selection")
-    if not (frame["config_id"].dropna() >= REPAIRED).any():
+    if not frame["config_id"].dropna().map(is_repaired).any():
         return []
     return statistics.repairs(frame, queries.items_of(folder, frame["plan_hash"].dropna()))
 
@@ -126,7 +127,14 @@ def _held_out(folder: RunFolder, tables: queries.RunTables, best: int | None) ->
         "best": plan and str(plan),
         "control": control and str(control),
         "tests": tests,
+        "heals": _heals(folder, tables, frame),
     }
+
+
+def _heals(folder: RunFolder, tables: queries.RunTables, frame: pd.DataFrame) -> list[str]:
+    if scores.of_kind(frame, SubjectKind.HEALED).empty:
+        return []
+    return held_out.heals(tables, queries.items_of(folder, frame["plan_hash"].dropna()))
 
 
 def _selection(chosen: scores.Choice) -> dict[str, Any]:

@@ -91,11 +91,12 @@ def _held_out_text(story: dict[str, Any]) -> list[str]:
     header = ("", "average", "average*", "retention", "above chance", "gap")
     lines = ["", "Held out (average*: without the calibration's benchmarks; gap: what calibration promises too much):"]
     lines.append(as_table([header, *rows]))
-    return lines + [
+    tests = [
         f"{story['best']} less {story['control']} on {test['benchmark']}: {test['difference']:+.4f} "
         f"[{test['low']:+.4f}, {test['high']:+.4f}], p {test['p']:.3g} ({test['test']}, {test['n']} examples)"
         for test in story["tests"]
     ]
+    return [*lines, *tests, *story["heals"]]
 
 
 def _cell(score: dict[str, Any] | None) -> str:

@@ -24,6 +24,7 @@ from gptailor.plan import BASE, StitchPlan, Texts
 from gptailor.scoring.item_cache import Gap, ItemCache, Items, PlanScores
 from gptailor.spec import Benchmark, Reading, RunSpec
 from gptailor.stitch.edits.case import Between
+from gptailor.stitch.edits.healed import HealedFolders
 from gptailor.stitch.edits.registry import repair_edit
 from gptailor.stitch.stitcher import Stitcher
 from gptailor.store.folder import RunFolder
@@ -87,7 +88,8 @@ class PlanScorer:
             batch_tokens=spec.batch_tokens,
         )
         texts = run_texts(family.reader, spec, folder)
-        return cls(family, Stitcher(family, texts=texts), opened, evaluator, ItemCache(family.n_layers), texts)
+        stitcher = Stitcher(family, texts=texts, healed=HealedFolders(None if folder is None else folder.path))
+        return cls(family, stitcher, opened, evaluator, ItemCache(family.n_layers), texts)
 
     @property
     def known(self) -> Items:

@@ -20,6 +20,7 @@ from gptailor.launch import devices
 from gptailor.launch.devices import devices_of
 from gptailor.launch.engine import EngineLock
 from gptailor.launch.queue import DeviceQueue, StopAsked
+from gptailor.launch.signals import heartbeat, stop_on_signal
 from gptailor.launch.supervisor import DEATHS
 from gptailor.scoring.memory import predict_memory
 from gptailor.search.baseline_run import BaselineRun
@@ -27,7 +28,6 @@ from gptailor.search.loop import Search
 from gptailor.search.progress import Progress
 from gptailor.search.recording import blame_the_trial, open_writer
 from gptailor.search.run_base import RunBase
-from gptailor.search.signals import heartbeat, stop_on_signal
 from gptailor.spec import RunSpec, load_spec
 from gptailor.store.connection import StoreUnwritable
 from gptailor.store.folder import RunFolder

@@ -23,7 +23,7 @@ from gptailor.family.residence import n_bytes, tensors_of
 from gptailor.family.spread import devices_of, home_of
 from gptailor.family.structure import scaled, with_tensors
 from gptailor.plan import BASE, Edit, LayerChoice, StitchPlan
-from gptailor.stitch.edits.case import Between, CalibrationTexts, EditCase, no_texts
+from gptailor.stitch.edits.case import Between, CalibrationTexts, EditCase, HealedWeights, no_texts, no_weights
 from gptailor.stitch.edits.registry import EDITS, edit_problem, keeps_shapes, settings_of
 from gptailor.stitch.merging import choice_problem, fold, is_plain, merge
 from gptailor.threads import side_by_side
@@ -67,18 +67,25 @@ class LayerCache:
 class Stitcher:
     """Stitches plans into the family's live model, one at a time."""
 
-    def __init__(self, family: Family, cache_bytes: int | None = None, texts: CalibrationTexts = no_texts) -> None:
+    def __init__(
+        self,
+        family: Family,
+        cache_bytes: int | None = None,
+        texts: CalibrationTexts = no_texts,
+        healed: HealedWeights = no_weights,
+    ) -> None:
         """Stitch into this family's model.
 
         cache_bytes: bound of the cache of merged layers, and of that of edited ones beyond the last plan's; by default
         a share of the family, at most half of what is free on its device (of several, where least is free). texts:
-        where the calibration texts of edits are read.
+        where the calibration texts of edits are read. healed: where the weights of healed plans are.
         """
         self.family = family
         capacity = _default_cache_bytes(family) if cache_bytes is None else cache_bytes
         self.cache = LayerCache(capacity)
         self.edited = LayerCache(capacity, keeps_last=True)
         self.texts = texts
+        self.healed = healed
 
     def stitch(self, plan: StitchPlan, between: Between = lambda _what, _share: None) -> PreTrainedModel:
         """The plan's model: the family's own, re-pointed, and therefore valid until the next call.
@@ -113,7 +120,7 @@ class Stitcher:
 
     def _texts_of(self, edit: Edit) -> list[list[int]]:
         """Token ids. Raises UserError where they are not those that the plan means."""
-        if edit.texts is None:
+        if edit.texts is None or not EDITS[edit.method].reads_texts:
             return []
         return self.texts(edit.texts, lambda: self.stitch(StitchPlan.dense(self.family.n_layers)))
 

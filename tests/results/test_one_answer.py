@@ -18,8 +18,9 @@ from helpers.make_runs import START, make_run
 from streamlit.testing.v1 import AppTest
 
 from gptailor.__main__ import main
-from gptailor.commands.evaluate import DEFAULT_SUBJECTS, _subjects
+from gptailor.commands.evaluate import DEFAULT_SUBJECTS
 from gptailor.commands.experiment import table
+from gptailor.commands.subjects import find_subjects
 from gptailor.dashboard import readers
 from gptailor.measures import MAX_HYPERVOLUME, hypervolume
 from gptailor.results import scores
@@ -152,8 +153,8 @@ def test_the_command_line_names_it(chosen: RunFolder, runs: Path, capsys: pytest
     head, row = table({"chosen": chosen})
     told = dict(zip(head, row, strict=True))
     assert (told["plan"], told["calibration"]) == (str(best), f"{kept}%")
-    assert [one.config_id for one in _subjects(chosen, ["best"])] == [best]
-    assert best in [one.config_id for one in _subjects(chosen, DEFAULT_SUBJECTS)]
+    assert [one.config_id for one in find_subjects(chosen, ["best"])] == [best]
+    assert best in [one.config_id for one in find_subjects(chosen, DEFAULT_SUBJECTS)]
 
 
 def test_both_reports_name_it(chosen: RunFolder, runs: Path, tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_the_front_is_one(chosen: RunFolder) -> None:
     view, found = View(tables), scores.searched(tables)
     on_page = view.plans.loc[tradeoffs.front_of_all(view.plans, view.facts), "config_id"].astype(int).tolist()
     assert on_page == found.front == [plan["config_id"] for plan in run_json(chosen)["front"]]
-    assert [one.config_id for one in _subjects(chosen, ["front"])] == found.front
+    assert [one.config_id for one in find_subjects(chosen, ["front"])] == found.front
     assert set(list(finalists(chosen))[:1]) == {found.front[0]}
     volumes = (found.hypervolume, tradeoffs.hypervolume_of_all(view.plans, view.facts), run_summary(chosen).hypervolume)
     assert volumes == pytest.approx([found.hypervolume] * 3)

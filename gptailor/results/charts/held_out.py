@@ -8,10 +8,11 @@ import pandas as pd
 from gptailor.results.charts import theme
 from gptailor.results.charts.common import NUMBER, Chart, height, row_axis, tight, tooltips, value_axis
 from gptailor.results.frames.held_out import KINDS
+from gptailor.trial import SubjectKind
 
 ROW = 22
-_COLOURS = (theme.MUTED, "#56B4E9", "#D55E00", theme.MAIN)
-_SHAPES = ("diamond", "square", "triangle-up", "circle")
+_COLOURS = (theme.MUTED, "#56B4E9", "#D55E00", theme.MAIN, "#009E73")
+_SHAPES = ("diamond", "square", "triangle-up", "circle", "cross")
 
 
 def averages(frame: pd.DataFrame, selected: str | None = None) -> Chart:
@@ -21,8 +22,8 @@ def averages(frame: pd.DataFrame, selected: str | None = None) -> Chart:
     """
     order = frame["label"].tolist()
     y = alt.Y("label:N", sort=order, axis=row_axis(280))
-    kinds = list(KINDS.values())
-    legend = alt.Legend(title=None, orient="top", columns=4, symbolOpacity=1)
+    kinds = [kind for kind in KINDS.values() if kind != KINDS[SubjectKind.HEALED] or (frame["kind"] == kind).any()]
+    legend = alt.Legend(title=None, orient="top", columns=len(kinds), symbolOpacity=1)
     base = alt.Chart(frame).encode(
         y=y,
         tooltip=tooltips(
@@ -34,12 +35,12 @@ def averages(frame: pd.DataFrame, selected: str | None = None) -> Chart:
         ),
     )
     x = alt.X("average:Q", scale=tight(), axis=value_axis("Held-out average (higher is better)", False))
-    colour = alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=list(_COLOURS)), legend=legend)
+    colour = alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=list(_COLOURS[: len(kinds)])), legend=legend)
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=tight()), x2="high:Q", color=colour)
     dots = base.mark_point(filled=True, size=90, opacity=1).encode(
         x=x,
         color=colour,
-        shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds, range=list(_SHAPES)), legend=legend),
+        shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds, range=list(_SHAPES[: len(kinds)])), legend=legend),
     )
     ring = (
         alt.Chart(frame[frame["subject"] == selected])

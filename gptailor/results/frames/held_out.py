@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gptailor.results import scores
+from gptailor.results.statistics import Items, paired
 from gptailor.store.queries import RunTables
 from gptailor.trial import Subject, SubjectKind
 from gptailor.wording import plain
@@ -18,6 +19,7 @@ KINDS = {
     SubjectKind.CANDIDATE: "candidate",
     SubjectKind.BASELINE: "one-shot cut",
     SubjectKind.CONFIG: "plan of the search",
+    SubjectKind.HEALED: "healed",
 }
 
 LABEL = 48
@@ -30,11 +32,17 @@ def label(subject: str) -> str:
 
 
 def averages(tables: RunTables) -> pd.DataFrame:
-    """scores.averages with label, kind (in words), low and high (one standard error); the best average first."""
+    """scores.averages with label, kind (in words), low and high (one standard error); the best average first.
+
+    before: of a healed plan, the average of what it was.
+    """
     table = scores.averages(scores.judged(tables), scores.calibration(tables))
+    known = dict(zip(table["subject"], table["average"], strict=True))
+    before = [known.get(str(Subject.parse(str(subject)).before)) for subject in table["subject"]]
     table = table.assign(
         label=table["subject"].map(label).astype(object),
         kind=scores.kinds(table["subject"]).map(KINDS),
+        before=pd.Series(before, index=table.index, dtype=float),
         low=table["average"] - table["stderr"],
         high=table["average"] + table["stderr"],
     )
@@ -49,6 +57,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
             "Kind": table["kind"],
             "Average": table["average"],
             "±": table["stderr"],
+            "Before healing": table["before"],
             "Without calibration": table["without_calibration"],
             "retention": table["retention"],
             "above_chance": table["above_chance"],
@@ -56,6 +65,18 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
         }
     )
     return frame.loc[:, [not frame[name].isna().all() for name in frame]]
+
+
+def heals(tables: RunTables, items: Items) -> list[str]:
+    """Of every healed plan that was judged beside what it was before, a sentence on the difference."""
+    frame = scores.judged(tables)
+    known = dict.fromkeys(map(str, frame["subject"]))
+    pairs = [(one, one.before) for one in map(Subject.parse, known)]
+    return [
+        verdict(paired(frame, items, one, before), one, before)
+        for one, before in pairs
+        if before is not None and str(before) in known
+    ]
 
 
 def by_benchmark(tables: RunTables) -> pd.DataFrame:

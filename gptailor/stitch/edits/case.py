@@ -26,6 +26,9 @@ Between = Callable[[str, float], None]
 CalibrationTexts = Callable[[Texts, Callable[[], PreTrainedModel]], list[list[int]]]
 """Token ids of the texts that are meant; it may ask for the dense base, live, to write them. Raises UserError."""
 
+HealedWeights = Callable[[str], Sequence[Mapping[str, torch.Tensor]]]
+"""The layers' tensors of the healed plan whose weights have this digest (healed.py). Raises UserError."""
+
 Batch = Mapping[str, torch.Tensor]
 """input_ids and attention_mask, [texts, tokens], padded on the right."""
 
@@ -44,12 +47,18 @@ class Stitches(Protocol):
     """What an edit asks of whom it works for (gptailor/stitch/stitcher.py)."""
 
     family: Family
+    healed: HealedWeights
 
     def stitch(self, plan: StitchPlan) -> PreTrainedModel:
         """The plan's model, live, until the next one is asked for. Raises UserError."""
 
     def point(self, plan: StitchPlan, layers: Sequence[nn.Module]) -> PreTrainedModel:
         """The same with other layers in the places of the plan's."""
+
+
+def no_weights(digest: str) -> Sequence[Mapping[str, torch.Tensor]]:
+    """Where nobody said where healed plans are."""
+    raise UserError(f"edits: the weights that the plan was healed to ({digest}) cannot be read here")
 
 
 @dataclass
@@ -98,9 +107,7 @@ class EditCase:
         if name:
             self.family.layer(0, name)
             return name
-        sole = [choice.sources[0] if choice.sources else BASE for choice in self.plan.kept if not choice.is_merged]
-        names = sorted(set(sole), key=lambda source: (source != BASE, source))
-        return max(names, key=sole.count, default=BASE)
+        return most_kept(self.plan)
 
     def batches(self, rows: int = ROWS) -> list[Batch]:
         """The texts, shortest first, on the family's device. Raises UserError where there are none."""
@@ -108,6 +115,13 @@ class EditCase:
         if not ordered:
             raise UserError(f"edits: {self.edit.method} needs calibration texts, and they hold no tokens")
         return [padded(some, self.device) for some in _cut(ordered, rows)]
+
+
+def most_kept(plan: StitchPlan) -> str:
+    """The model that most kept layers come from; of equally many the base, then the first by name."""
+    sole = [choice.sources[0] if choice.sources else BASE for choice in plan.kept if not choice.is_merged]
+    names = sorted(set(sole), key=lambda source: (source != BASE, source))
+    return max(names, key=sole.count, default=BASE)
 
 
 def _cut(ordered: Sequence[Sequence[int]], rows: int) -> list[list[Sequence[int]]]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from gptailor.plan import Edit, Setting, Texts
+from gptailor.plan import Edit, Setting, StitchPlan, Texts
 from gptailor.spec import Repair
+from gptailor.trial import Subject
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +24,7 @@ class Method:
     title: for people. function: module.function in this package. parameters: its settings with their defaults, whose
     kind a value must be of. choices: of settings that are one of a few words. keeps_shapes: whether every tensor of the
     result has the shape that it had. leaves_out: whether it leaves out heads, channels or single weights of layers.
+    reads_texts: whether it is computed from its texts anew wherever it is stitched.
     """
 
     title: str
@@ -32,6 +34,7 @@ class Method:
     keeps_shapes: bool = True
     needs_texts: bool = True
     leaves_out: bool = False
+    reads_texts: bool = True
 
     def load(self) -> Callable[[EditCase], list[nn.Module]]:
         module, name = self.function.split(".")
@@ -40,6 +43,9 @@ class Method:
 
 _WHO = {"teacher": ""}
 _WHERE = {"layers": ("kept", "gaps"), "projections": ("mlp", "both")}
+_HEAL: dict[str, Setting] = {"before": "", "name": "", "teacher": "", "tokens": 0, "lora": 0, "rate": 0, "weights": ""}
+HEALED = "healed"
+"""The edit that is no computation: weights that a heal trained, found by their digest."""
 
 EDITS: dict[str, Method] = {
     "replaceme": Method("ReplaceMe, least squares", "replaceme.least_squares", _WHO),
@@ -57,6 +63,7 @@ EDITS: dict[str, Method] = {
     ),
     "slimgpt": Method("SlimGPT", "slimgpt.cut", {"ratio": 0.25, "damping": 0.01}, keeps_shapes=False, leaves_out=True),
     "besa": Method("BESA, zeros", "besa.sparsify", {"ratio": 0.25}, leaves_out=True),
+    HEALED: Method("Healed", "healed.healed", _HEAL, reads_texts=False),
 }
 """Method by the name that a plan has for it."""
 
@@ -69,6 +76,16 @@ def repair_edit(repair: Repair, texts: Texts, seed: int) -> Edit:
 def settings_of(edit: Edit) -> dict[str, Setting]:
     """Its settings, those that it leaves out as they are by default."""
     return dict(EDITS[edit.method].parameters) | dict(edit.parameters)
+
+
+def healed_subject(plan: StitchPlan) -> Subject | None:
+    """Who a healed plan is; None where a plan's last edit is no heal."""
+    last = plan.edits[-1] if plan.edits else None
+    if last is None or last.method != HEALED:
+        return None
+    said = dict(last.parameters)
+    before = Subject.find(str(said.get("before")))
+    return None if before is None else Subject.healed(before, str(said.get("name")))
 
 
 def keeps_shapes(edit: Edit) -> bool:

@@ -1,4 +1,4 @@
-"""Signals that ask for the search's end, and signs of life meanwhile."""
+"""Signals that ask for the end of long work, and signs of life meanwhile."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ONE_PRESS = 1.0
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """The first SIGINT or SIGTERM asks the search to stop; a later one interrupts it where it is."""
+    """The first SIGINT or SIGTERM asks the work to stop; a later one interrupts it where it is."""
     asked = threading.Event()
     first = 0.0
 
@@ -28,7 +28,7 @@ def stop_on_signal() -> Iterator[threading.Event]:
         if not asked.is_set():
             asked.set()
             first = time.monotonic()
-            print("stopping after the examples at hand; once more to stop at once", file=sys.stderr, flush=True)
+            print("stopping after the work at hand; once more to stop at once", file=sys.stderr, flush=True)
         elif time.monotonic() - first > ONE_PRESS:
             raise KeyboardInterrupt
 

@@ -1,0 +1,283 @@
+"""Distillation by transformers' Trainer: the student learns the teacher's next-token distributions on some texts.
+
+The loss is KL(teacher || student), the mean over tokens; its gradient needs no labels. Trainer brings steps, mixed
+precision, several devices (accelerate) and checkpoints; ours is the loss, the watch over time and signals, and the
+early stop. trl's DistillationTrainer learns on what the student writes itself, which costs several times as much, and
+would be one more dependency.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from gptailor.heal.batches import Batch
+from gptailor.heal.student import Student
+from gptailor.stitch.edits.case import padded
+from gptailor.stitch.edits.healed import Tensors
+from gptailor.store.folder import write_atomically
+from gptailor.wording import duration
+
+LOSS_ROWS = 512
+"""Tokens whose distributions are compared at a time."""
+WARM_UP = 0.05
+CHECKPOINTS, JUDGEMENTS = 20, 8
+"""Of a whole heal."""
+PATIENCE = 3
+"""Judgements in a row without a new best, after which a heal ends."""
+SAY_SECONDS = 5.0
+
+Judge = Callable[[Sequence[Tensors]], float]
+"""How good these layers are on the selection split; more is better."""
+
+
+@dataclass
+class Course:
+    """How a heal goes, kept with each checkpoint. seconds: of training. losses: (step, loss). judged: (step, value)."""
+
+    seconds: float = 0.0
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    judged: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        return max(self.judged, key=lambda one: one[1], default=None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last judgements were none of them a new best."""
+        best = self.best
+        return best is not None and sum(step > best[0] for step, _ in self.judged) >= PATIENCE
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """layers: the healed tensors, of the best judgement where there were any. steps: of how many. why: it ended.
+
+    is_whole: False where it was asked to stop, and can go on from its checkpoint.
+    """
+
+    layers: Sequence[Tensors]
+    steps: int
+    asked_steps: int
+    tokens: int
+    course: Course
+    why: str
+
+    @property
+    def is_whole(self) -> bool:
+        return self.why != STOPPED
+
+
+DONE, STOPPED, TIME_UP, NO_BETTER = "done", "stopped", "time is up", "no better on the selection split"
+
+
+def divergence(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """KL(wanted || found) in nats, the mean over rows. found, wanted: logits, [rows, vocabulary]."""
+
+    def part(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+        mine, theirs = mine.float().log_softmax(-1), theirs.float().log_softmax(-1)
+        return torch.nn.functional.kl_div(mine, theirs, log_target=True, reduction="sum")
+
+    parts = zip(found.split(LOSS_ROWS), wanted.split(LOSS_ROWS), strict=True)
+    total = sum(checkpoint(part, mine, theirs, use_reentrant=False) for mine, theirs in parts)  # never all at once
+    return total / len(found)
+
+
+class Distiller(Trainer):
+    """Trainer with the teacher's distributions as the goal. teacher: live, evaluated on the student's own batches."""
+
+    def __init__(self, teacher: PreTrainedModel, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.teacher = teacher
+
+    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *_: Any, **__: Any) -> torch.Tensor:
+        real = inputs["attention_mask"].bool()
+        with torch.no_grad():
+            wanted = self.teacher(**inputs, use_cache=False).logits[real]
+        return divergence(model(**inputs, use_cache=False).logits[real], wanted)
+
+
+def distil(
+    student: Student,
+    teacher: PreTrainedModel,
+    batches: Sequence[Batch],
+    work: Path,
+    *,
+    rate: float,
+    seed: int,
+    minutes: float | None,
+    in_bfloat16: bool,
+    should_stop: Callable[[], bool],
+    say: Callable[[str, float], None],
+    judge: Judge | None = None,
+) -> Distilled:
+    """Train the student on the batches; where `work` holds checkpoints of it, from the last one on.
+
+    say: told what is done and its share. should_stop: asked after every step; then there is a checkpoint, and the same
+    call goes on later. judge: asked eight times; the layers that it likes best are given back.
+    """
+    n_devices = int(os.environ.get("WORLD_SIZE", "1"))
+    steps = math.ceil(len(batches) / n_devices)
+    every = max(1, math.ceil(steps / CHECKPOINTS))
+    device = teacher.device
+    os.environ.setdefault("ACCELERATE_TORCH_DEVICE", str(device))  # accelerate takes the first GPU otherwise
+    settings = TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=1,  # a batch of ours
+        num_train_epochs=1,
+        learning_rate=rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(WARM_UP * steps),
+        logging_steps=max(1, steps // 50),
+        save_steps=every,
+        save_total_limit=2,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        bf16=in_bfloat16,
+        use_cpu=device.type == "cpu",
+        seed=seed,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    settings._n_gpu = min(1, settings.n_gpu)  # several GPUs are accelerate's, one a process, not nn.DataParallel's
+    watch = Watch(student, work, steps, minutes, should_stop, say, judge)
+    trainer = Distiller(
+        teacher,
+        model=student.model,
+        args=settings,
+        train_dataset=list(batches),  # type: ignore[arg-type]
+        data_collator=lambda of_one: padded(of_one[0], torch.device("cpu")),
+        callbacks=[watch],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
+    done = trainer.state.global_step
+    seen = sum(len(text) for batch in batches[: done * n_devices] for text in batch)
+    layers = watch.best_layers() if watch.course.judged else student.layers()
+    return Distilled(layers, done, steps, seen, watch.course, watch.why)
+
+
+class Watch(TrainerCallback):
+    """Looks at the clock, at signals and at the selection split after every step, and says how it goes."""
+
+    def __init__(
+        self,
+        student: Student,
+        work: Path,
+        steps: int,
+        minutes: float | None,
+        should_stop: Callable[[], bool],
+        say: Callable[[str, float], None],
+        judge: Judge | None,
+    ) -> None:
+        self.student, self.steps, self.minutes = student, steps, minutes
+        self.should_stop, self.say, self.judge = should_stop, say, judge
+        self.notes, self.best = work / "course.json", work / "best.safetensors"
+        self.every = max(1, math.ceil(steps / JUDGEMENTS))
+        self.course, self.why = Course(), DONE
+        self._began = self._said = 0.0
+        self._before = 0.0
+
+    @property
+    def is_main(self) -> bool:
+        return os.environ.get("RANK", "0") == "0"
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step and self.notes.exists():
+            said = json.loads(self.notes.read_text(encoding="utf-8"))
+            self.course = Course(said["seconds"], *([tuple(one) for one in said[key]] for key in ("losses", "judged")))
+            self.say(f"goes on from step {state.global_step} of {self.steps}", state.global_step / self.steps)
+        self._before, self._began = self.course.seconds, time.monotonic()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # noqa: ARG002
+        logs = kwargs.get("logs") or {}
+        if "loss" in logs:
+            self.course.losses.append((state.global_step, float(logs["loss"])))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # noqa: ARG002
+        step = state.global_step
+        self.course.seconds = self._before + time.monotonic() - self._began
+        if self.judge is not None and (step % self.every == 0 or step == self.steps):
+            self._judge(step)
+        why = None
+        if self.should_stop():
+            why = STOPPED
+        elif self.minutes is not None and self.course.seconds >= 60 * self.minutes:
+            why = TIME_UP
+        elif self.course.is_over:
+            why = NO_BETTER
+        why = _agreed(why)
+        if why is not None and step < self.steps:
+            self.why, control.should_training_stop = why, True
+            control.should_save |= why == STOPPED
+        self._tell(step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # noqa: ARG002
+        if self.is_main:
+            write_atomically(self.notes, json.dumps(asdict(self.course)))
+
+    def _judge(self, step: int) -> None:
+        value = 0.0
+        if self.is_main:
+            assert self.judge is not None
+            layers, best = self.student.layers(), self.course.best
+            value = self.judge(layers)
+            if best is None or value > best[1]:
+                part = self.best.with_suffix(".new")
+                save_file(
+                    {f"{place} {name}": t for place, state in enumerate(layers) for name, t in state.items()}, part
+                )
+                part.replace(self.best)
+            self.say(f"step {step}: {value:.4f} on the selection split", step / self.steps)
+        self.course.judged.append((step, value))
+
+    def _tell(self, step: int) -> None:
+        if time.monotonic() - self._said < SAY_SECONDS and step < self.steps:
+            return
+        self._said = time.monotonic()
+        share = step / self.steps
+        if self.minutes is not None:
+            share = max(share, self.course.seconds / (60 * self.minutes))
+        left = self.course.seconds * (1 / min(share, 1.0) - 1)
+        loss = f", loss {self.course.losses[-1][1]:.4f}" if self.course.losses else ""
+        self.say(f"step {step} of {self.steps}{loss}, {duration(left)} left", min(share, 1.0))
+
+    def best_layers(self) -> list[Tensors]:
+        layers: dict[int, dict[str, torch.Tensor]] = {}
+        for key, tensor in load_file(self.best).items():
+            place, _, name = key.partition(" ")
+            layers.setdefault(int(place), {})[name] = tensor
+        return [layers[place] for place in sorted(layers)]
+
+
+def _agreed(why: str | None) -> str | None:
+    """What the first process says, in all of them, so that none waits for another that has stopped."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return why
+    said = [why]
+    torch.distributed.broadcast_object_list(said, src=0)
+    return said[0]

@@ -1,0 +1,109 @@
+"""A healed plan's weights: trained once (gptailor/heal/), written into a plain folder, and found again by their digest.
+
+Training gives other bits on another machine, so a healed plan names the weights that came of it and not only how. They
+stay in the folder that the heal wrote; the run remembers where that is. What has another digest there is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gptailor.errors import UserError
+from gptailor.family.structure import layer_list, with_tensors
+from gptailor.stitch.edits.case import EditCase
+from gptailor.store.folder import write_atomically
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def healed(case: EditCase) -> list[nn.Module]:
+    """The plan's layers with the weights that a heal gave them. Raises UserError where those are not there."""
+    states = case.stitcher.healed(str(case.parameter("weights")))
+    if len(states) != len(case.layers):
+        raise UserError(f"edits: the healed weights are of {len(states)} layers, the plan keeps {len(case.layers)}")
+    twins = []
+    for layer, state in zip(case.layers, states, strict=True):
+        device = next(layer.parameters()).device
+        twins.append(with_tensors(layer, {name: tensor.to(device) for name, tensor in state.items()}))
+    return twins
+
+
+class HealedFolders:
+    """Finds healed weights by their digest: in this process's memory, or in the folders that a run remembers."""
+
+    def __init__(self, run: Path | None = None) -> None:
+        """run: the run's folder; None: nothing is remembered."""
+        self._run = run
+        self.known: dict[str, Sequence[Tensors]] = {}
+
+    def __call__(self, digest: str) -> Sequence[Tensors]:
+        """The layers' tensors, on the host. Raises UserError."""
+        if digest not in self.known:
+            self.known = {digest: self._read(digest)}  # one at a time: they are as large as the model
+        return self.known[digest]
+
+    def remember(self, digest: str, folder: Path) -> None:
+        """Note in the run's folder where the weights are."""
+        assert self._run is not None
+        self._note(digest).parent.mkdir(exist_ok=True)
+        write_atomically(self._note(digest), json.dumps({"folder": str(folder.resolve())}))
+
+    def _note(self, digest: str) -> Path:
+        assert self._run is not None
+        if not digest.isalnum():
+            raise UserError(f"edits: {digest[:40]!r} is no digest of weights")
+        return self._run / "healed" / f"{digest}.json"
+
+    def _read(self, digest: str) -> Sequence[Tensors]:
+        folder = self.folder(digest)
+        states = layer_tensors(_open(folder))
+        if digest_of(states) != digest:
+            raise UserError(f"edits: {folder} holds other weights than those that the plan was healed to ({digest})")
+        return states
+
+    def folder(self, digest: str) -> Path:
+        """Where the weights are. Raises UserError where nobody knows, or they are gone."""
+        try:
+            if self._run is None:
+                raise OSError
+            folder = Path(json.loads(self._note(digest).read_text(encoding="utf-8"))["folder"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(
+                f"edits: nobody remembers where the healed weights {digest} are; heal the plan anew"
+            ) from None
+        if not folder.is_dir():
+            raise UserError(f"edits: the healed model is not in {folder} any more; put it back, or heal the plan anew")
+        return folder
+
+
+def _open(folder: Path) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        raise UserError(f"edits: {folder} is no healed model: {error}") from error
+    return opened
+
+
+def layer_tensors(model: nn.Module) -> list[dict[str, torch.Tensor]]:
+    """The tensors of each of a model's layers, by their names in it."""
+    return [dict(layer.state_dict()) for layer in layer_list(model)]
+
+
+def digest_of(states: Sequence[Tensors]) -> str:
+    """Equal tensors, and only they, have equal digests."""
+    found = hashlib.sha256()
+    for place, state in enumerate(states):
+        for name in sorted(state):
+            tensor = state[name].detach().cpu().contiguous()
+            found.update(f"{place} {name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:20]

@@ -1,0 +1,285 @@
+"""A cut model learns from its teacher: the folder, the subject, going on after a stop, and what must never be read."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.command_line import WORDS, write_benchmark
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gptailor.__main__ import main
+from gptailor.commands import heal as command
+from gptailor.commands.evaluate import evaluate
+from gptailor.commands.export import export_model
+from gptailor.errors import UserError
+from gptailor.evaluate.unseen import Unseen
+from gptailor.heal.asked import HealAsked, count_text, parse_count
+from gptailor.heal.batches import BATCH_TOKENS, batches_of
+from gptailor.heal.cost import Sizes, heal_bytes
+from gptailor.heal.distil import divergence
+from gptailor.heal.student import Student
+from gptailor.launch.engine import prepare
+from gptailor.launch.events import Event
+from gptailor.plan import StitchPlan
+from gptailor.results.frames import held_out
+from gptailor.results.story import stored_plans
+from gptailor.scoring.plan_scorer import PlanScorer
+from gptailor.search.engine import run_engine
+from gptailor.search.progress import Report
+from gptailor.spec import build_spec, load_spec
+from gptailor.stitch.stitcher import Stitcher
+from gptailor.store import queries
+from gptailor.store.folder import RunFolder
+from gptailor.trial import HEALED, RunStatus
+
+TOKENS = 60_000
+CUT = "baseline:last"
+WHO = f"healed:{CUT}/60k"
+
+
+@pytest.fixture(scope="module")
+def spec(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run of one baseline, which holds out other rows than it scores."""
+    folder = tmp_path_factory.mktemp("heal")
+    for name, n, offset in (("first_words", 200, 0), ("other_words", 30, 3), ("held_words", 30, 7)):
+        write_benchmark(folder, name, n, offset)
+    return {
+        "name": "healed",
+        "base_model": str(tiny_family / "base"),
+        "operations": ["remove"],
+        "baselines": ["last"],
+        "remove": 2,
+        "objectives": [{"benchmark": "first_words", "metric": "closeness"}],
+        "held_out": [{"benchmark": "held_words", "metric": "closeness"}],
+        "include_path": [str(folder)],
+        "budget": {"min": 200, "max": 200},
+        "device": "cpu",
+    }
+
+
+def finished(spec: dict[str, Any], runs: Path) -> RunFolder:
+    made = prepare(str(runs), build_spec(spec))
+    assert run_engine(made, Report()) is RunStatus.FINISHED
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(spec: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return finished(spec, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Words of the benchmarks in any order."""
+    rng = random.Random(0)
+    rows = [json.dumps({"text": " ".join(rng.choices(WORDS, k=12))}) for _ in range(TOKENS // 12)]
+    file = tmp_path_factory.mktemp("texts") / "sentences.jsonl"
+    file.write_text("\n".join(rows))
+    return f"file:{file}"
+
+
+@pytest.fixture(scope="module")
+def healed(run: RunFolder, sentences: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
+    out, said = tmp_path_factory.mktemp("out") / "healed", []  # type: ignore[var-annotated]
+    assert command.heal(run, CUT, out, HealAsked(texts=sentences, tokens=TOKENS, lora=8, rate=0.02), said.append)
+    return out, said
+
+
+def apart(model: Any, teacher: Any, tokenizer: Any) -> float:
+    """KL to the teacher on words in an order that nobody trained on."""
+    rng = random.Random(1)
+    texts = [" ".join(rng.choices(WORDS, k=12)) for _ in range(64)]
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(tokenizer(text)["input_ids"]) for text in texts], True)
+    with torch.inference_mode():
+        return float(divergence(model(ids).logits.flatten(0, 1), teacher(ids).logits.flatten(0, 1)))
+
+
+def test_a_healed_plan_is_nearer_to_its_teacher_and_a_plain_folder(run, healed, tmp_path) -> None:
+    out, said = healed
+    result = said[-1].result
+    assert result["subject"] == WHO and result["tokens"] >= TOKENS
+    assert result["losses"][-1] < 0.7 * result["losses"][0]
+    model, cut = AutoModelForCausalLM.from_pretrained(out), tmp_path / "cut"
+    export_model(run, int(queries.read_run(run).plans.config_id.iloc[0]), cut, lambda _: None)
+    teacher = AutoModelForCausalLM.from_pretrained(load_spec(run.spec).base_model)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    before = apart(AutoModelForCausalLM.from_pretrained(cut), teacher, tokenizer)
+    assert apart(model, teacher, tokenizer) < 0.7 * before
+    assert torch.equal(model.lm_head.weight, teacher.lm_head.weight), "what is no layer is the base's"
+    assert not list(out.parent.glob(".healed*")), "nothing is left beside it"
+    shares = [event.share for event in said if event.share is not None]
+    assert shares == sorted(shares) and any("left" in event.text and "loss" in event.text for event in said)
+    assert any("it takes" in event.text and "are free" in event.text for event in said)
+
+
+def test_the_card_says_what_it_was_healed_on(healed) -> None:
+    card = (healed[0] / "README.md").read_text()
+    for said in ("last on base, healed", "sentences", "LoRA of rank 8, merged", "KL to the"):
+        assert said in card, said
+    plan = StitchPlan.from_json(json.loads((healed[0] / "gptailor_plan.json").read_text()))
+    assert plan.edits[-1].method == "healed" and str(healed[0]) not in json.dumps(plan.to_json())
+
+
+def test_it_is_a_subject_judged_beside_what_it_was(run, healed, tmp_path) -> None:
+    said: list[Event] = []
+    evaluate(run, said.append, ["dense", CUT, "healed"])
+    got = {event.result["subject"]: event.result["score"] for event in said if event.result}
+    assert list(got) == ["dense", CUT, WHO] and got[CUT] < got[WHO] < got["dense"]
+    tables = queries.read_run(run)
+    table = held_out.shown(held_out.averages(tables))
+    row = table[table["Subject"] == "last on base, healed (60k)"].iloc[0]
+    assert row["Kind"] == "healed" and row["Before healing"] == pytest.approx(got[CUT])
+    assert HEALED in stored_plans(tables)
+    again = tmp_path / "again"
+    export_model(run, HEALED, again, said.append)
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (healed[0], again))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_weights_that_are_gone_or_others_are_refused(run, healed, tmp_path) -> None:
+    out, _ = healed
+    moved = out.rename(tmp_path / "moved")
+    try:
+        with pytest.raises(UserError, match="put it back, or heal the plan anew"):
+            export_model(run, HEALED, tmp_path / "x", lambda _: None)
+        export_model(run, int(queries.read_run(run).plans.config_id.iloc[0]), out, lambda _: None)
+        with pytest.raises(UserError, match="holds other weights"):
+            export_model(run, HEALED, tmp_path / "x", lambda _: None)
+    finally:
+        if out.exists():
+            out.rename(tmp_path / "other")
+        moved.rename(out)
+
+
+@pytest.mark.parametrize("lora", [4, 0])
+def test_one_that_was_stopped_goes_on_as_if_it_had_not_been(run, tmp_path, monkeypatch, lora: int) -> None:
+    asked = HealAsked(texts="objectives", tokens=12_000, lora=lora, rate=0.01)
+    ended: list[str] = []
+
+    def heal(out: str, stop_at: int | None) -> bool:
+        steps = 0
+
+        def should_stop() -> bool:
+            nonlocal steps
+            steps += 1
+            return steps == stop_at
+
+        run_it = command.Healer.run
+        monkeypatch.setattr(command.Healer, "run", lambda self, _stop: run_it(self, should_stop))
+        said: list[Event] = []
+        whole = command.heal(run, CUT, tmp_path / out, asked, said.append)
+        monkeypatch.setattr(command.Healer, "run", run_it)
+        if whole:
+            plan = json.loads((tmp_path / out / "gptailor_plan.json").read_text())
+            ended.append(plan["edits"][-1]["parameters"]["weights"])
+        else:
+            assert "the same command goes on" in said[-1].text
+        return whole
+
+    assert not heal("stopped", 3)
+    with pytest.raises(UserError, match="holds the beginning of another heal"):
+        command.heal(run, CUT, tmp_path / "stopped", HealAsked(texts="objectives", tokens=13_000), lambda _: None)
+    assert heal("stopped", None) and heal("whole", None)
+    assert ended[0] == ended[1], "the same weights, bit for bit"
+
+
+def test_it_ends_when_the_selection_split_shows_nothing_better(spec, sentences, tmp_path, monkeypatch) -> None:
+    chosen = finished(spec | {"selection": [{"benchmark": "other_words", "metric": "closeness"}]}, tmp_path / "runs")
+    values = iter((0.5, 0.6, 0.7, 0.65, 0.69, 0.1, 0.9))
+    real, seen = command.Healer._judge, []
+
+    def judge(self: command.Healer, layers: Any) -> float:
+        seen.append(real(self, layers))
+        return next(values)
+
+    monkeypatch.setattr(command.Healer, "_judge", judge)
+    said: list[Event] = []
+    asked = HealAsked(texts=sentences, tokens=33_000, lora=0, rate=0.003)
+    assert command.heal(chosen, CUT, tmp_path / "out", asked, said.append)
+    assert said[-1].result is not None and said[-1].result["why"] == "no better on the selection split"
+    assert len(seen) == 6, "once before, and until three in a row were no new best"
+    plan = stored_plans(queries.read_run(chosen))[HEALED]
+    scorer = PlanScorer.open(load_spec(chosen.spec), load_spec(chosen.spec).selection, None, chosen)
+    assert scorer.score(plan, 30).scores[0].score == pytest.approx(seen[2]), "the best layers are given back"
+    assert "Selection split, mean score: 0.5000 before, 0.7000 healed" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_rows_that_are_to_judge_are_never_read(run, tmp_path) -> None:
+    spec = load_spec(run.spec)
+    scorer = PlanScorer.open(spec, spec.selection, None, run)
+    unseen = Unseen(
+        scorer.open_benchmarks(scorer.family, spec, [*spec.held_out, *spec.selection], None), scorer.family.tokenizer
+    )
+    rows = [json.loads(line) for line in (Path(spec.include_path[0]) / "held_words.jsonl").read_text().splitlines()]
+    held = [f"{row['query']} {row['choices'][row['gold']]}" for row in rows]
+    encode = scorer.family.tokenizer
+    assert all(unseen.holds(encode(text)["input_ids"]) for text in held)
+    assert unseen.holds(encode("well , " + held[0] + " the end")["input_ids"])
+    assert not unseen.holds(encode(held[0].rpartition(" ")[0])["input_ids"])
+
+    file = tmp_path / "texts.jsonl"
+    clean = " ".join(reversed(held[0].split()))
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*held[:3], clean]))
+    said: list[Event] = []
+    asked = HealAsked(texts=f"file:{file}", tokens=1_000, lora=2)
+    assert command.heal(run, CUT, tmp_path / "out", asked, said.append)
+    assert any("3 texts of 4 left out" in event.text for event in said)
+    file.write_text(json.dumps({"text": held[4]}) + "\n")
+    with pytest.raises(UserError, match="every text holds rows of the held-out or selection splits"):
+        command.heal(run, CUT, tmp_path / "none", asked, said.append)
+
+
+def test_what_is_asked_is_checked(run, tmp_path, capsys) -> None:
+    def call(*more: str) -> str:
+        where = ["heal", run.run_id, CUT, str(tmp_path / "x"), "--runs", str(run.root)]
+        assert main([*where, *more]) == 2
+        return capsys.readouterr().err
+
+    assert "--tokens many: must be a number of tokens" in call("--tokens", "many")
+    assert "--texts nowhere: must be objectives, base" in call("--texts", "nowhere")
+    assert "--lora -1: must be a rank" in call("--lora", "-1")
+    assert "'nobody' is not in this family" in call("--teacher", "nobody")
+    assert [parse_count(text) for text in ("500k", "0.5M", "5m", "700")] == [500_000, 500_000, 5_000_000, 700]
+    assert [count_text(n) for n in (500_000, 1_500_000, 5_000_000, 24_001)] == ["500k", "1.5M", "5M", "24001"]
+    with pytest.raises(UserError, match="must be one shorter plan"):
+        command.heal(run, "dense", tmp_path / "x", HealAsked(), lambda _: None)
+
+
+def test_batches_are_bounded_and_reach_the_tokens() -> None:
+    texts = [[1] * n for n in (5, 700, 30, 31, 2, 512, 512)]
+    found = batches_of(texts, 10_000, 0)
+    assert 10_000 <= sum(len(t) for b in found for t in b) < 10_000 + BATCH_TOKENS
+    assert all(len(batch) * max(map(len, batch)) <= BATCH_TOKENS for batch in found)
+    assert found == batches_of(texts, 10_000, 0) != batches_of(texts, 10_000, 1)
+
+
+@pytest.mark.parametrize("lora", [8, 0])
+def test_the_memory_that_is_said_is_enough_and_not_twice_too_much(tiny_family, make_spec, lora: int) -> None:
+    from gptailor.family.models import open_family
+
+    family = open_family(make_spec(tiny_family))
+    student = Student(Stitcher(family).stitch(StitchPlan.without([2], 6)), lora, 0)
+    config, kept = student.plain.config, {}  # type: ignore[var-annotated]
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    known = {p.untyped_storage().data_ptr() for p in student.model.parameters()}
+    ids = torch.randint(3, 100, (BATCH_TOKENS // 128, 128))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = student.model(input_ids=ids, use_cache=False).logits
+        loss = divergence(found.flatten(0, 1), torch.zeros_like(found).flatten(0, 1))
+    loss.backward()
+    activations = sum(size for place, size in kept.items() if place not in known)
+    parameters = sum(p.numel() for p in student.plain.parameters())
+    weights = 4 * parameters + 12 * student.n_trained
+    inner, vocabulary = config.intermediate_size, config.vocab_size
+    said = heal_bytes(Sizes(5, config.hidden_size, inner, vocabulary, parameters, student.n_trained), False)
+    assert weights + activations <= said <= 2 * (weights + activations)
