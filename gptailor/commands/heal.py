@@ -23,6 +23,7 @@ import torch
 from gptailor.commands.subjects import find_subjects, plans_of
 from gptailor.errors import UserError
 from gptailor.evaluate.unseen import Unseen
+from gptailor.family.spread import devices_of
 from gptailor.formats.huggingface import export_hf, refuse_folder
 from gptailor.heal.asked import HealAsked, count_text
 from gptailor.heal.batches import batches_of
@@ -76,6 +77,8 @@ def heal(folder: RunFolder, who: str, out: Path, asked: HealAsked, say: Say, dev
     (((one, plan),)) = plans_of(chosen, scorer, spec)
     if narrow := [edit.method for edit in plan.edits if EDITS[edit.method].leaves_out]:
         raise UserError(f"heal {who}: {narrow[0]} left out parts of its layers, which training would fill again")
+    if len(devices_of(scorer.family.model)) > 1:
+        raise UserError(f"heal {who}: the base is spread over several GPUs; one must hold it, or --device cpu")
     healer = Healer(folder, spec, scorer, plan, one.subject, out, asked, say)
     with stop_on_signal() as stop:
         return healer.run(stop.is_set)

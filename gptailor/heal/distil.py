@@ -167,7 +167,7 @@ def distil(
         teacher,
         model=student.model,
         args=settings,
-        train_dataset=list(batches),  # type: ignore[arg-type]
+        train_dataset=list(batches),
         data_collator=lambda of_one: padded(of_one[0], torch.device("cpu")),
         callbacks=[watch],
     )
@@ -205,7 +205,11 @@ class Watch(TrainerCallback):
         return os.environ.get("RANK", "0") == "0"
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ARG002
     ) -> None:
         if state.global_step and self.notes.exists():
             said = json.loads(self.notes.read_text(encoding="utf-8"))

@@ -17,7 +17,6 @@ from transformers.pytorch_utils import Conv1D
 
 from gptailor.errors import UserError
 from gptailor.family.structure import find_layers, layer_list
-from gptailor.stitch.edits.healed import Tensors
 
 
 class Student:
@@ -50,10 +49,10 @@ class Student:
         """The layers' tensors as they are now, adapters merged, on the host and in the family's number type."""
         return [self._tensors(layer) for layer in layer_list(self.plain)]
 
-    def _tensors(self, layer: nn.Module) -> Tensors:
+    def _tensors(self, layer: nn.Module) -> dict[str, torch.Tensor]:
         from peft.tuners.lora import LoraLayer
 
-        adapted = {name: part for name, part in layer.named_modules() if isinstance(part, LoraLayer)}
+        adapted: dict[str, Any] = {name: part for name, part in layer.named_modules() if isinstance(part, LoraLayer)}
         found: dict[str, torch.Tensor] = {}
         for name, tensor in layer.state_dict().items():
             if ".lora_" in name:

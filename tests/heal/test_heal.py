@@ -264,7 +264,7 @@ def test_the_memory_that_is_said_is_enough_and_not_twice_too_much(tiny_family, m
 
     family = open_family(make_spec(tiny_family))
     student = Student(Stitcher(family).stitch(StitchPlan.without([2], 6)), lora, 0)
-    config, kept = student.plain.config, {}  # type: ignore[var-annotated]
+    config, kept = student.plain.config, {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()

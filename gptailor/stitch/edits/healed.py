@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from gptailor.errors import UserError
 from gptailor.family.structure import layer_list, with_tensors
@@ -76,14 +77,14 @@ class HealedFolders:
             folder = Path(json.loads(self._note(digest).read_text(encoding="utf-8"))["folder"])
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(
-                f"edits: nobody remembers where the healed weights {digest} are; heal the plan anew"
+                f"edits: it is not known where the healed weights {digest} are; heal the plan anew"
             ) from None
         if not folder.is_dir():
             raise UserError(f"edits: the healed model is not in {folder} any more; put it back, or heal the plan anew")
         return folder
 
 
-def _open(folder: Path) -> nn.Module:
+def _open(folder: Path) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     try:
@@ -93,7 +94,7 @@ def _open(folder: Path) -> nn.Module:
     return opened
 
 
-def layer_tensors(model: nn.Module) -> list[dict[str, torch.Tensor]]:
+def layer_tensors(model: PreTrainedModel) -> list[dict[str, torch.Tensor]]:
     """The tensors of each of a model's layers, by their names in it."""
     return [dict(layer.state_dict()) for layer in layer_list(model)]
 
@@ -105,5 +106,5 @@ def digest_of(states: Sequence[Tensors]) -> str:
         for name in sorted(state):
             tensor = state[name].detach().cpu().contiguous()
             found.update(f"{place} {name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+            found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()[:20]
