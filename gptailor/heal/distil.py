@@ -204,13 +204,8 @@ class Watch(TrainerCallback):
     def is_main(self) -> bool:
         return os.environ.get("RANK", "0") == "0"
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ARG002
-    ) -> None:
+    def on_train_begin(self, *given: Any, **_: Any) -> None:
+        state: TrainerState = given[1]
         if state.global_step and self.notes.exists():
             said = json.loads(self.notes.read_text(encoding="utf-8"))
             self.course = Course(said["seconds"], *([tuple(one) for one in said[key]] for key in ("losses", "judged")))
