@@ -67,7 +67,7 @@ def adapter_problems(adapter: Checkpoint, shapes: Mapping[str, Shape], path: str
         elif part == "weight" and info.shape != target:
             yield f"{ADAPTER}: tensor {name} has shape {list(info.shape)}, the base's has {list(target)}"
     for module, found in ranks.items():
-        if len(found) > 1 or (not config.get("rank_pattern") and found != {config.get("r")}):
+        if len(found) > 1 or (not config.get("rank_pattern") and [*found] != [config.get("r")]):
             yield f"adapter_config.json says rank {config.get('r')}, {ADAPTER} has rank {sorted(found)} for {module}"
     targets = config.get("target_modules")
     for module in targets if isinstance(targets, list) else ():

@@ -191,7 +191,7 @@ def is_built_in(config: Mapping[str, Any]) -> bool:
     """Whether transformers has the architecture as a language model, so that no code of the folder's is needed."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # a second, for who needs it
 
-    return config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return str(config.get("model_type")) in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def has_tokenizer(folder: Path) -> bool:

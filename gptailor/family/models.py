@@ -240,9 +240,9 @@ def without_progress_bars() -> Iterator[None]:
 def _open_tokenizer(base: Checkpoint, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(str(base.folder), trust_remote_code=trust_remote_code)
-    except (ValueError, OSError, ImportError, RuntimeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, KeyError, AttributeError) as error:
         # transformers has no error of its own for a folder that it cannot make a tokenizer of
-        raise UserError(f"base_model: transformers cannot open {base.label}: {error}") from error
+        raise UserError(f"base_model: transformers cannot open {base.label}'s tokenizer: {error}") from error
 
 
 def open_base(base: Checkpoint, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:

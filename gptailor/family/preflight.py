@@ -260,7 +260,12 @@ def _candidate_problems(candidate: Checkpoint, judge: BaseJudge) -> Iterator[str
     if _quantised(candidate.config) is not None:
         yield "its weights are quantised; give the unquantised model"
     yield from _layer_problems(candidate, judge, skeleton)
-    for key, its_value, mine_value, changes_all in differing_settings(base, candidate):
+    try:
+        different = list(differing_settings(base, candidate))
+    except Unreadable as error:
+        yield str(error)
+        return
+    for key, its_value, mine_value, changes_all in different:
         if changes_all:
             yield f"its {key} is {its_value}, the base's is {mine_value}; its layers cannot work in the base"
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from gptailor.family.checkpoint import Checkpoint, Unreadable
+from gptailor.family.checkpoint import Checkpoint, Unreadable, is_built_in
 from gptailor.family.skeleton import configuration_of
 
 ELSEWHERE = re.compile(
@@ -28,7 +28,10 @@ SHAPING = re.compile(
 
 
 def differing_settings(base: Checkpoint, candidate: Checkpoint) -> Iterator[tuple[str, Any, Any, bool]]:
-    """(setting, the candidate's value, the base's, whether the layers cannot work with the base's)."""
+    """(setting, the candidate's value, the base's, whether the layers cannot work with the base's).
+
+    Raises Unreadable where transformers cannot read one of the two.
+    """
     mine, its = _read(_Key(base)), _read(_Key(candidate))
     for key in sorted({*mine, *its}):
         a, b = mine.get(key), its.get(key)
@@ -51,12 +54,13 @@ class _Key:
 
 @lru_cache(maxsize=32)
 def _read(key: _Key) -> dict[str, Any]:
-    """Settings of the language model, flat: 'rope_parameters.rope_theta'. Empty where transformers cannot read them."""
+    """Settings of the language model, flat: 'rope_parameters.rope_theta'. Raises Unreadable."""
     checkpoint = key.checkpoint
-    try:
-        config = configuration_of(checkpoint.config, checkpoint.folder, trust_remote_code=False)
-    except Unreadable:
-        return {}
+    if not isinstance(checkpoint.config.get("text_config") or {}, Mapping):
+        raise Unreadable(
+            f"config.json: text_config is {checkpoint.config['text_config']!r}, where a record is expected"
+        )
+    config = configuration_of(checkpoint.config, checkpoint.folder, trust_remote_code=False)
     return dict(_flat(config.get_text_config().to_dict()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -142,10 +143,34 @@ def test_an_unrelated_model_of_the_same_shape(llamas, make_spec):
     assert note.startswith("candidates.math: its layers are 1.4") and "it may be no fine-tune of this base" in note
 
 
-def test_weights_under_other_names(llamas, make_spec):
-    (llamas / "math" / "model.safetensors").rename(llamas / "math" / "consolidated.safetensors")
-    with pytest.raises(UserError, match=r"no weights: .*; consolidated.safetensors is another form of them"):
+@pytest.mark.parametrize(
+    ("file", "changes", "said"),
+    [
+        ("base/config.json", {"model_type": ["llama"]}, "is not a decoder-only language model that transformers"),
+        ("base/config.json", {"quantization_config": "gptq"}, r"its weights are quantised \(gptq\)"),
+        ("base/config.json", {"rope_parameters": "linear"}, "base_model: config.json: transformers cannot read it"),
+        ("base/config.json", {"auto_map": 7}, "transformers cannot open base's tokenizer: argument of type 'int'"),
+        ("base/tokenizer_config.json", {"bos_token": ["<s>"]}, "cannot open base's tokenizer: Special token bos_token"),
+        ("math/config.json", {"rope_parameters": "linear"}, "candidates.math: config.json: transformers cannot read"),
+        ("math/config.json", {"text_config": "llama"}, "text_config is 'llama', where a record is expected"),
+        ("code/adapter_config.json", {"r": [4]}, r"adapter_config.json says rank \[4\], adapter_model.safetensors has"),
+    ],
+)
+def test_text_where_a_record_is_expected(llamas, make_spec, file, changes, said):
+    shutil.rmtree(llamas / "code")
+    write_adapter(llamas / "code", llamas / "base")
+    prove_small(make_spec(llamas))
+    edit_json(llamas / file, **changes)
+    with pytest.raises(UserError, match=said):
         prove_small(make_spec(llamas))
+
+
+def test_weights_under_other_names(llamas, make_spec):
+    place = llamas / "math" / "model.safetensors"
+    for name in ("consolidated.safetensors", "model.fp16.safetensors"):
+        place = place.rename(llamas / "math" / name)
+        with pytest.raises(UserError, match=rf"no weights: .*; {name} is another form of them"):
+            prove_small(make_spec(llamas))
 
 
 @pytest.mark.parametrize(

@@ -79,16 +79,19 @@ def cuts(family) -> list[tuple[int, ...]]:
 
 
 def test_kept_layers_compute_what_they_did_and_the_export_too(family, tmp_path):
-    """With and without a cache, in the live model and in the exported folder."""
+    """Bit for bit; and alike with and without a cache, in the live model and in the exported folder.
+
+    Weights that want gradients, as transformers opens them, take RecurrentGemma another way through its kernels: 4e-7.
+    """
     model_type = family.model.config.model_type
     assert family.renumbering.fixed == FIXED.get(model_type, set())
     stitcher = Stitcher(family)
-    dense: Any = AutoModelForCausalLM.from_pretrained(family.spec.base_model)
+    dense: Any = AutoModelForCausalLM.from_pretrained(family.spec.base_model).requires_grad_(False)
     for number, gone in enumerate(cuts(family)):
         plan = StitchPlan.without(gone, 6)
         found = logits(stitcher.stitch(plan))
         with passing_through([layer_list(dense)[layer] for layer in gone]):
-            assert torch.allclose(found, logits(dense), atol=1e-4), gone
+            assert torch.equal(found, logits(dense)), gone
         export_hf(family, plan, tmp_path / str(number), stitcher=stitcher)
     exported: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "2").eval()
     models: tuple[Any, ...] = (stitcher.stitch(plan), exported)
@@ -98,7 +101,7 @@ def test_kept_layers_compute_what_they_did_and_the_export_too(family, tmp_path):
         for cache in (True, False)
     ]
     assert all(torch.equal(text, written[0]) for text in written)
-    assert torch.allclose(logits(stitcher.stitch(StitchPlan.dense(6))), logits(dense), atol=1e-5), "and back again"
+    assert torch.equal(logits(stitcher.stitch(StitchPlan.dense(6))), logits(dense)), "and back again"
 
 
 def test_layers_that_have_to_stay_are_in_every_plan(family):
