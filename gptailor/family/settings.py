@@ -54,12 +54,16 @@ class _Key:
 
 @lru_cache(maxsize=32)
 def _read(key: _Key) -> dict[str, Any]:
-    """Settings of the language model, flat: 'rope_parameters.rope_theta'. Raises Unreadable."""
+    """Settings of the language model, flat: 'rope_parameters.rope_theta'. Raises Unreadable.
+
+    Empty where only the folder's own code could read them.
+    """
     checkpoint = key.checkpoint
-    if not isinstance(checkpoint.config.get("text_config") or {}, Mapping):
-        raise Unreadable(
-            f"config.json: text_config is {checkpoint.config['text_config']!r}, where a record is expected"
-        )
+    if not is_built_in(checkpoint.config):
+        return {}
+    part = checkpoint.config.get("text_config")
+    if part and not isinstance(part, Mapping):
+        raise Unreadable(f"config.json: text_config is {part!r}, where a record is expected")
     config = configuration_of(checkpoint.config, checkpoint.folder, trust_remote_code=False)
     return dict(_flat(config.get_text_config().to_dict()))
 

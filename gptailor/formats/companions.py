@@ -34,6 +34,8 @@ NAMES = frozenset(
         "chat_template.json",
     ]
 )
+PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+"""Of images and sound, which the rest of a multimodal model still takes."""
 PATTERNS = ("additional_chat_templates/*.jinja", "*.tiktoken", "tokenizer.model.v*")
 SAMPLES = (
     "The cat sat on the mat, and 3.14159 is not 22/7.",
@@ -56,8 +58,9 @@ def copy_companions(base: Path, out: Path, tokenizer: PreTrainedTokenizerBase) -
     if (base / TOKENIZER_CONFIG).is_file():
         write_json(out / TOKENIZER_CONFIG, tokenizer_for_both(read_json(base / TOKENIZER_CONFIG)))
     (out / GENERATION_CONFIG).unlink(missing_ok=True)  # transformers makes one up where the base has none
-    if (base / GENERATION_CONFIG).is_file():
-        write_json(out / GENERATION_CONFIG, without_machine(read_json(base / GENERATION_CONFIG)))
+    for name in (GENERATION_CONFIG, *PROCESSORS):
+        if (base / name).is_file():
+            write_json(out / name, without_machine(read_json(base / name)))
 
 
 def write_json(path: Path, data: Any) -> None:

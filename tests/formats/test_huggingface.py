@@ -191,7 +191,9 @@ def test_what_is_beside_the_weights_is_the_bases_own(tiny_family, make_spec, tmp
     (base / "config.json").write_text(json.dumps(config))
     odd = {"temperature": 0.9, "do_sample": False, "eos_token_id": 1}  # as some are on the hub; not valid when saved
     (base / "generation_config.json").write_text(json.dumps(odd))
+    (base / "preprocessor_config.json").write_text('{"image_mean": [0.5], "_name_or_path": "/home/ada/base"}')
     export_hf(open_family(make_spec(copied, candidates={}, operations=["remove"])), REMOVED, out)
+    assert json.loads((out / "preprocessor_config.json").read_text()) == {"image_mean": [0.5]}
     for name in ("tokenizer.json", "tokenizer.model", "additional_chat_templates/tools.jinja", "chat_template.jinja"):
         assert (out / name).read_bytes() == (base / name).read_bytes()
     assert json.loads((out / "generation_config.json").read_text()) == odd
