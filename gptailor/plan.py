@@ -171,6 +171,15 @@ def _plain(value: Setting) -> Setting:
 
 
 @dataclass(frozen=True)
+class LayerShares:
+    """What edits left of a kept layer, as shares of what it was: query heads, MLP channels, weights that are not 0."""
+
+    heads: float
+    channels: float
+    weights: float
+
+
+@dataclass(frozen=True)
 class StitchPlan:
     """A shorter model: `kept` layers, ascending, out of the base's `n_layers`.
 

@@ -66,6 +66,17 @@ widgets.show_chart(
     alt=f"Grid of sources by layers for plan {plan}",
     key="lanes",
 )
+left_over = frames.left_of_layers(one)
+if len(left_over):
+    widgets.show_chart(
+        charts.left_of_layers(left_over),
+        left_over,
+        title=f"What is left of each layer of plan {plan}",
+        note="Percent of the layer's query heads, of its MLP's channels, and of all its weights, without those that "
+        "are zero. Zeros make a model neither smaller nor faster.",
+        alt=f"Heatmap of the share of heads, channels and weights that is left in each layer of plan {plan}",
+        key="left",
+    )
 worth = frames.undo_one(view.layers, view.trials, plan)
 if worth["worth"].notna().any():
     known = worth.dropna(subset=["worth"])

@@ -120,7 +120,8 @@ class BaselineRun(RunBase):
         spent = {"passes": round(case.passes, 2), "examples": case.examples}
         made = Made(trial_id, plan, self.spec.budget.max, cut.seed, facts | spent)
         with self.writer.batch():
-            self.writer.record_plan(trial_id, plan, plan_scorer.stitcher.n_parameters(plan))
+            stitcher = plan_scorer.stitcher
+            self.writer.record_plan(trial_id, plan, stitcher.n_parameters(plan), stitcher.shares(plan))
             self.writer.start_trial(trial_record(trial_id, made, seconds, trial_id))
         ended = Ended(trial_id, error=problem)
         if problem is None:

@@ -22,7 +22,7 @@ from gptailor.family.models import Family
 from gptailor.family.residence import n_bytes, tensors_of
 from gptailor.family.spread import devices_of, home_of
 from gptailor.family.structure import scaled, with_tensors
-from gptailor.plan import BASE, Edit, LayerChoice, StitchPlan
+from gptailor.plan import BASE, Edit, LayerChoice, LayerShares, StitchPlan
 from gptailor.stitch.edits.case import Between, CalibrationTexts, EditCase, HealedWeights, no_texts, no_weights
 from gptailor.stitch.edits.registry import EDITS, edit_problem, keeps_shapes, settings_of
 from gptailor.stitch.merging import choice_problem, fold, is_plain, merge
@@ -199,9 +199,27 @@ class Stitcher:
             kept = sum(p.numel() for layer in self.layers(plan) for p in layer.parameters())
         return self.family.other_parameters + kept
 
+    def shares(self, plan: StitchPlan) -> tuple[LayerShares, ...]:
+        """What edits left of each kept layer; nothing where none of them leaves anything out."""
+        if not any(EDITS[edit.method].leaves_out for edit in plan.edits):
+            return ()
+        return tuple(map(_shares, self.layers(plan), self._all(plan.kept)))
+
     def n_bytes(self, plan: StitchPlan) -> int:
         """Bytes of the plan's model as it would be saved."""
         return self.n_parameters(plan) * self.family.dtype.itemsize
+
+
+def _shares(now: nn.Module, before: nn.Module) -> LayerShares:
+    was, left = dict(before.named_parameters()), dict(now.named_parameters())
+
+    def rows(*ends: str) -> float:
+        """Of the first tensor that is called so; 1 where there is none."""
+        name = next((name for name in was if name.endswith(ends)), None)
+        return 1.0 if name is None else left[name].shape[0] / was[name].shape[0]
+
+    weights = sum(int(torch.count_nonzero(p)) for p in left.values()) / sum(p.numel() for p in was.values())
+    return LayerShares(rows("q_proj.weight"), rows("gate_proj.weight"), weights)
 
 
 def _state(layer: nn.Module, device: torch.device) -> dict[str, torch.Tensor]:

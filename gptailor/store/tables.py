@@ -168,6 +168,8 @@ def _plan_rows(event: Event) -> Iterator[tuple[str, Row]]:
         "plans",
         config | {"plan_hash": plan.hash, "plan": event["plan"], "n_parameters": event["n_parameters"]},
     )
+    nothing: Row = {"heads": None, "channels": None, "weights": None}
+    shares = event.get("shares") or [nothing] * len(plan.kept)
     for position, choice in enumerate(plan.kept):
         yield (
             "layers",
@@ -181,9 +183,10 @@ def _plan_rows(event: Event) -> Iterator[tuple[str, Row]]:
                 "factor": choice.factor,
                 "output_scale": choice.output_scale,
                 "folded_into": None,
+                **shares[position],
             },
         )
-    gone: Row = {"position": None, "operation": Operation.REMOVED.value, "sources": []}
+    gone: Row = nothing | {"position": None, "operation": Operation.REMOVED.value, "sources": []}
     for layer in plan.removed:
         into, factor = plan.folded.get(layer, (None, None))
         folded = {"method": None if into is None else "fold", "factor": factor, "folded_into": into}

@@ -21,7 +21,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from gptailor.plan import StitchPlan
+from gptailor.plan import LayerShares, StitchPlan
 from gptailor.store.connection import (
     WRITER_PATIENCE,
     StoreError,
@@ -214,11 +214,18 @@ class RunWriter:
         scores = [_score_row(score) for score in outcome.scores]
         self._record({"event": "trial_finished", "row": {"trial_id": trial_id} | row, "scores": scores})
 
-    def record_plan(self, config_id: int, plan: StitchPlan, n_parameters: int) -> None:
-        """A decoded configuration: one row of `plans`, and one of `layers` for every layer of the base."""
+    def record_plan(
+        self, config_id: int, plan: StitchPlan, n_parameters: int, shares: Sequence[LayerShares] = ()
+    ) -> None:
+        """A decoded configuration: one row of `plans`, and one of `layers` for every layer of the base.
+
+        shares: what edits left of each kept layer, where they leave anything out.
+        """
         if self._plans.get(config_id) != plan:  # a promoted configuration's is known already
             self._plans[config_id] = plan
             row = {"config_id": config_id, "plan": plan.to_json(), "n_parameters": n_parameters}
+            if shares:
+                row["shares"] = [dataclasses.asdict(one) for one in shares]
             self._record({"event": "plan", **row})
 
     def record_examples(

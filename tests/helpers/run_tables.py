@@ -144,7 +144,8 @@ def _layer_frame(plans: Mapping[int, StitchPlan], n_layers: int) -> pd.DataFrame
             else:
                 rows.append((config_id, layer, None, "removed", [], None, None, None))  # type: ignore[arg-type]
     columns = ["config_id", "layer", "position", "operation", "sources", "method", "factor", "output_scale"]
-    return pd.DataFrame(rows, columns=columns).astype({"factor": float})
+    left = dict.fromkeys(("heads", "channels", "weights"), float("nan"))
+    return pd.DataFrame(rows, columns=columns).astype({"factor": float}).assign(**left)
 
 
 def _evaluation_frame(evaluations: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

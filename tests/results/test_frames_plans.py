@@ -32,6 +32,17 @@ def plan_run(scores: dict[int, tuple[float, float]], plans: dict[int, StitchPlan
     return View(run_tables(trials, plans=plans, evaluations=[*DENSE, *more.pop("evaluations", [])], **more))
 
 
+def test_what_edits_left_of_layers() -> None:
+    view = plan_run({1: (0.6, 20), 2: (0.5, 15)}, {1: MIXED, 2: CUT})
+    assert layers.left_of_layers(layers.strip(view.layers, 1)).empty, "nothing was left out"
+    stored = view.tables.layers
+    mine = (stored.config_id == 1) & stored.position.notna()
+    stored.loc[mine, ["heads", "channels", "weights"]] = [[1.0, 0.5, 0.7], [0.5, 0.5, 0.5], [1.0, 1.0, 0.9]]
+    left = layers.left_of_layers(layers.strip(layers.label_layers(stored, view.facts), 1))
+    assert list(dict.fromkeys(left.part)) == ["Heads", "MLP channels", "Weights that are not 0"]
+    assert left[left.part == "MLP channels"][["layer", "share"]].to_numpy().tolist() == [[0, 0.5], [1, 0.5], [3, 1.0]]
+
+
 # --- trade-offs -------------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from gptailor.errors import UserError
 from gptailor.launch import engine
 from gptailor.launch.engine import StopResult, is_alive, prepare, resume, stop
 from gptailor.launch.process import read_holder
-from gptailor.plan import StitchPlan
+from gptailor.plan import Edit, StitchPlan
 from gptailor.scoring.cluster.dask_scorer import DaskScorer
 from gptailor.scoring.cluster.parts import cut, join
 from gptailor.scoring.cluster.start import start
@@ -194,6 +194,21 @@ def test_stop_is_quick_and_tidy(run_file: Path, cluster: Cluster, tmp_path: Path
     trials = queries.read_run(folder).trials
     assert kills.status_of(folder) == RunStatus.STOPPED and TrialStatus.RUNNING not in set(trials.status)
     assert not folder.workers.exists()
+
+
+@pytest.mark.alone
+def test_a_narrower_plan_is_counted_where_its_tensors_are(
+    run_file: Path, plan_scorer: PlanScorer, cluster: Cluster, tmp_path: Path
+) -> None:
+    spec = load_spec(run_file, [f"workers.scheduler={cluster.address}"])
+    narrow = Edit("llm_pruner", (("ratio", 0.25),), plan_scorer.baseline_texts(500))
+    plans = [StitchPlan.without({2}, 6), StitchPlan.dense(6).edited(narrow)]
+    scorer = DaskScorer(spec, prepare(tmp_path, spec), {}, lambda: False, lambda _text: None, lambda _cause: None)
+    try:
+        counted = [scorer.n_parameters(plan) for plan in plans]
+    finally:
+        scorer.close()
+    assert counted == [plan_scorer.stitcher.n_parameters(plan) for plan in plans]
 
 
 @pytest.mark.alone

@@ -125,6 +125,12 @@ def test_narrower_models_are_as_small_as_shorter_ones(finished: RunFolder) -> No
         for name in ("llm_pruner", "llm_pruner_mixed", "slimgpt"):
             assert named[f"baseline:{name}{place}"] == pytest.approx(shorter, abs=96)
         assert named[f"baseline:besa{place}"] == sizes.max() > shorter
+    left = tables.layers.set_index("config_id")[["heads", "channels", "weights"]]
+    ids = tables.evaluations.dropna(subset="config_id").set_index("subject").config_id.astype(int)
+    slimgpt, besa = left.loc[ids["baseline:slimgpt"]], left.loc[ids["baseline:besa"]]
+    assert slimgpt.iloc[0].tolist() == [1.0, 1.0, 1.0] and (slimgpt.iloc[-1] < 1).all(), "more goes in later layers"
+    assert (besa[["heads", "channels"]] == 1).all(axis=None) and (besa.weights < 0.7).all()
+    assert left.loc[ids["baseline:last"]].isna().all(axis=None)
 
 
 def test_show_and_held_out_evaluation_take_it_as_a_run(finished: RunFolder) -> None:

@@ -38,6 +38,14 @@ _CELL = (
 )
 
 
+_LEFT = (("heads", "Heads left", ".0%"), ("channels", "Channels left", ".0%"), ("weights", "Weights left", ".0%"))
+
+
+def _cell(frame: pd.DataFrame, first: int = 0) -> list[alt.Tooltip]:
+    """What is told of a cell, from its `first` line on, and what edits left of the layer, where they leave any out."""
+    return tooltips(*_CELL[first:], *(_LEFT if frame["weights"].notna().any() else ()))
+
+
 def origins(grid: pd.DataFrame, facts: Facts) -> Chart:
     """The layer-origin heatmap: a row a plan (best on top), a column a layer of the base.
 
@@ -47,7 +55,7 @@ def origins(grid: pd.DataFrame, facts: Facts) -> Chart:
     base = alt.Chart(grid).encode(
         x=alt.X("layer:O", axis=layer_axis()),
         y=alt.Y("plan:N", sort=rows, axis=row_axis(grid=False)),
-        tooltip=tooltips(*_CELL),
+        tooltip=_cell(grid),
     )
     cells = base.transform_filter("datum.source != 'removed'").mark_rect(
         cornerRadius=2, stroke="#00000000", strokeWidth=2
@@ -91,7 +99,7 @@ def lanes(frame: pd.DataFrame, facts: Facts) -> Chart:
     y = alt.Y("lane:N", sort=order, scale=alt.Scale(domain=order), axis=row_axis(160, grid=False))
     board = pd.DataFrame(list(product(order, range(facts.n_layers))), columns=["lane", "layer"])
     squares = alt.Chart(board).mark_rect(fillOpacity=0.09, fill=theme.REMOVED_COLOUR, cornerRadius=2).encode(x=x, y=y)
-    base = alt.Chart(frame).encode(x=x, y=y, tooltip=tooltips(*_CELL[1:]))
+    base = alt.Chart(frame).encode(x=x, y=y, tooltip=_cell(frame, 1))
     kept = base.transform_filter("datum.lane != 'removed'").mark_rect(cornerRadius=2)
     colour = alt.Color("lane:N", scale=source_scale(facts.candidates), legend=None)
     words = base.mark_text(fontSize=10).encode(text="text:N", color=alt.Color("ink:N", scale=None))
@@ -118,6 +126,13 @@ def frequencies(frame: pd.DataFrame, facts: Facts) -> Chart:
     return _by_layer(
         frame.assign(name=frame["source"], drawn=frame["share"]), rows, "Share of the plans", 1.0, 0, hover
     )
+
+
+def left_of_layers(frame: pd.DataFrame) -> Chart:
+    """Parts x layers: the share of each that is left, in percent. `frame`: frames.layers.left_of_layers."""
+    hover = tooltips(("layer", "Layer of the base"), ("part", "Of its"), ("share", "Left", ".1%"))
+    frame = frame.assign(name=frame["part"], drawn=frame["share"])
+    return _by_layer(frame, list(dict.fromkeys(frame["part"])), "Share that is left", 1.0, -1.0, hover)
 
 
 def importance(frame: pd.DataFrame, order: Sequence[str]) -> Chart:

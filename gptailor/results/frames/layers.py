@@ -12,12 +12,16 @@ from gptailor.results.charts import theme
 from gptailor.results.frames.facts import Facts
 from gptailor.results.frames.trials import AVERAGE
 
+LEFT = {"heads": "Heads", "channels": "MLP channels", "weights": "Weights that are not 0"}
+"""Columns of what edits left of a layer, with their names for people."""
+
 
 def label_layers(layers: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     """The stored rows with names that a person reads, a row for each configuration and layer of the base.
 
-    config_id, layer, position, factor, output_scale, source (base, a candidate, merged, removed), code (what is written
-    into its cell), made_of (all sources in words), choice (what tells two choices apart: the set of sources), deviates.
+    config_id, layer, position, factor, output_scale, heads, channels, weights (shares that edits left), source (base, a
+    candidate, merged, removed), code (what is written into its cell), made_of (all sources in words), choice (what
+    tells two choices apart: the set of sources), deviates.
     """
     candidates = list(facts.candidates)
     codes = theme.source_codes(candidates)
@@ -33,7 +37,7 @@ def label_layers(layers: pd.DataFrame, facts: Facts) -> pd.DataFrame:
         cells.append(code)
         made_of.append(words)
         choices.append("+".join(names) if names else source)
-    frame = layers[["config_id", "layer", "position", "factor", "output_scale"]].assign(
+    frame = layers[["config_id", "layer", "position", "factor", "output_scale", *LEFT]].assign(
         source=sources, code=cells, made_of=made_of, choice=choices
     )
     return frame.assign(deviates=frame["source"] != BASE).sort_values(["config_id", "layer"]).reset_index(drop=True)
@@ -100,6 +104,12 @@ def strip_sources(one: pd.DataFrame, layers: pd.DataFrame, facts: Facts) -> pd.D
     return frame.sort_values(["lane", "layer"], key=lambda s: s.map(order) if s.name == "lane" else s).reset_index(
         drop=True
     )
+
+
+def left_of_layers(one: pd.DataFrame) -> pd.DataFrame:
+    """What edits left of each layer of one plan: layer, part (heads, channels, weights), share. None where all is."""
+    kept = one.dropna(subset=list(LEFT))[["layer", *LEFT]].rename(columns=LEFT)
+    return kept.melt("layer", var_name="part", value_name="share")
 
 
 def frequencies(labelled: pd.DataFrame, config_ids: Sequence[int], facts: Facts) -> pd.DataFrame:

@@ -25,13 +25,13 @@ from gptailor.family.models import open_reader
 from gptailor.plan import StitchPlan, Texts
 from gptailor.scoring.cluster.parts import cut, join
 from gptailor.scoring.cluster.start import LOSSES, start
-from gptailor.scoring.cluster.worker import Answer, Piece, Run, answer, influence_orders, repair_texts
+from gptailor.scoring.cluster.worker import Answer, Piece, Run, answer, influence_orders, n_parameters, repair_texts
 from gptailor.scoring.cluster.worker_status import WorkerStatuses
 from gptailor.scoring.item_cache import Gap, ItemCache, Items, PlanScores
 from gptailor.scoring.plan_scorer import OBJECTIVES, SELECTION_EXAMPLES, open_run_benchmarks, run_texts
 from gptailor.scoring.scorer import Ended, hung_error, last_line
 from gptailor.spec import Reading, RunSpec
-from gptailor.stitch.edits.registry import repair_edit
+from gptailor.stitch.edits.registry import keeps_shapes, repair_edit
 from gptailor.store.folder import RunFolder
 from gptailor.versions import installed_versions
 
@@ -155,6 +155,11 @@ class DaskScorer:
         self._run = replace(self._run, orders=orders)
 
     def n_parameters(self, plan: StitchPlan) -> int:
+        if not all(map(keeps_shapes, plan.edits)):  # its tensors are on the workers alone
+            found = self._ask_one(n_parameters, plan.to_json())
+            if found.n_parameters is None:
+                raise UserError(f"workers: an edited plan cannot be counted: {last_line(found.error)}")
+            return found.n_parameters
         layers = self._preflight.layer_parameters
         return self._preflight.other_parameters + sum(layers[choice.layer] for choice in plan.kept)
 
@@ -177,9 +182,9 @@ class DaskScorer:
             self._run = replace(self._run, texts={self._repair_texts.digest: tokens})
         return plan.edited(repair_edit(repair, self._repair_texts, self._spec.seed))
 
-    def _ask_one(self, work: Callable[..., Answer]) -> Answer:
+    def _ask_one(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
         """What one worker makes of the run. Raises UserError, Stopped."""
-        future = self._submit(NOT_A_TRIAL, work)
+        future = self._submit(NOT_A_TRIAL, work, *arguments)
         while True:
             if self._should_stop():
                 raise Stopped
@@ -191,7 +196,7 @@ class DaskScorer:
                 continue
             except _Lost:
                 self._reconnect()
-                future = self._submit(NOT_A_TRIAL, work)
+                future = self._submit(NOT_A_TRIAL, work, *arguments)
                 continue
             self._futures.pop(str(future.key), None)
             return found

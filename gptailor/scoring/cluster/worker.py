@@ -69,7 +69,7 @@ class Answer:
     """What came of an order: items for each piece, or an error of the trial, or why the run cannot go on here.
 
     None of these: it was called off. Of what calculates orders of layers: those; of what reads texts: their name and
-    token ids.
+    token ids; of what counts parameters: their number.
     """
 
     worker: str
@@ -77,6 +77,7 @@ class Answer:
     items: list[list[Any]] | None = None
     orders: list[tuple[str, list[int]]] | None = None
     texts: tuple[Texts, list[list[int]]] | None = None
+    n_parameters: int | None = None
     error: str | None = None
     refused: str | None = None
     stitch_seconds: float = 0.0
@@ -120,6 +121,15 @@ def repair_texts(run: Run) -> Answer:
         return Answer(_name(), texts=(named, plan_scorer.texts.known[named.digest]))
 
     return _with_plan_scorer(run, None, read)
+
+
+def n_parameters(run: Run, plan: dict[str, Any]) -> Answer:
+    """Parameters of a plan (as JSON), counted in its tensors."""
+
+    def count(plan_scorer: PlanScorer) -> Answer:
+        return Answer(_name(), n_parameters=plan_scorer.stitcher.n_parameters(StitchPlan.from_json(plan)))
+
+    return _with_plan_scorer(run, None, count)
 
 
 def _with_plan_scorer(run: Run, trial_id: int | None, work: Callable[[PlanScorer], Answer]) -> Answer:
