@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from typing import Any
 
 import torch
@@ -80,4 +81,7 @@ def _with_adapters(model: PreTrainedModel, path: str, rank: int) -> Any:
         )
     names = "|".join(map(re.escape, sorted(linear)))
     targets = rf"{re.escape(path)}\.\d+\.(.+\.)?({names})"
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=targets))
+    settings = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers asks its own models by an old name
+        return get_peft_model(model, settings)

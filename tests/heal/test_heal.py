@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.command_line import WORDS, write_benchmark
+from streamlit.testing.v1 import AppTest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptailor.__main__ import main
@@ -37,6 +40,7 @@ from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import HEALED, RunStatus
 
+ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 60_000
 CUT = "baseline:last"
 WHO = f"healed:{CUT}/60k"
@@ -283,3 +287,31 @@ def test_the_memory_that_is_said_is_enough_and_not_twice_too_much(tiny_family, m
     inner, vocabulary = config.intermediate_size, config.vocab_size
     said = heal_bytes(Sizes(5, config.hidden_size, inner, vocabulary, parameters, student.n_trained), False)
     assert weights + activations <= said <= 2 * (weights + activations)
+
+
+def test_the_models_page_heals_and_says_how_to_judge_it(run, tmp_path, monkeypatch) -> None:
+    from gptailor.dashboard import healing, jobs, readers
+    from gptailor.launch.jobs import list_jobs
+
+    here = RunFolder.of(tmp_path / "runs", run.run_id)
+    shutil.copytree(run.path, here.path)
+    monkeypatch.setenv("GPTAILOR_RUNS", str(here.root))
+    monkeypatch.setattr(readers, "DEMO", tmp_path / "demo")
+    monkeypatch.setattr(healing, "TOKENS", ("5k", "3k"))
+    app = AppTest.from_file(str(ROOT / "streamlit_app.py"), default_timeout=60).run()
+    app.switch_page("pages/7_Models.py")
+    app.query_params["run"] = run.run_id
+    app.run()
+    app.selectbox(key="models.heal.tokens").set_value("3k").run()
+    app.selectbox(key="models.heal.texts").set_value("objectives").run()
+    next(found for found in app.button if found.label == "Heal by a short training").click().run()
+    assert not app.exception
+    (work,) = list_jobs(tmp_path / "exports" / ".work" / run.run_id)
+    while jobs.is_running(jobs.state(work)):
+        time.sleep(0.2)
+    app.run()
+    assert not app.exception and "healed (3k): on 3" in app.success[0].value, jobs.state(work)
+    labels = [found.label for found in app.button]
+    assert "Score it on the held-out benchmarks, beside what it was" in labels
+    config_id = int(queries.read_run(here).plans.config_id.iloc[0])
+    assert (tmp_path / "exports" / f"{run.run_id}-{config_id}-healed-3k" / "README.md").is_file()
