@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import time
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ from gptailor.launch.engine import prepare
 from gptailor.launch.events import Event
 from gptailor.plan import StitchPlan
 from gptailor.results.frames import held_out
-from gptailor.results.story import stored_plans
+from gptailor.results.report import write_report
+from gptailor.results.story import run_json, stored_plans
+from gptailor.results.story_text import run_text
 from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.search.engine import run_engine
 from gptailor.search.progress import Report
@@ -138,6 +141,9 @@ def test_it_is_a_subject_judged_beside_what_it_was(run, healed, tmp_path) -> Non
     table = held_out.shown(held_out.averages(tables))
     row = table[table["Subject"] == "last on base, healed (60k)"].iloc[0]
     assert row["Kind"] == "healed" and row["Before healing"] == pytest.approx(got[CUT])
+    (told,) = run_json(run)["held_out"]["heals"]
+    assert told.startswith("last on base, healed (60k) is ahead of last on base by"), "tested on the same examples"
+    assert told in unescape(write_report(run, tmp_path / "report.html").read_text()) and told in run_text(run_json(run))
     assert HEALED in stored_plans(tables)
     again = tmp_path / "again"
     export_model(run, HEALED, again, said.append)
