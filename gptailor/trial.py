@@ -219,7 +219,7 @@ class Subject:
             case SubjectKind.CANDIDATE:
                 return f"{self.name}, dense"
             case SubjectKind.BASELINE:
-                return f"{self.name} on {self.source or 'base'}"
+                return f"{self.name}{_REMARKS.get(self.name, '')} on {self.source or 'base'}"
             case SubjectKind.HEALED:
                 return f"{self.before.label if self.before else self.source}, healed ({self.name})"
             case SubjectKind.CONFIG if self.config_id is not None and is_repaired(self.config_id):
@@ -227,6 +227,9 @@ class Subject:
             case SubjectKind.CONFIG:
                 return f"Plan {self.config_id}"
 
+
+_REMARKS = {"besa": " (zeros, not smaller)"}
+"""What has to stand beside a baseline's numbers."""
 
 DENSE = Subject(SubjectKind.DENSE)
 

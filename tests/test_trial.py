@@ -13,6 +13,7 @@ from gptailor.trial import DENSE, Subject, SubjectKind
         ("dense", DENSE, "Dense base"),
         ("candidate:math", Subject.candidate("math"), "math, dense"),
         ("baseline:sleb", Subject.baseline("sleb"), "sleb on base"),
+        ("baseline:besa@math", Subject.baseline("besa", "math"), "besa (zeros, not smaller) on math"),
         ("baseline:random-3@math", Subject.baseline("random-3", "math"), "random-3 on math"),
         ("config:7", Subject.config(7), "Plan 7"),
     ],

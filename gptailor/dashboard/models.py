@@ -17,6 +17,7 @@ from gptailor.launch.devices import free_devices
 from gptailor.launch.events import Event
 from gptailor.launch.jobs import JobState, JobStatus
 from gptailor.measures import retention
+from gptailor.results.frames import layers as layer_frames
 from gptailor.results.frames import tradeoffs
 from gptailor.results.frames.view import View
 from gptailor.trial import DENSE, Subject
@@ -35,7 +36,16 @@ def facts(view: View, run: Run, config_id: int) -> None:
     out = jobs.export_folder(run, config_id)
     layers, parameters, size, kept = st.columns(4)
     layers.metric("Layers", f"{row['kept_layers']:.0f} of {whole.n_layers}", border=True)
-    parameters.metric("Parameters", wording.size(row["parameters"]), border=True)
+    zeros = layer_frames.zeros(view.tables.layers, config_id)
+    parameters.metric(
+        "Parameters",
+        wording.size(row["parameters"]),
+        f"{zeros:.0%} of the layers' are zeros" if zeros else None,
+        delta_color="off",
+        delta_arrow="off",
+        border=True,
+        help="Zeros make a model neither smaller nor faster." if zeros else None,
+    )
     dtype = _dtype(view)
     width = WIDTHS.get(dtype)
     if out.is_dir():

@@ -40,6 +40,9 @@ def test_what_edits_left_of_layers() -> None:
     stored.loc[mine, ["heads", "channels", "weights"]] = [[1.0, 0.5, 0.7], [0.5, 0.5, 0.5], [1.0, 1.0, 0.9]]
     left = layers.left_of_layers(layers.strip(layers.label_layers(stored, view.facts), 1))
     assert list(dict.fromkeys(left.part)) == ["Heads", "MLP channels", "Weights that are not 0"]
+    assert layers.zeros(stored, 1) == 0.0 == layers.zeros(stored, 2), "narrower layers have none"
+    stored.loc[mine, ["heads", "channels", "weights"]] = [[1.0, 1.0, 0.7], [1.0, 1.0, 0.5], [1.0, 1.0, 0.9]]
+    assert layers.zeros(stored, 1) == pytest.approx(0.3)
     assert left[left.part == "MLP channels"][["layer", "share"]].to_numpy().tolist() == [[0, 0.5], [1, 0.5], [3, 1.0]]
 
 

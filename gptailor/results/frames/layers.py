@@ -112,6 +112,16 @@ def left_of_layers(one: pd.DataFrame) -> pd.DataFrame:
     return kept.melt("layer", var_name="part", value_name="share")
 
 
+def zeros(layers: pd.DataFrame, config_id: int) -> float:
+    """The share of the weights of a plan's layers that edits made zero, layers alike; 0 where they made none.
+
+    Layers that got narrower have no zeros: what went is not there.
+    """
+    mine = layers[(layers["config_id"] == config_id) & layers["weights"].notna()]
+    sparse = mine[(mine["heads"] == 1) & (mine["channels"] == 1)]
+    return float((1 - sparse["weights"]).mean()) if len(mine) and len(sparse) == len(mine) else 0.0
+
+
 def frequencies(labelled: pd.DataFrame, config_ids: Sequence[int], facts: Facts) -> pd.DataFrame:
     """Over the given plans, how often each layer is removed, kept, merged or taken from each source: a dense grid.
 
