@@ -224,6 +224,8 @@ class Subject:
                 return f"{self.before.label if self.before else self.source}, healed ({self.name})"
             case SubjectKind.CONFIG if self.config_id is not None and is_repaired(self.config_id):
                 return f"Plan {self.config_id - REPAIRED}, repaired"
+            case SubjectKind.CONFIG if self.config_id is not None and self.config_id >= HEALED:
+                return f"Healed plan {self.config_id - HEALED + 1}"
             case SubjectKind.CONFIG:
                 return f"Plan {self.config_id}"
 

@@ -20,6 +20,7 @@ from gptailor.formats.published import BaseAt, read_family, read_plan, strip_tex
 from gptailor.launch.events import Event, Say
 from gptailor.plan import BASE, StitchPlan
 from gptailor.spec import Repair, RunSpec, load_spec
+from gptailor.stitch.edits.registry import healed_subject
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import DENSE, Score, Subject, TrialStatus
@@ -204,7 +205,8 @@ def scores_of(tables: queries.RunTables, config_id: int) -> list[Score]:
     trials = tables.trials
     mine = trials[(trials.config_id == config_id) & (trials.status == TrialStatus.SUCCESS)].sort_values("budget")
     searched = tables.scores[tables.scores.trial_id == mine.trial_id.iloc[-1]] if len(mine) else tables.scores.head(0)
-    judged = tables.evaluations[tables.evaluations.subject == str(Subject.config(config_id))]
+    subject = healed_subject(plan_of(tables, config_id)) or Subject.config(config_id)
+    judged = tables.evaluations[tables.evaluations.subject == str(subject)]
     return [*_scores(searched), *_scores(_with_split(judged))]
 
 

@@ -147,6 +147,7 @@ def test_it_is_a_subject_judged_beside_what_it_was(run, healed, tmp_path) -> Non
     assert HEALED in stored_plans(tables)
     again = tmp_path / "again"
     export_model(run, HEALED, again, said.append)
+    assert f"{got[WHO]:.4f}" in (again / "README.md").read_text(), "its own scores, not those of what it was"
     ours, theirs = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (healed[0], again))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
