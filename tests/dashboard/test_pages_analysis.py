@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.make_runs import PERPLEXITY, make_run
+from helpers.make_runs import PERPLEXITY, leave_out, make_run
 from streamlit.testing.v1 import AppTest
 
 from gptailor.dashboard import readers
 from gptailor.launch.engine import EngineLock, asked, is_alive, prepare, request
+from gptailor.plan import LayerShares
 from gptailor.spec import build_spec
+from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.notes import Notes, write_notes
 from gptailor.trial import RunStatus
@@ -73,6 +75,16 @@ def words(app: AppTest) -> str:
 
 def charts(app: AppTest) -> list[Any]:
     return [element.proto for element in app.get("vega_lite_chart")]
+
+
+def test_what_edits_left_of_a_plans_layers_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTAILOR_RUNS", str(tmp_path))
+    folder = make_run(tmp_path, "narrow", n_trials=1, run_id="narrow", status=RunStatus.STOPPED)
+    (config_id,) = queries.read_run(folder).plans.config_id
+    leave_out(folder, int(config_id), LayerShares(0.5, 0.25, 0.3))
+    app = visit("Layers", run="narrow")
+    assert f"What is left of each layer of plan {config_id}" in words(app)
+    assert len(charts(app)) == HOW_MANY_CHARTS["single"]["Layers"] + 1
 
 
 # --- every page, every kind of run ------------------------------------------------------------------------------------

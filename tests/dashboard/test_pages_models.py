@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.make_runs import make_run
+from helpers.make_runs import leave_out, make_run
 from helpers.tiny_run import CONFIG, make_tiny_run
 from streamlit.testing.v1 import AppTest
 
 from gptailor.dashboard import models, readers
+from gptailor.plan import LayerShares
+from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.notes import Notes, write_notes
 from gptailor.trial import RunStatus
@@ -81,6 +83,15 @@ def test_every_kind_of_run(root: Path, options: dict[Any, Any]) -> None:
     metrics = {metric.label: metric.value for metric in app.metric}
     assert metrics["Layers"] == "22 of 30" and metrics["Parameters"] == "106 M"
     assert app.dataframe and app.get("vega_lite_chart")
+
+
+def test_zeros_are_said_beside_the_number_of_parameters(root: Path) -> None:
+    folder = make_run(root, "sparse", n_trials=1, run_id="sparse", status=RunStatus.STOPPED)
+    (config_id,) = queries.read_run(folder).plans.config_id
+    leave_out(folder, int(config_id), *[LayerShares(1.0, 1.0, 0.75)] * 22)
+    (parameters,) = (metric for metric in open_models(folder).metric if metric.label == "Parameters")
+    assert parameters.delta == "25% of the layers' are zeros"
+    assert parameters.proto.help == "Zeros make a model neither smaller nor faster."
 
 
 def test_facts_and_results_on_values(root: Path, tiny_family: Path) -> None:

@@ -7,6 +7,7 @@ tests/helpers/make_runs.py FOLDER [HOW_MANY]` fills a runs folder.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import sys
@@ -19,9 +20,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gptailor.plan import BASE, LayerChoice, StitchPlan
+from gptailor.plan import BASE, Edit, LayerChoice, LayerShares, StitchPlan
 from gptailor.results.summary import summarise
 from gptailor.spec import RunSpec, build_spec
+from gptailor.store import queries
 from gptailor.store.folder import RunFolder, new_run_id
 from gptailor.store.writer import RunWriter
 from gptailor.trial import (
@@ -320,6 +322,16 @@ class _Clock:
 
     def tick(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
+
+
+def leave_out(folder: RunFolder, config_id: int, *shares: LayerShares) -> None:
+    """Let edits have left these shares of a plan's first layers, and all of the others."""
+    plans = queries.read_run(folder).plans.set_index("config_id")
+    plan = StitchPlan.from_json(json.loads(plans.plan[config_id])).edited(Edit("besa"))
+    rest = [LayerShares(1.0, 1.0, 1.0)] * (len(plan.kept) - len(shares))
+    writer = RunWriter.open(folder)
+    writer.record_plan(config_id, plan, int(plans.n_parameters[config_id]), [*shares, *rest])
+    writer.flush()
 
 
 if __name__ == "__main__":
