@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,22 @@ def _behind_the_first_layer(model: Any) -> torch.Tensor:
         torch.cat([torch.tensor(t) for t in texts()])[None, :200], output_hidden_states=True
     ).hidden_states[1]
     return found
+
+
+@pytest.mark.parametrize("method", ["llm_pruner", "slimgpt", "besa"])
+def test_equal_plans_are_equal_models(family, method, monkeypatch) -> None:
+    """Two stitchers that know nothing of each other; another ratio, seed or text is another plan."""
+    monkeypatch.setattr("gptailor.stitch.edits.besa.STEPS", 6)
+    plan = edited(method, 0.3)
+    one, other = (logits(stitcher_of(family).stitch(plan)) for _ in range(2))
+    assert torch.equal(one, other)
+    (edit,) = plan.edits
+    changes = [
+        replace(edit, parameters=(("ratio", 0.25),)),
+        replace(edit, seed=1),
+        replace(edit, texts=replace(TEXTS, digest="ff")),
+    ]
+    assert len({plan.hash, *(DENSE.edited(changed).hash for changed in changes)}) == 4
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "mistral", "llama"])

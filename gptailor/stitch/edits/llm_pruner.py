@@ -90,7 +90,7 @@ def _weight_importances(
             case.between(f"{case.edit.method}: text {number + 1} of {len(rows)}", number / len(rows))
             _backward(case, [row])
             for key, weight in weights.items():
-                squares[key] = squares.get(key, 0.0) + _gradient(weight).square() / len(rows)
+                squares[key] = squares.get(key, 0.0) + _gradient(weight).float().square() / len(rows)
                 weight.grad = None
         case.between(f"{case.edit.method}: gradients", 0.0)
         _backward(case, rows)
@@ -98,7 +98,7 @@ def _weight_importances(
 
     def importance(key: Key) -> torch.Tensor:
         weight = weights[key].detach().float()
-        first = weight * gradients.pop(key)
+        first = weight * gradients.pop(key).float()
         return (first - 0.5 * weight * squares.pop(key) * weight).abs() if is_mixed else first.abs()
 
     return importance
@@ -106,7 +106,7 @@ def _weight_importances(
 
 def _gradient(weight: nn.Parameter) -> torch.Tensor:
     assert weight.grad is not None
-    return weight.grad.detach().float()
+    return weight.grad.detach()
 
 
 def _rows(case: EditCase) -> list[list[int]]:
