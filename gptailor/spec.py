@@ -28,6 +28,7 @@ from pydantic import (
 from gptailor.errors import UserError
 from gptailor.plan import BASE
 from gptailor.runfile import apply_change, explain, kind, load_yaml, read_text
+from gptailor.trial import benchmark_name
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$"
 _SPLIT = re.compile(r"(train|validation|test)(\[(?P<start>\d{0,9}):(?P<end>\d{0,9})\])?")
@@ -170,8 +171,13 @@ class Benchmark(_Record):
         return value
 
     @property
+    def key(self) -> str:
+        """The benchmark's name with its shots, as it is stored and shown."""
+        return benchmark_name(self.benchmark, self.num_fewshot)
+
+    @property
     def name(self) -> str:
-        return f"{self.benchmark}/{self.metric}"
+        return f"{self.key}/{self.metric}"
 
     @property
     def reading(self) -> Reading:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -45,9 +46,48 @@ def is_repaired(config_id: int) -> bool:
     return REPAIRED <= config_id < HEALED
 
 
+def benchmark_name(benchmark: str, shots: int | None = None) -> str:
+    """A benchmark's name in the store and on pages: `gsm8k`, or `gsm8k@5` where the run file asks for five shots.
+
+    One benchmark at two numbers of shots is two benchmarks.
+    """
+    return benchmark if shots is None else f"{benchmark}@{shots}"
+
+
+OF_ITS_OWN_UNIT = frozenset(
+    {
+        *("perplexity", "word_perplexity", "byte_perplexity", "answer_perplexity", "bits_per_byte"),
+        *("f1", "mcc", "bleu", "chrf", "chrf++", "ter", "brier_score", "likelihood", "bypass"),
+    }
+)
+"""Metrics of lm-eval, and ours, that are no share of examples."""
+
+
+def is_share(metric: str, higher_is_better: bool, aggregation: Any = None) -> bool:
+    """Whether a score is a share of examples, as an accuracy is, and may be averaged with others.
+
+    aggregation: how the score joins its items, where it is known.
+    """
+    if not higher_is_better or metric.partition(",")[0] in OF_ITS_OWN_UNIT:
+        return False
+    return aggregation in ("mean", "nanmean", "mean by task") if isinstance(aggregation, str) else True
+
+
+def averaged_together(asked: Sequence[tuple[str, bool]]) -> list[int]:
+    """Places of the objectives, each a metric and whether higher is better, whose scores make one average.
+
+    Shares of examples, or all where none is one.
+    """
+    shares = [place for place, (metric, higher) in enumerate(asked) if is_share(metric, higher)]
+    return shares or list(range(len(asked)))
+
+
 @dataclass(frozen=True)
 class Score:
-    """One metric of one benchmark, as lm-eval defines it, over `n_samples` examples. stderr is None where unknown."""
+    """One metric of one benchmark, as lm-eval defines it, over `n_samples` examples. stderr is None where unknown.
+
+    benchmark: its name with its shots, see `benchmark_name`.
+    """
 
     benchmark: str
     metric: str
@@ -109,6 +149,12 @@ class BenchmarkKey(NamedTuple):
     benchmark: str
     metric: str
     split: str
+
+
+def asked_key(asked: Mapping[str, Any]) -> BenchmarkKey:
+    """A benchmark as a stored run file lists it: how its scores are found."""
+    name = benchmark_name(str(asked.get("benchmark")), asked.get("num_fewshot"))
+    return BenchmarkKey(name, str(asked.get("metric") or "acc"), str(asked.get("split") or ""))
 
 
 class ItemKey(NamedTuple):
@@ -241,7 +287,8 @@ class Evaluation:
     """A subject's score outside the search.
 
     config_id: of a configuration, or of a baseline's plan. plan_hash: of the model that was scored; its examples are
-    stored under it. chance: the score of guessing.
+    stored under it. chance: the score of guessing. aggregation: how the score joins its items. resampled: where that is
+    not their mean, the score over resamples of the examples (gptailor/evaluate/resampling.py).
     """
 
     subject: Subject
@@ -251,6 +298,22 @@ class Evaluation:
     evaluated_at: datetime
     plan_hash: str | None = None
     chance: float | None = None
+    aggregation: str | None = None
+    resampled: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Digests:
+    """What a run's numbers were computed from.
+
+    weights: (model, file) -> digest. settings: key of the run file -> its value, as text. examples: by benchmark, a
+    digest an example in the seeded order, of those that were read so far. revisions: of models from the hub.
+    """
+
+    weights: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    examples: Mapping[BenchmarkKey, list[str]] = field(default_factory=dict)
+    revisions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from gptailor.errors import UserError
 from gptailor.launch.engine import EngineLock
 from gptailor.launch.events import Event, Say
 from gptailor.results.summary import summarise
+from gptailor.scoring.item_cache import evaluation_of
 from gptailor.scoring.plan_scorer import PlanScorer
+from gptailor.scoring.provenance import Provenance, without
 from gptailor.spec import HeldOut, RunSpec, load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
-from gptailor.trial import Evaluation, now
 from gptailor.wording import now_and_then
 
 DEFAULT_SUBJECTS = ("dense", "candidates", "baselines", "best", "front")
@@ -35,7 +36,8 @@ def evaluate(
 ) -> None:
     """Score subjects on the run file's held-out benchmarks (or those of them that are named), on `examples` or all.
 
-    Raises UserError: no such subject or benchmark, or the run's engine is at work (a run has one writer at a time).
+    Raises UserError: no such subject or benchmark, other models than the run's, or its engine is at work (a run has one
+    writer at a time).
     """
     spec = load_spec(folder.spec)
     if examples is not None and examples < 1:
@@ -44,9 +46,11 @@ def evaluate(
     asked = find_subjects(folder, subjects)
     with EngineLock(folder):
         writer = RunWriter.open(folder, summarise=summarise)
+        provenance = Provenance(folder, spec, writer, lambda text: say(Event(text)))
+        provenance.models()
         plan_scorer = PlanScorer.open(spec, chosen, max_examples=examples, folder=folder)
         plan_scorer.told = now_and_then(lambda text: say(Event(text)))
-        plan_scorer.known = queries.load_examples(folder)
+        plan_scorer.known = without(queries.load_examples(folder), provenance.judges(plan_scorer.benchmarks))
         done, total = 0, len(asked) * len(plan_scorer.benchmarks)
         for one, plan in plans_of(asked, plan_scorer, spec):
             plan_scorer.stitcher.check(plan)
@@ -56,17 +60,8 @@ def evaluate(
                     for key, first, items in result.fresh:
                         writer.record_examples(*key, first, items)
                     score = result.scores[0]
-                    writer.record_evaluation(
-                        Evaluation(
-                            one.subject,
-                            one.config_id,
-                            benchmark.spec.split,
-                            score,
-                            now(),
-                            plan.hash,
-                            benchmark.chance,
-                        )
-                    )
+                    known = plan_scorer.known
+                    writer.record_evaluation(evaluation_of(one.subject, one.config_id, plan, benchmark, score, known))
                 error = f" ±{score.stderr:.4f}" if score.stderr is not None else ""
                 found = f"{score.benchmark} {score.metric} {score.score:.4f}{error} (n {score.n_samples})"
                 done += 1
@@ -75,7 +70,7 @@ def evaluate(
 
 
 def _chosen(spec: RunSpec, names: Sequence[str]) -> list[HeldOut]:
-    known = {judge.benchmark for judge in spec.held_out}
+    known = {name for judge in spec.held_out for name in (judge.benchmark, judge.key)}
     if not known:
         raise UserError("held_out: the run file names no benchmark to judge by; add some under held_out")
     unknown = [name for name in names if name not in known]
@@ -83,4 +78,4 @@ def _chosen(spec: RunSpec, names: Sequence[str]) -> list[HeldOut]:
         raise UserError(
             f"--benchmarks {', '.join(unknown)}: not held out in this run; it has {', '.join(sorted(known))}"
         )
-    return [judge for judge in spec.held_out if not names or judge.benchmark in names]
+    return [judge for judge in spec.held_out if not names or {judge.benchmark, judge.key} & set(names)]

@@ -21,7 +21,7 @@ import yaml
 from gptailor.errors import UserError
 from gptailor.launch.engine import EngineLock, prepare, state
 from gptailor.launch.process import python
-from gptailor.plan import StitchPlan
+from gptailor.plan import BASE, StitchPlan
 from gptailor.results import scores
 from gptailor.results.summary import summarise
 from gptailor.runfile import load_yaml, read_text
@@ -29,7 +29,7 @@ from gptailor.spec import RunSpec, load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
-from gptailor.trial import RunStatus
+from gptailor.trial import Digests, RunStatus
 from gptailor.wording import as_table
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
                 str(len(tables.trials)),
                 "" if best is None else str(best.config_id),
                 "" if believed is None else f"{believed:.1%}",
-                "" if judged is None else f"{judged['average']:.4f} ±{judged['stderr']:.4f}",
+                "" if judged is None or math.isnan(judged["average"]) else _with_error(judged),
                 *(
                     "" if judged is None or math.isnan(judged[k]) else form.format(judged[k])
                     for k, form in SHARES.items()
@@ -172,6 +172,10 @@ def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def _with_error(judged: Any) -> str:
+    return f"{judged['average']:.4f} ±{judged['stderr']:.4f}"
 
 
 def over_seeds(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
@@ -184,7 +188,7 @@ def over_seeds(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
     for label, folder in folders.items():
         if folder.exists():
             judged = _judged(folder, queries.read_run(folder))
-            if judged is not None:
+            if judged is not None and not math.isnan(judged["average"]):
                 asked = load_spec(folder.spec).model_copy(update={"seed": 0, "name": ""}).to_yaml()
                 alike.setdefault(asked, {})[label] = float(judged["average"])
     return [
@@ -206,7 +210,7 @@ def _common(labels: Iterable[str]) -> str:
 
 def _judged(folder: RunFolder, tables: queries.RunTables) -> pd.Series | None:
     """The best plan's row of averages over all held-out benchmarks; None as long as some are missing."""
-    judges = {(judge.benchmark, judge.metric, judge.split) for judge in load_spec(folder.spec).held_out}
+    judges = {(judge.key, judge.metric, judge.split) for judge in load_spec(folder.spec).held_out}
     found = scores.averages(scores.judged(tables), scores.calibration(tables))
     own = found[(found["subject"] == str(scores.best(tables))) & (found["benchmarks"] == len(judges))]
     return own.iloc[0] if len(own) else None
@@ -215,24 +219,55 @@ def _judged(folder: RunFolder, tables: queries.RunTables) -> pd.Series | None:
 def lend(folder: RunFolder, spec: RunSpec, others: Sequence[tuple[RunFolder, RunSpec]]) -> None:
     """Copy what this run's plans and the dense base answered when other runs of the family were judged.
 
-    To judge takes long, and runs often end with the same plan.
+    To judge takes long, and runs often end with the same plan. Answers of the same models alone, by their digests, and
+    with the digests of the examples that were answered: this run compares them with the examples that there are when it
+    is judged itself.
     """
     tables = queries.read_run(folder)
     plans = {StitchPlan.dense(int(tables.runs["n_layers"].iloc[0])).hash, *tables.plans["plan_hash"].astype(str)}
-    judges = {(judge.benchmark, judge.metric, judge.split) for judge in spec.held_out}
-    own = queries.items_of(folder, plans)
+    judges = {(judge.key, judge.metric, judge.split) for judge in spec.held_out}
+    own, mine = queries.items_of(folder, plans), queries.load_digests(folder)
+    read = {key: list(digests) for key, digests in mine.examples.items()}
     for other, asked in others:
         if other == folder or not is_finished(other) or not _is_judged_alike(spec, asked):
             continue
+        digests = queries.load_digests(other)
+        if not are_same_models(mine, digests):
+            continue
         theirs = queries.items_of(other, plans)
-        found = {key: items for key, items in theirs.items() if key.of in judges and key not in own}
+        found = {
+            key: items
+            for key, items in theirs.items()
+            if key.of in judges and key not in own and _agree(read.get(key.of), digests.examples.get(key.of))
+        }
         if found:
             with EngineLock(folder):
                 writer = RunWriter.open(folder, summarise=summarise)
                 with writer.batch():
                     for key, items in found.items():
-                        writer.record_examples(*key, 0, items)
+                        of = key.of
+                        known, more = read.get(of, []), digests.examples[of]
+                        if len(known) < len(more):
+                            writer.record_example_digests(of, len(known), more[len(known) :])
+                            read[of] = more
+                        writer.record_examples(*key, 0, items[: len(read[of])])
             own |= found
+
+
+def are_same_models(one: Digests, other: Digests) -> bool:
+    """Whether both runs kept digests, and models of the same name, the base among them, are the same files."""
+    shared = {name for name, _ in one.weights} & {name for name, _ in other.weights}
+    mine, theirs = (
+        {key: digest for key, digest in digests.weights.items() if key[0] in shared} for digests in (one, other)
+    )
+    return BASE in shared and mine == theirs and one.settings == other.settings
+
+
+def _agree(known: list[str] | None, theirs: list[str] | None) -> bool:
+    """Whether the examples that a run read are those that another one answered."""
+    if theirs is None:
+        return False
+    return all(one == two for one, two in zip(known or (), theirs, strict=False))
 
 
 def _is_judged_alike(one: RunSpec, other: RunSpec) -> bool:

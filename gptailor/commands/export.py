@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from gptailor.spec import Repair, RunSpec, load_spec
 from gptailor.stitch.edits.registry import healed_subject
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
-from gptailor.trial import DENSE, Score, Subject, TrialStatus
+from gptailor.trial import DENSE, BenchmarkKey, Score, Subject, TrialStatus
 from gptailor.wording import gigabytes, now_and_then
 
 if TYPE_CHECKING:
@@ -51,15 +51,20 @@ def export_model(
     card then has no scores, as those are of the plan without it. Raises UserError.
     """
     from gptailor.formats import hub
+    from gptailor.scoring.provenance import refuse_other_models, stale_scores
 
     if push is not None:
         hub.refuse_name(push)
     tables = queries.read_run(folder)
     plan = plan_of(tables, config_id)
-    if push is None or repair is not None or not _is_export_of(out, plan):
-        spec = load_spec(folder.spec)
-        scores = scores_of(tables, config_id) if repair is None else []
-        facts = facts_of(tables, spec, config_id)
+    spec = load_spec(folder.spec)
+    if old := refuse_other_models(folder, spec, plan.candidates):
+        say(Event(old))
+    stale = stale_scores(folder, spec, lambda text: say(Event(text)))
+    if push is None or repair is not None or stale or not _is_export_of(out, plan):
+        fresh = _without(tables, spec, stale)
+        scores = scores_of(fresh, config_id) if repair is None else []
+        facts = facts_of(fresh, spec, config_id)
         _write(spec, plan, out, say, folder=folder, repair=repair, title=f"{spec.name}: ", scores=scores, facts=facts)
     if push is None:
         return
@@ -83,10 +88,15 @@ def export_mergekit(folder: RunFolder, config_id: int, out: Path, say: Say) -> N
 
     Raises UserError where mergekit cannot express the plan.
     """
+    from gptailor.scoring.provenance import refuse_other_models
+
     plan = plan_of(queries.read_run(folder), config_id)
     if out.exists():
         raise UserError(f"export: {out} is there already; name a file that is not")
-    text = _mergekit_text(load_spec(folder.spec), plan)
+    spec = load_spec(folder.spec)
+    if old := refuse_other_models(folder, spec, plan.candidates):  # the file names them by their places
+        say(Event(old))
+    text = _mergekit_text(spec, plan)
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -200,6 +210,20 @@ def plan_of(tables: queries.RunTables, config_id: int) -> StitchPlan:
     return StitchPlan.from_json(json.loads(found.plan.iloc[0]))
 
 
+def _without(tables: queries.RunTables, spec: RunSpec, stale: set[BenchmarkKey]) -> queries.RunTables:
+    """The tables without scores of these benchmarks."""
+    if not stale:
+        return tables
+    names = {one.name for one in spec.objectives if (one.key, one.metric, one.split) in stale}
+    scores, judged = tables.scores, tables.evaluations
+    keys = judged[["benchmark", "metric", "split"]].itertuples(index=False, name=None)
+    return replace(
+        tables,
+        scores=scores[~(scores.benchmark + "/" + scores.metric).isin(names)],
+        evaluations=judged[pd.Series([key not in stale for key in keys], index=judged.index, dtype=bool)],
+    )
+
+
 def scores_of(tables: queries.RunTables, config_id: int) -> list[Score]:
     """Its scores at the highest budget it reached, then its held-out results."""
     trials = tables.trials
@@ -288,6 +312,10 @@ def generate(
         raise UserError(f"tokens: must be 1 to 2048, got {max_tokens}")
     plan = plan_of(queries.read_run(folder), config_id)
     spec = load_spec(folder.spec, [f"device={device}"] if device is not None else [])
+    from gptailor.scoring.provenance import refuse_other_models
+
+    if old := refuse_other_models(folder, spec, plan.candidates):
+        say(Event(old))
     say(Event("opening the models"))
     from gptailor.family.models import open_family
     from gptailor.scoring.plan_scorer import run_texts

@@ -20,8 +20,9 @@ from gptailor.store.folder import RunFolder
 from gptailor.trial import Subject, SubjectKind
 
 NOTE = (
-    "Mean over all held-out benchmarks; only subjects that were judged on every one of them. Bars are one standard "
-    "error. Compare with the candidates and the one-shot cuts, not with the dense base alone."
+    "Mean over the held-out benchmarks whose scores are shares of examples (perplexities, F1 and BLEU have units of "
+    "their own); only subjects that were judged on every benchmark. Bars are one standard error. Compare with the "
+    "candidates and the one-shot cuts, not with the dense base alone."
 )
 
 
@@ -34,21 +35,22 @@ def show_of_plan(view: View, run: Run, config_id: int) -> None:
     from gptailor.results.charts import held_out as charts
 
     subject = Subject.config(config_id)
-    widgets.show_chart(
-        charts.averages(table, str(subject)),
-        frames.shown(table),
-        title="Held-out averages",
-        note=NOTE,
-        alt="Held-out averages of the dense models, one-shot cuts and plans",
-        key="models.held-out",
-    )
+    if len(table.dropna(subset=["average"])) > 1:
+        widgets.show_chart(
+            charts.averages(table, str(subject)),
+            frames.shown(table),
+            title="Held-out averages",
+            note=NOTE,
+            alt="Held-out averages of the dense models, one-shot cuts and plans",
+            key="models.held-out",
+        )
     control = scores.strongest(table, SubjectKind.BASELINE)
     if control is not None and str(subject) in set(table["subject"]):
         frame = scores.judged(view.tables)
         both = frame[frame["subject"].isin([str(subject), str(control)])]
         hashes = tuple(sorted(set(both["plan_hash"].dropna())))
-        items = _items(str(run.folder.path.resolve()), view.tables.version, hashes)
-        tests = statistics.paired(frame, items, subject, control)
+        answers = _answers(str(run.folder.path.resolve()), view.tables.version, hashes)
+        tests = statistics.paired(frame, answers, subject, control)
         st.info(wording.safe(frames.verdict(tests, subject, control), 600), icon=":material/balance:")
 
 
@@ -61,7 +63,7 @@ def show_choice(view: View) -> None:
 def show_of_runs(runs: Sequence[Entry]) -> None:
     """Everybody's held-out averages in one chart, baselines beside the fronts."""
     table = averages_of_runs(runs)
-    if len(table) < 2:
+    if len(table) < 2 or len(table.dropna(subset=["average"])) < 2:
         return
     from gptailor.results.charts import held_out as charts
 
@@ -93,9 +95,9 @@ def _report(view: View, run: Run) -> bytes:
     from gptailor.results.report import html
 
     hashes = tuple(sorted(set(scores.judged(view.tables)["plan_hash"].dropna())))
-    return html(view, _items(str(run.folder.path.resolve()), view.tables.version, hashes)).encode()
+    return html(view, _answers(str(run.folder.path.resolve()), view.tables.version, hashes)).encode()
 
 
 @st.cache_data(max_entries=16, show_spinner="Reading what each example gave …")
-def _items(path: str, version: tuple[int, ...], hashes: tuple[str, ...]) -> statistics.Items:  # noqa: ARG001 (a part of the cache's key)
-    return queries.items_of(RunFolder(Path(path)), hashes)
+def _answers(path: str, version: tuple[int, ...], hashes: tuple[str, ...]) -> queries.Answers:  # noqa: ARG001 (a part of the cache's key)
+    return queries.answers_of(RunFolder(Path(path)), hashes)

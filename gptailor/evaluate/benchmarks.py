@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from gptailor.errors import UserError
 from gptailor.evaluate.examples import Encoder, Example, build_examples, chat_renderer
 from gptailor.evaluate.metrics import ANSWER_PERPLEXITY, NEED_ANSWERS, OUR_METRICS, RELATIVE, chance_of, gold_options
-from gptailor.evaluate.tasks import find_tasks, load_tasks
+from gptailor.evaluate.shots import drawn_as_for_all
+from gptailor.evaluate.tasks import cause_of, find_tasks, load_tasks
 from gptailor.spec import Benchmark, Reading
 
 if TYPE_CHECKING:
@@ -37,13 +38,19 @@ class OpenBenchmark:
 
     spec: Benchmark
     metric: str  # without the filter
-    filter: str  # the task's filter whose answers are scored
+    filters: tuple[str, ...]  # of each task, the filter whose answers are scored
     higher_is_better: bool
     tasks: tuple[Task, ...]
     weight_by_size: bool  # how a group joins its tasks' scores
     order: Order
     examples: tuple[Example, ...]  # in nested order
     chance: float | None  # score of guessing, where the metric is a kind of accuracy
+    n_cut: int = 0  # examples whose text is longer than the model's window, and is cut on the left
+
+    @property
+    def filter(self) -> str:
+        """The first task's filter, which is every task's but in groups whose members differ."""
+        return self.filters[0]
 
     @property
     def name(self) -> str:
@@ -82,18 +89,19 @@ def open_benchmarks(
     encoder = Encoder(tokenizer, max_length)
     render = chat_renderer(tokenizer, chat_template_args) if chat_template else None
     loaded: dict[Reading, tuple[list[Task], Group | None]] = {}
-    read: dict[Reading, tuple[Order, tuple[Example, ...]]] = {}  # once for all metrics of it
+    read: dict[tuple[Reading, tuple[str, ...]], tuple[Order, tuple[Example, ...]]] = {}  # once for all metrics of it
     opened = []
     with _quiet():
         for spec in benchmarks:
-            key = spec.reading
-            if key not in loaded:
-                loaded[key] = load_tasks(manager, spec)
-            tasks, group = loaded[key]
-            metric = _metric(spec, tasks, group)  # a wrong name is told before anything is read
+            if spec.reading not in loaded:
+                loaded[spec.reading] = load_tasks(manager, spec)
+            tasks, group = loaded[spec.reading]
+            metric, filters = _metric(spec, tasks, group)  # a wrong name is told before anything is read
+            tasks = [task for task in tasks if task.task_name in filters]
+            key = (spec.reading, tuple(filters))
             if key not in read:
                 read[key] = _read(spec, tasks, encoder, render, max_examples, seed)
-            opened.append(_open(spec, tasks, group, metric, *read[key]))
+            opened.append(_open(spec, tasks, group, metric, tuple(filters.values()), *read[key], encoder))
     return opened
 
 
@@ -126,14 +134,20 @@ def reordered(benchmarks: Sequence[OpenBenchmark], orders: Mapping[Reading, Sequ
     return found
 
 
-def calibration_batches(benchmarks: Sequence[OpenBenchmark], n: int) -> list[list[int]]:
-    """Token ids of `n` texts (prompt and right answer), taken in turn from the benchmarks' nested orders."""
+def calibration_batches(
+    benchmarks: Sequence[OpenBenchmark], n: int, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[list[int]]:
+    """Token ids of `n` texts (prompt and right answer), taken in turn from the benchmarks' nested orders.
+
+    Texts that are written and not chosen are cut on the left to `max_length` tokens.
+    """
     queues = [list(benchmark.examples) for benchmark in benchmarks]
     texts: list[list[int]] = []
     for place in range(max((len(queue) for queue in queues), default=0)):
         for benchmark, queue in zip(benchmarks, queues, strict=True):
             if place < len(queue) and len(texts) < n:
-                tokens = _right_text(benchmark, queue[place])
+                example = queue[place]
+                tokens = _right_text(benchmark, example) or _written(benchmark, example, tokenizer)[-max_length:]
                 if tokens:
                     texts.append(tokens)
     return texts
@@ -144,6 +158,17 @@ def _right_text(benchmark: OpenBenchmark, example: Example) -> list[int]:
         return []
     gold = gold_options(benchmark.tasks[example.task], example) or [0]
     return list(example.windows[gold[0] if gold[0] < len(example.windows) else 0].tokens)
+
+
+def _written(benchmark: OpenBenchmark, example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A prompt with the answer that a task has the model write."""
+    if not example.prompts:
+        return []
+    task = benchmark.tasks[example.task]
+    target = task.doc_to_target(example.doc)
+    answer = target[0] if isinstance(target, list) and target else target
+    text = f"{example.prompts[0].text}{task.config.target_delimiter}{answer}"
+    return list(tokenizer(text)["input_ids"])
 
 
 def _read(
@@ -157,6 +182,8 @@ def _read(
         examples = _build(tasks, order, encoder, render)
     except UserError as error:
         raise UserError(f"benchmark {spec.benchmark}: {error}") from error
+    except Exception as error:  # a task file's templates and functions may fail in any way on a row
+        raise UserError(f"benchmark {spec.benchmark}: {_where(tasks, order)}{cause_of(error)}") from error
     return tuple((tasks[task].task_name, document) for task, document in order), tuple(examples)
 
 
@@ -164,11 +191,12 @@ def _open(
     spec: Benchmark,
     tasks: list[Task],
     group: Group | None,
-    named: tuple[str, str],
+    metric: str,
+    filters: tuple[str, ...],
     order: Order,
     examples: tuple[Example, ...],
+    encoder: Encoder,
 ) -> OpenBenchmark:
-    metric, filter_name = named
     if metric in NEED_ANSWERS and not gold_options(tasks[0], examples[0]):
         raise UserError(
             f"benchmark {spec.benchmark}: metric {metric} needs a right option that the task file names (doc_to_target)"
@@ -176,13 +204,14 @@ def _open(
     return OpenBenchmark(
         spec=spec,
         metric=metric,
-        filter=filter_name,
+        filters=filters,
         higher_is_better=_direction(spec, tasks, metric),
         tasks=tuple(tasks),
         weight_by_size=_weight_by_size(group, metric),
         order=order,
         examples=examples,
         chance=chance_of(metric, tasks, examples),
+        n_cut=sum(encoder.cuts(example) for example in examples),
     )
 
 
@@ -205,24 +234,46 @@ def _build(tasks: list[Task], order: list[tuple[int, int]], encoder: Encoder, re
         chosen = sorted(document for where, document in order if where == index)
         if not chosen:
             continue
-        task.build_all_requests(
-            samples=set(chosen),
-            apply_chat_template=render is not None,
-            fewshot_as_multiturn=render is not None,
-            chat_template=render,
-        )
+        with drawn_as_for_all(task, chosen):
+            task.build_all_requests(
+                samples=set(chosen),
+                apply_chat_template=render is not None,
+                fewshot_as_multiturn=render is not None,
+                chat_template=render,
+            )
         for instance in task.instances:  # doc_id counts within the sample
             requests.setdefault((index, chosen[instance.doc_id]), []).append(instance)
         task._instances = None
     for instances in requests.values():
         instances.sort(key=lambda instance: instance.idx)
-    return build_examples([(place[0], requests[place]) for place in order], encoder)
+    try:
+        return build_examples([(place[0], requests[place]) for place in order], encoder)
+    except UserError:
+        for task, document in order:  # once more, one by one, to name the row
+            try:
+                build_examples([(task, requests[task, document])], encoder)
+            except UserError as error:
+                raise UserError(f"row {document} of {tasks[task].task_name}: {error}") from error
+        raise
 
 
-def _metric(spec: Benchmark, tasks: list[Task], group: Group | None) -> tuple[str, str]:
-    """The metric's and the filter's name. Raises UserError listing what exists."""
+def _where(tasks: list[Task], order: list[tuple[int, int]]) -> str:
+    """The first row that the task file cannot make a prompt and an answer of; nothing where that is not the fault."""
+    for task, document in sorted(order):
+        try:
+            doc = tasks[task].eval_docs[document]
+            tasks[task].doc_to_text(doc)
+            tasks[task].doc_to_target(doc)
+            if tasks[task].config.doc_to_choice:
+                tasks[task].doc_to_choice(doc)
+        except Exception:  # whatever it is, it is this row's
+            return f"row {document} of {tasks[task].task_name}: "
+    return ""
+
+
+def _metric(spec: Benchmark, tasks: list[Task], group: Group | None) -> tuple[str, dict[str, str]]:
+    """The metric's name, and the filter's of each task that has a part in it. Raises UserError listing what exists."""
     asked, _, asked_filter = spec.metric.partition(",")
-    filters = [ensemble.name for ensemble in tasks[0]._filters]
     known = sorted(set.intersection(*(set(task.aggregation()) for task in tasks)))
     if group is not None:
         listed = {config.metric for config in group.aggregate_metric_list or []}
@@ -243,14 +294,21 @@ def _metric(spec: Benchmark, tasks: list[Task], group: Group | None) -> tuple[st
         close = difflib.get_close_matches(asked, known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(f"benchmark {spec.benchmark}: has no metric {asked!r}; it has {', '.join(known)}{hint}")
-    if not asked_filter and len(filters) > 1:
+    return asked, _filters(spec, tasks, asked, asked_filter)
+
+
+def _filters(spec: Benchmark, tasks: list[Task], metric: str, asked: str) -> dict[str, str]:
+    """By task: the filter that is asked for, as lm-eval does without tasks that lack it; or its only one."""
+    there = {task.task_name: [ensemble.name for ensemble in task._filters] for task in tasks}
+    names = list(dict.fromkeys(name for filters in there.values() for name in filters))
+    if asked and asked not in names:
+        raise UserError(f"benchmark {spec.benchmark}: has no filter {asked!r}; it has {', '.join(names)}")
+    if not asked and any(len(filters) > 1 for filters in there.values()):
         raise UserError(
-            f"benchmark {spec.benchmark}: metric {asked} is read through one of several filters; name it: "
-            + " or ".join(f"{asked},{name}" for name in filters)
+            f"benchmark {spec.benchmark}: metric {metric} is read through one of several filters; name it: "
+            + " or ".join(f"{metric},{name}" for name in names)
         )
-    if asked_filter and asked_filter not in filters:
-        raise UserError(f"benchmark {spec.benchmark}: has no filter {asked_filter!r}; it has {', '.join(filters)}")
-    return asked, asked_filter or filters[0]
+    return {task: asked or filters[0] for task, filters in there.items() if not asked or asked in filters}
 
 
 def _direction(spec: Benchmark, tasks: list[Task], metric: str) -> bool:

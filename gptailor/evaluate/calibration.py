@@ -86,7 +86,8 @@ class TextReader:
         kind, _, name = source.partition(":")
         if kind == "objectives":
             benchmarks = self._objectives()
-            return calibration_batches(benchmarks, sum(benchmark.n_examples for benchmark in benchmarks))
+            n = sum(benchmark.n_examples for benchmark in benchmarks)
+            return calibration_batches(benchmarks, n, self._tokenizer, TEXT_TOKENS)
         if kind == "base":
             return self._counted(written(dense(), self._tokenizer, n_tokens, self._seed), n_tokens)
         if kind == "file":

@@ -24,6 +24,7 @@ class Window:
 
     tokens: tuple[int, ...]
     n_scored: int
+    is_cut: bool = False
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -112,7 +113,16 @@ class Encoder:
             raise UserError(
                 f"the answer {text[:60]!r} has {len(scored)} tokens, more than the model's window of {self.max_length}"
             )
-        return Window(tuple((context + scored)[-(self.max_length + 1) :]), len(scored))
+        whole, most = context + scored, self.max_length + 1
+        return Window(tuple(whole[-most:]), len(scored), len(whole) > most)
+
+    def cuts(self, example: Example) -> bool:
+        """Whether some of what the example asks does not fit in the window, and is cut off on the left."""
+        if any(window.is_cut for window in example.windows):
+            return True
+        texts = [prompt.text for prompt in example.prompts]
+        rooms = [self.max_length - prompt.max_new_tokens for prompt in example.prompts]
+        return any(len(ids) > room for ids, room in zip(self.encode(texts), rooms, strict=True))
 
     def rolling(self, texts: Sequence[str]) -> list[tuple[Window, ...]]:
         """Each text as the disjoint windows of lm-eval's rolling log-likelihood."""

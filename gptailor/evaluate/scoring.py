@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gptailor.errors import UserError
 from gptailor.evaluate.benchmarks import OpenBenchmark
 from gptailor.evaluate.metrics import (
     ANSWER_PERPLEXITY,
@@ -24,6 +25,7 @@ from gptailor.evaluate.metrics import (
     gold_options,
     levels,
 )
+from gptailor.evaluate.tasks import cause_of
 from gptailor.trial import Score
 
 if TYPE_CHECKING:
@@ -65,10 +67,37 @@ def item_of(benchmark: OpenBenchmark, example: Example, answers: Sequence[Any], 
         replace(instance, resps=[answer] * instance.repeats, filtered_resps={})
         for instance, answer in zip(example.instances, answers, strict=True)
     ]
-    ensemble = next(ensemble for ensemble in task._filters if ensemble.name == benchmark.filter)
-    ensemble.apply(instances)
-    metrics = task.process_results(example.doc, [instance.filtered_resps[benchmark.filter] for instance in instances])
-    return _plain(metrics.get(benchmark.metric))
+    chosen = benchmark.filters[example.task]
+    next(ensemble for ensemble in task._filters if ensemble.name == chosen).apply(instances)
+    metrics = task.process_results(example.doc, [instance.filtered_resps[chosen] for instance in instances])
+    value = metrics.get(benchmark.metric)
+    if isinstance(value, float) and math.isnan(value) and aggregation_of(benchmark, example.task).__name__ == "nanmean":
+        return None  # not for this example, says the task
+    return _plain(value)
+
+
+TRIED = 200
+"""Examples on which a metric is tried before a run begins."""
+
+
+def try_metric(benchmark: OpenBenchmark) -> None:
+    """Score made-up answers, so that a metric that cannot be computed is found before a model is opened.
+
+    Raises UserError.
+    """
+    made: dict[str, Any] = {"loglikelihood": (-1.0, False), "loglikelihood_rolling": -1.0, "generate_until": "0"}
+    items = []
+    try:
+        for example in benchmark.examples[:TRIED]:
+            answers = [made[instance.request_type] for instance in example.instances]
+            precise = [-1.0 - 0.1 * place for place, answer in enumerate(answers) if not isinstance(answer, str)]
+            items.append(item_of(benchmark, example, answers, precise))
+        if benchmark.metric not in RELATIVE:
+            _aggregate(benchmark, items, [example.task for example in benchmark.examples[: len(items)]])
+    except Exception as error:  # metrics are others' code, and whatever they raise says what does not suit them
+        raise UserError(
+            f"benchmark {benchmark.spec.benchmark}: its metric {benchmark.metric} cannot be computed: {cause_of(error)}"
+        ) from error
 
 
 def score_of(benchmark: OpenBenchmark, items: Sequence[Any], is_objective: bool = True) -> Score:
@@ -80,7 +109,7 @@ def score_of(benchmark: OpenBenchmark, items: Sequence[Any], is_objective: bool 
     if not math.isfinite(value):
         raise NonFinite(f"{benchmark.name}: the score is {value}")
     return Score(
-        benchmark=benchmark.spec.benchmark,
+        benchmark=benchmark.spec.key,
         metric=benchmark.spec.metric,
         score=value,
         stderr=_stderr(benchmark, items, owners),
@@ -96,7 +125,7 @@ def _aggregate(benchmark: OpenBenchmark, items: Sequence[Any], owners: Sequence[
     for task in sorted(set(owners)):
         own = [item for item, owner in zip(items, owners, strict=True) if owner == task and item is not None]
         if own:
-            values.append(float(_aggregation(benchmark, task)(own)))
+            values.append(float(aggregation_of(benchmark, task)(own)))
             sizes.append(len(own) if benchmark.weight_by_size else 1)
     if not values:
         return math.nan
@@ -105,7 +134,8 @@ def _aggregate(benchmark: OpenBenchmark, items: Sequence[Any], owners: Sequence[
     return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
 
 
-def _aggregation(benchmark: OpenBenchmark, task: int) -> Callable[[Sequence[Any]], float]:
+def aggregation_of(benchmark: OpenBenchmark, task: int) -> Callable[[Sequence[Any]], float]:
+    """What joins a task's items to its score: lm-eval's function, or that of our own metric."""
     from lm_eval.api.metrics import mean, weighted_perplexity
 
     if benchmark.metric in OUR_METRICS:
@@ -120,7 +150,7 @@ def _stderr(benchmark: OpenBenchmark, items: Sequence[Any], owners: Sequence[int
     present = [item for item in items if item is not None]
     if len(present) < 2:
         return None
-    if benchmark.weight_by_size and all(_aggregation(benchmark, task) is mean for task in set(owners)):
+    if benchmark.weight_by_size and all(aggregation_of(benchmark, task) is mean for task in set(owners)):
         return float(np.std(present, ddof=1) / math.sqrt(len(present)))
     n_groups = min(JACKKNIFE_GROUPS, len(items))
     left_out = []

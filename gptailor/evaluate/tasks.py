@@ -71,7 +71,7 @@ def load_tasks(manager: TaskManager, spec: Benchmark) -> tuple[list[Task], Group
     try:
         loaded = manager.load([name])
     except Exception as error:  # a task file may fail in any way, and whatever it is, it is the file's author's to read
-        raise UserError(f"benchmark {name}: lm-eval cannot load it: {_first_line(error)}") from error
+        raise UserError(f"benchmark {name}: lm-eval cannot load it: {cause_of(error)}") from error
     tasks = list(loaded["tasks"].values())
     for task in tasks:
         if not isinstance(task, ConfigurableTask):
@@ -221,6 +221,19 @@ def _unknown(name: str, found: TaskManager, own: TaskManager) -> str:
     return message
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return f"{type(error).__name__}: {text.splitlines()[0][:300]}"
+def cause_of(error: BaseException) -> str:
+    """What an error says, and what the innermost one behind it says.
+
+    Libraries wrap them, and name the file or the row inside only.
+    """
+    inner: BaseException = error
+    seen = {id(error)}
+    while (below := inner.__cause__ or inner.__context__) is not None and id(below) not in seen:
+        seen.add(id(below))
+        inner = below
+    return _line(error) if inner is error else f"{_line(error)}; because of {_line(inner)}"
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(line.strip() for line in str(error).strip().splitlines()[:4]) or type(error).__name__
+    return f"{type(error).__name__}: {text[:400]}"

@@ -65,6 +65,12 @@ def _name_of(folder: Path) -> str:
     return model.removeprefix("models--").replace("--", "/", 1) if kind == "snapshots" else name
 
 
+def revision_of(checkpoint: Checkpoint) -> str | None:
+    """The commit of a hub model, whose cache keeps each under `snapshots/COMMIT`; None of other folders."""
+    folder = checkpoint.folder
+    return folder.name if folder is not None and folder.parent.name == "snapshots" else None
+
+
 def _cached(repo: str) -> Path | None:
     """The snapshot in the local cache, if its weights are all there."""
     try:

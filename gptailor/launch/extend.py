@@ -5,6 +5,7 @@ from __future__ import annotations
 from gptailor.errors import UserError
 from gptailor.launch.engine import EngineLock, start
 from gptailor.spec import build_spec, load_spec
+from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
 
@@ -12,8 +13,11 @@ from gptailor.store.writer import RunWriter
 def extend(folder: RunFolder, trials: int | None, walltime: str | None) -> str:
     """Raise the run's trials and walltime (both in all, not in addition) and start its engine. Returns what was done.
 
-    Raises UserError where nothing is given, less is given than before, or the run is at work.
+    Raises UserError where nothing is given, less is given than before, the models are not those of the run, or it is at
+    work.
     """
+    from gptailor.family.sameness import refuse_other_files  # the hub's library, which pages can do without
+
     spec = load_spec(folder.spec)
     changes = {key: value for key, value in (("trials", trials), ("walltime", walltime)) if value is not None}
     if not changes:
@@ -25,7 +29,9 @@ def extend(folder: RunFolder, trials: int | None, walltime: str | None) -> str:
     if walltime is not None and before is not None and after is not None and after < before:
         raise UserError(f"extend: --walltime {walltime} is less than the {spec.walltime} the run already has")
     with EngineLock(folder):
-        RunWriter.open(folder).change_spec(longer.model_dump(mode="json"), longer.to_yaml())
+        writer = RunWriter.open(folder)
+        refuse_other_files(longer, queries.load_digests(folder), f"run {folder.run_id}")  # before anything is changed
+        writer.change_spec(longer.model_dump(mode="json"), longer.to_yaml())
     pid = start(folder)
     return (
         f"{longer.trials} trials, {longer.walltime or 'any'} time; its engine runs as process {pid}; log: {folder.log}"

@@ -68,6 +68,7 @@ def _scores(runs: Sequence[Entry]) -> Iterable[str]:
         yield document.picture(
             held_out_charts.averages(everybody.head(document.MOST_ROWS)), "Held-out averages of every run"
         )
+    if len(everybody):
         yield document.frame(held_out.shown(everybody))
 
 

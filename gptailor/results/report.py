@@ -21,6 +21,7 @@ from gptailor.results.frames import held_out, layers, progress, tradeoffs, trial
 from gptailor.results.frames.view import View
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
+from gptailor.store.queries import Answers
 from gptailor.store.stored_spec import StoredBenchmark, StoredSpec
 from gptailor.trial import SubjectKind, now
 from gptailor.versions import VERSION
@@ -32,13 +33,12 @@ def write_report(folder: RunFolder, out: Path) -> Path:
     """Write the page to `out`. Raises StoreError where the run cannot be read, UserError where the file cannot be."""
     tables = queries.read_run(folder)
     view = View(tables)
-    hashes = set(scores.judged(tables)["plan_hash"].dropna())
-    page = html(view, queries.items_of(folder, hashes) if hashes else {})
+    page = html(view, queries.answers_of(folder, set(scores.judged(tables)["plan_hash"].dropna())))
     return document.write(out, page)
 
 
-def html(view: View, items: statistics.Items) -> str:
-    """The page. items: of the plans that were judged on held-out benchmarks, for the paired tests."""
+def html(view: View, answers: Answers) -> str:
+    """The page. answers: of the plans that were judged on held-out benchmarks, for the paired tests."""
     facts = view.facts
     title = wording.plain(facts.name, 120)
     parts = [
@@ -52,7 +52,7 @@ def html(view: View, items: statistics.Items) -> str:
         "<h2>What was found</h2>",
         *_found(view),
         "<h2>What it proves</h2>",
-        *_proves(view, items),
+        *_proves(view, answers),
         "<h2>How it was made</h2>",
         _how(view),
     ]
@@ -129,7 +129,7 @@ def _found(view: View) -> Iterable[str]:
         yield document.picture(picture, f"{x.label} against {y.label}")
 
 
-def _proves(view: View, items: statistics.Items) -> Iterable[str]:
+def _proves(view: View, answers: Answers) -> Iterable[str]:
     table = held_out.averages(view.tables)
     if table.empty:
         yield document.note(
@@ -143,14 +143,15 @@ def _proves(view: View, items: statistics.Items) -> Iterable[str]:
         "the search was calibrated on, on any split. Above chance: retention counted from the score of guessing. Gap: "
         "what the search's own scores promise more than the held-out ones keep."
     )
-    yield document.picture(held_out_charts.averages(table.head(document.MOST_ROWS)), "Held-out averages")
+    if table["average"].notna().any():
+        yield document.picture(held_out_charts.averages(table.head(document.MOST_ROWS)), "Held-out averages")
     yield document.frame(held_out.shown(table))
     best, control = scores.judged_best(table, view.best), scores.strongest(table, SubjectKind.BASELINE)
     if best and control:
-        tests = statistics.paired(scores.judged(view.tables), items, best, control)
+        tests = statistics.paired(scores.judged(view.tables), answers, best, control)
         yield document.note(held_out.verdict(tests, best, control))
         yield document.frame(tests.drop(columns=["metric", "split"]))
-    yield from map(document.note, held_out.heals(view.tables, items))
+    yield from map(document.note, held_out.heals(view.tables, answers))
     yield document.frame(held_out.by_benchmark(view.tables))
 
 

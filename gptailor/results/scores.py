@@ -3,6 +3,11 @@
 Two kinds of scores are kept apart. *Searched* ones are the search's own, on the objectives at the full budget; they
 flatter, since the best of many is in part the luckiest. *Judged* ones are of evaluations outside the search: on the
 selection split, which may choose another plan than the search's scores would, and on what is held out.
+
+Averages of scores weigh every benchmark alike, and are of those alone whose scores are shares of examples: a
+perplexity, an F1 or a BLEU has a unit of its own. Retention is a ratio, and is averaged over all. What leaves out the
+benchmarks that the search was calibrated on does so whatever the split and the shots: a plan may have learnt their
+form. Retention above chance counts from the score of guessing, because a coin's half is no capability.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from gptailor import measures
 from gptailor.measures import gain, retention
 from gptailor.plan import BASE, StitchPlan
 from gptailor.store.queries import ScoreTables
-from gptailor.trial import DENSE, Subject, SubjectKind
+from gptailor.trial import DENSE, BenchmarkKey, Subject, SubjectKind, averaged_together, is_share
 
 BENCHMARK = ["benchmark", "metric", "split"]
 
@@ -28,14 +33,16 @@ def judged(tables: ScoreTables, asked: str = "held_out") -> pd.DataFrame:
 
     Columns: subject, config_id, plan_hash, benchmark, metric, split, n, score, stderr, higher, chance, calibrated (the
     search looked at this benchmark), dense (its score on as many examples), retention, above_chance (retention counted
-    from the score of guessing; NaN where the dense model does not beat it by two standard errors).
+    from the score of guessing; NaN where the dense model does not beat it by two standard errors), aggregation (how the
+    score joins its items; None where that was not stored), share (the benchmark's scores are shares of examples).
     """
     wanted = _asked(tables, asked)
     found = tables.evaluations
     benchmarks = zip(*(found[column] for column in BENCHMARK), strict=True)
     found = found[np.array([key in wanted for key in benchmarks], dtype=bool)]
     found = found.sort_values("n_samples").drop_duplicates(["subject", *BENCHMARK], keep="last")
-    calibrated = {benchmark for benchmark, _, _ in _asked(tables, "objectives")}
+    searched = {one.task for one in tables.spec.objectives}
+    calibrated = {one.benchmark for one in getattr(tables.spec, asked) if one.task in searched}
     frame = pd.DataFrame(
         {
             "subject": found["subject"].astype(str),
@@ -48,8 +55,10 @@ def judged(tables: ScoreTables, asked: str = "held_out") -> pd.DataFrame:
             "higher": found["higher_is_better"].astype(bool),
             "chance": found["chance"].astype(float),
             "calibrated": found["benchmark"].isin(calibrated),
+            "aggregation": found["aggregation"].astype(object),
         }
     )
+    frame["share"] = _is_share(frame)
     dense, error = _dense(tables), _dense(tables, "stderr")
     keys = [tuple(key) for key in frame[[*BENCHMARK, "n"]].itertuples(index=False)]
     frame["dense"] = pd.Series([dense.get(key) for key in keys], index=frame.index, dtype=float)
@@ -68,22 +77,21 @@ def judged(tables: ScoreTables, asked: str = "held_out") -> pd.DataFrame:
 def averages(frame: pd.DataFrame, calibration: Mapping[Subject, float] | None = None) -> pd.DataFrame:
     """A row a subject that was scored on every benchmark of `frame` (see `judged`), in its order.
 
-    Columns: subject, config_id, plan_hash, benchmarks, average (of scores; 1 / score where lower is better), stderr,
-    without_calibration (the same without benchmarks that the search looked at; NaN if none is left), retention,
-    above_chance, gap (calibration retention less held-out retention: what the search's own scores promise too much).
+    Columns: subject, config_id, plan_hash, benchmarks, averaged (how many of them are shares), average (of these; NaN
+    without any), stderr, without_calibration (the same without benchmarks that the search looked at; NaN if none is
+    left), retention (over all), above_chance, gap (calibration retention less held-out retention: what the search's own
+    scores promise too much).
     calibration: subject -> mean retention over the objectives at the full budget.
     """
-    columns = ["subject", "config_id", "plan_hash", "benchmarks", "average", "stderr", "without_calibration"]
-    columns += ["retention", "above_chance", "gap"]
+    columns = ["subject", "config_id", "plan_hash", "benchmarks", "averaged", "average", "stderr"]
+    columns += ["without_calibration", "retention", "above_chance", "gap"]
     n_benchmarks = len(frame[BENCHMARK].drop_duplicates())
     rows = []
     for subject, own in frame.groupby("subject", sort=False):
         if len(own) < n_benchmarks:
             continue
-        points = pd.Series(
-            [gain(s, h) for s, h in zip(own["score"], own["higher"], strict=True)], index=own.index, dtype=float
-        )
-        errors = own["stderr"].where(own["higher"], own["stderr"] / own["score"] ** 2)
+        shares = own[own["share"]]
+        errors = float(np.sqrt((shares["stderr"] ** 2).sum(skipna=False)) / len(shares)) if len(shares) else np.nan
         kept = own["retention"].mean() if own["retention"].notna().all() else np.nan
         rows.append(
             (
@@ -91,9 +99,10 @@ def averages(frame: pd.DataFrame, calibration: Mapping[Subject, float] | None = 
                 own["config_id"].iloc[0],
                 own["plan_hash"].iloc[0],
                 n_benchmarks,
-                points.mean(),
-                float(np.sqrt((errors**2).sum(skipna=False)) / len(own)),
-                points[~own["calibrated"]].mean(),
+                len(shares),
+                shares["score"].mean(),
+                errors,
+                shares.loc[~shares["calibrated"], "score"].mean(),
                 kept,
                 own["above_chance"].mean(),
                 (calibration or {}).get(Subject.parse(str(subject)), np.nan) - kept,
@@ -125,9 +134,19 @@ class Searched:
 
     @property
     def average(self) -> pd.Series:
-        """What plans are ranked by: the mean retention, or, where the dense model was not scored, the mean gain."""
-        frame = self.kept if self.is_share else self.gains
+        """What plans are ranked by: the mean retention, or, where the dense model was not scored, the mean gain.
+
+        Of gains, those are averaged that are shares of examples (trial.averaged_together).
+        """
+        frame = self.kept if self.is_share else self.gains[self._averaged]
         return frame.astype(float).mean(axis=1, skipna=False)
+
+    @property
+    def _averaged(self) -> list[str]:
+        """The objectives whose scores make one average."""
+        known = self.rows.drop_duplicates("name").set_index("name").loc[list(self.gains.columns)]
+        asked = zip(known["metric"].astype(str), known["higher_is_better"].astype(bool), strict=True)
+        return [str(self.gains.columns[place]) for place in averaged_together(list(asked))]
 
     @property
     def front(self) -> list[int]:
@@ -297,10 +316,11 @@ def judged_best(table: pd.DataFrame, best: int | None) -> Subject | None:
 def strongest(table: pd.DataFrame, kind: SubjectKind) -> Subject | None:
     """The rival of a kind (baseline, candidate) with the highest average in `averages`.
 
-    The run's own plan is not picked so, see `best`.
+    By retention where no scores can be averaged. The run's own plan is not picked so, see `best`.
     """
     own = of_kind(table, kind)
-    return None if own.empty else Subject.parse(str(own.sort_values("average")["subject"].iloc[-1]))
+    ranked = own.sort_values(["average", "retention"], na_position="first")
+    return None if own.empty else Subject.parse(str(ranked["subject"].iloc[-1]))
 
 
 def of_kind(table: pd.DataFrame, kind: SubjectKind) -> pd.DataFrame:
@@ -311,6 +331,16 @@ def of_kind(table: pd.DataFrame, kind: SubjectKind) -> pd.DataFrame:
 def kinds(subjects: pd.Series) -> pd.Series:
     """Texts of subjects -> their SubjectKind."""
     return subjects.map(lambda text: Subject.parse(str(text)).kind).astype(object)
+
+
+def _is_share(frame: pd.DataFrame) -> pd.Series:
+    """By benchmark: whether everybody's score is a share of examples."""
+    own = [
+        is_share(row.metric, row.higher, row.aggregation) and 0 <= row.score <= 1
+        for row in frame[["metric", "higher", "aggregation", "score"]].itertuples()
+    ]
+    alone = pd.Series(own, index=frame.index, dtype=bool)
+    return alone.groupby([frame[column] for column in BENCHMARK]).transform("all").astype(bool)
 
 
 def _hash(row: Any, tables: ScoreTables) -> str | None:
@@ -340,6 +370,6 @@ def _named(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(name=rows["benchmark"].astype(str) + "/" + rows["metric"].astype(str))
 
 
-def _asked(tables: ScoreTables, key: str) -> list[tuple[str, str, str]]:
-    """(benchmark, metric, split) of each that the run file lists under `objectives`, `selection` or `held_out`."""
-    return [(one.benchmark, one.metric, one.split) for one in getattr(tables.spec, key)]
+def _asked(tables: ScoreTables, key: str) -> list[BenchmarkKey]:
+    """Each that the run file lists under `objectives`, `selection` or `held_out`."""
+    return [one.key for one in getattr(tables.spec, key)]

@@ -1,11 +1,12 @@
 """Which differences between held-out results are more than noise.
 
-Frames in, frames out. Tests are paired: two subjects answered the very same examples.
+Tests are paired: two subjects answered the very same examples. A score that is the mean of its examples' items is
+tested by these; one that is not (a perplexity, an F1, a BLEU, a group whose tasks count alike) by the score itself,
+computed on resamples of the examples when it was judged (gptailor/evaluate/resampling.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,44 +15,52 @@ import pandas as pd
 from scipy import stats
 
 from gptailor.results.scores import BENCHMARK
+from gptailor.store.queries import Answers
 from gptailor.trial import REPAIRED, ItemKey, Subject, is_repaired
-
-Items = Mapping[ItemKey, Sequence[Any]]
-"""What each example gave."""
 
 DRAWS = 4000
 SIGNIFICANT = 0.05
 """Differences of a greater p are called noise."""
 
 
-def paired(frame: pd.DataFrame, items: Items, one: Subject, other: Subject) -> pd.DataFrame:
+@dataclass(frozen=True)
+class _Apart:
+    """One subject less another on one benchmark, in its metric, so that more is better; drawn: on resamples."""
+
+    n: int
+    difference: float
+    drawn: np.ndarray
+    p: float
+    test: str
+
+
+def paired(frame: pd.DataFrame, answers: Answers, one: Subject, other: Subject) -> pd.DataFrame:
     """Does `one` answer better than `other` on the same examples? A row a benchmark, and one (benchmark "average").
 
-    Columns: benchmark, metric, split, n, difference (in the metric, more is better), low, high (95 % interval), p (two
-    sided), test. Right-or-wrong answers: McNemar's exact test, and an interval by bootstrap; other numbers and the
-    average: paired bootstrap, which draws examples with replacement within each benchmark. Benchmarks whose examples
-    are no plain numbers (perplexities, say) are left out, and then the average is of those that are left.
+    frame: see `judged`. Columns: benchmark, metric, split, n, difference (in the metric, positive where `one` is
+    better), low, high (95 % interval), p (two sided), test. Scores that are means of right-or-wrong answers: McNemar's
+    exact test, and an interval by bootstrap. Other means and the average: paired bootstrap, which draws examples with
+    replacement within each benchmark. Other scores: the same of the score itself, computed on each draw when it was
+    judged; where that was not stored, or not on as many examples, the benchmark is left out. The average is of shares
+    alone.
     """
     rng = np.random.default_rng(0)
-    rows, draws, differences = [], [], []
+    rows, draws, differences, n_averaged = [], [], [], 0
     for key, pair in frame[frame["subject"].isin([str(one), str(other)])].groupby(BENCHMARK, sort=False):
-        sides = {row.subject: _numbers(items.get(ItemKey(row.plan_hash, *key))) for row in pair.itertuples()}
-        first, second = sides.get(str(one)), sides.get(str(other))
-        if first is None or second is None or not min(len(first), len(second)):
+        sides = {row.subject: row for row in pair.itertuples()}
+        if len(sides) < 2:
             continue
-        n = min(len(first), len(second), int(pair["n"].min()))
-        sign = 1.0 if bool(pair["higher"].iloc[0]) else -1.0
-        apart = sign * (first[:n] - second[:n])
-        drawn = _bootstrap(apart, rng)
-        if set(np.unique(first[:n])) | set(np.unique(second[:n])) <= {0.0, 1.0}:
-            p, test = _mcnemar(apart), "McNemar"
-        else:
-            p, test = _p(drawn), "bootstrap"
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        rows.append((*key, n, apart.mean(), low, high, p, test))
-        draws.append(drawn)
-        differences.append(apart.mean())
-    if len(rows) > 1:
+        apart = _means_apart(sides[str(one)], sides[str(other)], key, answers, rng)
+        apart = apart or _scores_apart(sides[str(one)], sides[str(other)], key, answers)
+        if apart is None:
+            continue
+        low, high = np.quantile(apart.drawn, [0.025, 0.975])
+        rows.append((*key, apart.n, apart.difference, low, high, apart.p, apart.test))
+        if pair["share"].all():
+            draws.append(rng.choice(apart.drawn, DRAWS) if len(apart.drawn) < DRAWS else apart.drawn)
+            differences.append(apart.difference)
+            n_averaged += apart.n
+    if len(draws) > 1:
         drawn = np.mean(draws, axis=0)
         low, high = np.quantile(drawn, [0.025, 0.975])
         rows.append(
@@ -59,7 +68,7 @@ def paired(frame: pd.DataFrame, items: Items, one: Subject, other: Subject) -> p
                 "average",
                 "",
                 "",
-                sum(row[3] for row in rows),
+                n_averaged,
                 float(np.mean(differences)),
                 low,
                 high,
@@ -102,12 +111,12 @@ class Repaired:
         )
 
 
-def repaired(frame: pd.DataFrame, items: Items, config_id: int) -> Repaired | None:
+def repaired(frame: pd.DataFrame, answers: Answers, config_id: int) -> Repaired | None:
     """How configuration `config_id` does once it is repaired; None where it was not, or no example can be compared.
 
     frame: see scores.judged.
     """
-    table = paired(frame, items, Subject.config(REPAIRED + config_id), Subject.config(config_id))
+    table = paired(frame, answers, Subject.config(REPAIRED + config_id), Subject.config(config_id))
     if table.empty:
         return None
     row = table.iloc[-1]  # the average, where there are several benchmarks
@@ -115,10 +124,10 @@ def repaired(frame: pd.DataFrame, items: Items, config_id: int) -> Repaired | No
     return Repaired(config_id, difference, low, high, p, int(row["n"]))
 
 
-def repairs(frame: pd.DataFrame, items: Items) -> list[Repaired]:
+def repairs(frame: pd.DataFrame, answers: Answers) -> list[Repaired]:
     """All of `frame`'s repaired plans beside themselves unrepaired."""
     ids = sorted({int(config) for config in frame["config_id"].dropna()})
-    found = (repaired(frame, items, config_id - REPAIRED) for config_id in ids if is_repaired(config_id))
+    found = (repaired(frame, answers, config_id - REPAIRED) for config_id in ids if is_repaired(config_id))
     return [one for one in found if one is not None]
 
 
@@ -139,10 +148,41 @@ def _bootstrap(apart: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _p(drawn: np.ndarray) -> float:
     """Two-sided: how often the resampled mean is on the other side of no difference, or on it."""
     smaller = min((drawn <= 0).mean(), (drawn >= 0).mean())
-    return float(min(1.0, max(2 * smaller, 1 / DRAWS)))
+    return float(min(1.0, max(2 * smaller, 1 / len(drawn))))
 
 
-def _numbers(items: Sequence[Any] | None) -> np.ndarray | None:
-    if items is None or not all(isinstance(item, (int, float, bool)) for item in items):
+def _means_apart(one: Any, other: Any, key: Any, answers: Answers, rng: np.random.Generator) -> _Apart | None:
+    """Where both scores are the means of their items."""
+    first, second = _mean_items(one, key, answers), _mean_items(other, key, answers)
+    if first is None or second is None:
         return None
-    return np.asarray(items, dtype=float)
+    n = min(len(first), len(second))
+    first, second = first[:n], second[:n]
+    apart = (1.0 if one.higher else -1.0) * (first - second)
+    drawn = _bootstrap(apart, rng)
+    if set(np.unique(first)) | set(np.unique(second)) <= {0.0, 1.0}:
+        return _Apart(n, float(apart.mean()), drawn, _mcnemar(apart), "McNemar")
+    return _Apart(n, float(apart.mean()), drawn, _p(drawn), "bootstrap")
+
+
+def _mean_items(row: Any, key: Any, answers: Answers) -> np.ndarray | None:
+    """What stands behind a score as numbers; None where their mean is not the score, whatever their name."""
+    items = list(answers.items.get(ItemKey(row.plan_hash, *key), ()))[: int(row.n)]
+    known = row.aggregation if isinstance(row.aggregation, str) else "mean"
+    if not items or known != "mean" or not all(isinstance(item, (int, float)) for item in items):
+        return None
+    numbers = np.asarray(items, dtype=float)
+    return numbers if np.isclose(numbers.mean(), row.score, rtol=1e-6, atol=1e-9) else None
+
+
+def _scores_apart(one: Any, other: Any, key: Any, answers: Answers) -> _Apart | None:
+    """From the scores on resamples of as many examples."""
+    drawn = [answers.resamples.get((row.plan_hash, *key, int(row.n))) for row in (one, other)]
+    if one.n != other.n or drawn[0] is None or drawn[1] is None or len(drawn[0]) != len(drawn[1]):
+        return None
+    sign = 1.0 if one.higher else -1.0
+    apart = sign * (np.asarray(drawn[0], dtype=float) - np.asarray(drawn[1], dtype=float))
+    apart = apart[np.isfinite(apart)]
+    if not len(apart):
+        return None
+    return _Apart(int(one.n), sign * float(one.score - other.score), apart, _p(apart), "bootstrap of the score")

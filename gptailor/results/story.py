@@ -18,7 +18,7 @@ from gptailor.results.frames import held_out
 from gptailor.results.summary import list_runs
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
-from gptailor.trial import Subject, SubjectKind, TrialStatus, is_repaired
+from gptailor.trial import BenchmarkKey, Subject, SubjectKind, TrialStatus, is_repaired
 
 
 def runs_json(root: str | Path) -> list[dict[str, Any]]:
@@ -51,14 +51,14 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
     tables = queries.read_run(folder)
     run = tables.runs.iloc[0]
     spec = json.loads(run.spec)
-    objectives = [f"{o['benchmark']}/{o['metric']}" for o in spec["objectives"]]
+    objectives = [one.name for one in tables.spec.objectives]
     found = scores.searched(tables)
     named = scores.best(tables, found)
     best = None if named is None else named.config_id
     describe = _describer(tables, found)
     trials = tables.trials
     done = trials[trials.status == TrialStatus.SUCCESS]
-    searched = {(o["benchmark"], o["metric"], o["split"]) for o in spec["objectives"]}
+    searched = {one.key for one in tables.spec.objectives}
     references = _references(tables.evaluations, searched)
     chosen = scores.choice(tables)
     return {
@@ -106,7 +106,7 @@ def _repairs(folder: RunFolder, tables: queries.RunTables) -> list[statistics.Re
     frame = scores.judged(tables, "selection")
     if not frame["config_id"].dropna().map(is_repaired).any():
         return []
-    return statistics.repairs(frame, queries.items_of(folder, frame["plan_hash"].dropna()))
+    return statistics.repairs(frame, queries.answers_of(folder, frame["plan_hash"].dropna()))
 
 
 def _held_out(folder: RunFolder, tables: queries.RunTables, best: int | None) -> dict[str, Any]:
@@ -120,8 +120,8 @@ def _held_out(folder: RunFolder, tables: queries.RunTables, best: int | None) ->
     plan, control = scores.judged_best(table, best), scores.strongest(table, SubjectKind.BASELINE)
     tests = []
     if plan is not None and control is not None:
-        items = queries.items_of(folder, table.loc[table.subject.isin([str(plan), str(control)]), "plan_hash"].dropna())
-        tests = _records(statistics.paired(frame, items, plan, control))
+        hashes = table.loc[table.subject.isin([str(plan), str(control)]), "plan_hash"].dropna()
+        tests = _records(statistics.paired(frame, queries.answers_of(folder, hashes), plan, control))
     return {
         "averages": _records(table),
         "best": plan and str(plan),
@@ -134,7 +134,7 @@ def _held_out(folder: RunFolder, tables: queries.RunTables, best: int | None) ->
 def _heals(folder: RunFolder, tables: queries.RunTables, frame: pd.DataFrame) -> list[str]:
     if scores.of_kind(frame, SubjectKind.HEALED).empty:
         return []
-    return held_out.heals(tables, queries.items_of(folder, frame["plan_hash"].dropna()))
+    return held_out.heals(tables, queries.answers_of(folder, frame["plan_hash"].dropna()))
 
 
 def _selection(chosen: scores.Choice) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _describer(tables: queries.RunTables, found: scores.Searched) -> Callable[[i
     return describe
 
 
-def _references(evaluations: pd.DataFrame, searched: set[tuple[str, str, str]]) -> dict[str, dict[str, Any]]:
+def _references(evaluations: pd.DataFrame, searched: set[BenchmarkKey]) -> dict[str, dict[str, Any]]:
     """Scores on the objectives' own splits of every subject outside the search, from the most examples there are."""
     found: dict[str, dict[str, Any]] = {}
     for row in evaluations.sort_values(["subject", "n_samples"]).itertuples():

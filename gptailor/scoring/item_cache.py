@@ -12,12 +12,16 @@ from typing import Any
 
 from gptailor.evaluate.benchmarks import OpenBenchmark
 from gptailor.evaluate.metrics import item_beside
+from gptailor.evaluate.resampling import aggregation_name, resampled
 from gptailor.evaluate.scoring import score_of
 from gptailor.plan import StitchPlan
-from gptailor.trial import ItemKey, Score
+from gptailor.trial import Evaluation, ItemKey, Score, Subject, now
 
 OPTIONS = "options"
 """In a metric's place: the dense base's log-likelihoods of the options, which metrics that compare with it need."""
+
+ORDER = "order"
+"""In a metric's place too: the places, in the seeded order, of the examples as the run reads them."""
 
 Items = dict[ItemKey, list[Any]]
 """What each example gave, in nested order."""
@@ -117,8 +121,26 @@ class ItemCache:
         return key, first, items
 
 
+def evaluation_of(
+    subject: Subject, config_id: int | None, plan: StitchPlan, benchmark: OpenBenchmark, score: Score, known: Items
+) -> Evaluation:
+    """A score outside the search as it is stored, with what paired tests need. known: the items behind it."""
+    items = known[items_key(plan, benchmark)][: score.n_samples]
+    return Evaluation(
+        subject,
+        config_id,
+        benchmark.spec.split,
+        score,
+        now(),
+        plan.hash,
+        benchmark.chance,
+        aggregation_name(benchmark),
+        resampled(benchmark, items),
+    )
+
+
 def items_key(plan: StitchPlan, benchmark: OpenBenchmark) -> ItemKey:
-    return ItemKey(plan.hash, benchmark.spec.benchmark, benchmark.spec.metric, benchmark.spec.split)
+    return ItemKey(plan.hash, benchmark.spec.key, benchmark.spec.metric, benchmark.spec.split)
 
 
 def reading_key(dense: StitchPlan, benchmark: OpenBenchmark, what: str) -> ItemKey:

@@ -19,6 +19,7 @@ from gptailor.errors import UserError
 from gptailor.evaluate.benchmarks import OpenBenchmark, calibration_batches, open_benchmarks, reordered
 from gptailor.evaluate.calibration import TextReader
 from gptailor.evaluate.evaluator import Evaluator, Stopped
+from gptailor.evaluate.scoring import try_metric
 from gptailor.family.models import Family, Reader, open_family
 from gptailor.plan import BASE, StitchPlan, Texts
 from gptailor.scoring.item_cache import Gap, ItemCache, Items, PlanScores
@@ -191,7 +192,9 @@ class PlanScorer:
 
     def calibration(self, benchmarks: Sequence[OpenBenchmark] | None = None) -> list[dict[str, torch.Tensor]]:
         """The texts that pruning methods look at, in padded batches: of the run's benchmarks, or of others."""
-        texts = calibration_batches(self.benchmarks if benchmarks is None else benchmarks, CALIBRATION_TEXTS)
+        chosen = self.benchmarks if benchmarks is None else benchmarks
+        tokenizer, window = self.family.tokenizer, _window(self.family.reader)
+        texts = calibration_batches(chosen, CALIBRATION_TEXTS, tokenizer, window)
         return _padded(texts, self.family.device)
 
     def influence_orders(self, benchmarks: Sequence[OpenBenchmark] | None = None) -> list[tuple[str, list[int]]]:
@@ -229,8 +232,11 @@ def _padded(texts: list[list[int]], device: torch.device, rows: int = 16) -> lis
 def open_run_benchmarks(
     reader: Reader, spec: RunSpec, benchmarks: Sequence[Benchmark], max_examples: int | None
 ) -> list[OpenBenchmark]:
-    """Benchmarks as a run reads them; no model is needed for that. Raises UserError."""
-    return open_benchmarks(
+    """Benchmarks as a run reads them; no model is needed for that.
+
+    Raises UserError, also for a metric that cannot be computed on them.
+    """
+    opened = open_benchmarks(
         benchmarks,
         reader.tokenizer,
         max_length=_window(reader),
@@ -240,6 +246,9 @@ def open_run_benchmarks(
         chat_template=spec.chat_template,
         chat_template_args=spec.chat_template_args,
     )
+    for benchmark in opened:
+        try_metric(benchmark)
+    return opened
 
 
 def run_texts(reader: Reader, spec: RunSpec, folder: RunFolder | None = None) -> TextReader:

@@ -65,6 +65,7 @@ class BaselineRun(RunBase):
         self.made = {trial.config_id: trial.plan for trial in self.history.finished.values()}
         scorer = self._local_scorer(queries.load_examples(self.folder))
         plan_scorer = scorer.plan_scorer
+        self.provenance.objectives(plan_scorer.benchmarks)
         self.progress.started(spec.model_copy(update={"trials": len(asked)}), len(self.history.finished))
         n_layers = plan_scorer.family.n_layers
         if any(METHODS[name].scores for name in spec.baselines):  # on the examples that a search reads

@@ -50,9 +50,12 @@ def run_engine(folder: RunFolder, progress: Progress) -> RunStatus:
                 if cause := os.environ.pop(DEATHS, None):
                     blame_the_trial(folder, writer, cause)
                 _look_up_benchmarks(spec)
+                work = _work_of(spec)(folder, spec, writer, progress, signalled)
+                work.provenance.models()
                 with _devices(folder, spec, progress.note):
                     writer.set_status(RunStatus.RUNNING)
-                    status, error = _work_of(spec)(folder, spec, writer, progress, signalled).run()
+                    status, error = work.run()
+                work.provenance.models()  # files may have been replaced while it was at work
             except (Stopped, StopAsked):
                 status = RunStatus.STOPPED
             except KeyboardInterrupt:

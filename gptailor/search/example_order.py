@@ -21,11 +21,9 @@ from numpy.typing import NDArray
 
 from gptailor.evaluate.benchmarks import OpenBenchmark
 from gptailor.plan import StitchPlan
-from gptailor.scoring.item_cache import OPTIONS, Fresh, Items, items_key, reading_key
+from gptailor.scoring.item_cache import OPTIONS, ORDER, Fresh, Items, items_key, reading_key
 from gptailor.spec import Reading
 
-ORDER = "order"
-"""In a metric's place among stored items: the places, in the seeded order, of the examples as the run reads them."""
 FLATTEST = 0.1
 """The least that a slope is taken for: few plans tell it roughly."""
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from gptailor.launch import engine
 from gptailor.plan import StitchPlan
 from gptailor.schedule import REFERENCES
+from gptailor.scoring.plan_scorer import OBJECTIVES
 from gptailor.scoring.scorer import Ended, Scorer, last_line
 from gptailor.search.progress import Progress
 from gptailor.search.recording import outcome_of, trial_record
@@ -71,7 +72,7 @@ class Search(RunBase):
                 self._reference(scorer, BLOCK_INFLUENCE, one_shot)
             status, error = self._loop(scorer, space, initial)
             if status is RunStatus.FINISHED and spec.selection:
-                select(self.folder, spec, scorer, self.writer, self.progress.note)
+                select(self.folder, spec, scorer, self.writer, self.provenance, self.progress.note)
         return status, error
 
     @contextmanager
@@ -83,8 +84,17 @@ class Search(RunBase):
         else:
             from gptailor.scoring.cluster.dask_scorer import DaskScorer  # Dask, which one worker does not need
 
-            scorer = DaskScorer(self.spec, self.folder, known, self._stop_asked, self.progress.note, self._interrupted)
+            scorer = DaskScorer(
+                self.spec,
+                self.folder,
+                known,
+                self.provenance.known,
+                self._stop_asked,
+                self.progress.note,
+                self._interrupted,
+            )
         try:
+            self.provenance.objectives(scorer.opened(OBJECTIVES))
             yield scorer
         finally:
             scorer.close()

@@ -24,6 +24,7 @@ from gptailor.scoring.device_speed import type_advice
 from gptailor.scoring.item_cache import Items, PlanScores
 from gptailor.scoring.local import LocalScorer
 from gptailor.scoring.plan_scorer import OBJECTIVES
+from gptailor.scoring.provenance import Provenance
 from gptailor.scoring.scorer import Scorer
 from gptailor.search.example_order import known_orders, put_in_order, slopes, telling_orders
 from gptailor.search.progress import Progress
@@ -48,6 +49,7 @@ class RunBase(ABC):
     ) -> None:
         self.folder, self.spec, self.writer, self.progress = folder, spec, writer, progress
         self.signalled = signalled
+        self.provenance = Provenance(folder, spec, writer, progress.note)
         writer.retry = self._wait_for_space
         self.history = read_history(folder)
         self.dense: dict[str, float] = {}

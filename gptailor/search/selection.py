@@ -16,13 +16,15 @@ from gptailor.evaluate.scoring import NonFinite
 from gptailor.plan import StitchPlan
 from gptailor.results import scores, statistics
 from gptailor.results.story import stored_plans
+from gptailor.scoring.item_cache import evaluation_of
 from gptailor.scoring.plan_scorer import OBJECTIVES, SELECTION, SELECTION_EXAMPLES
+from gptailor.scoring.provenance import Provenance, without
 from gptailor.scoring.scorer import Scorer
 from gptailor.spec import RunSpec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
-from gptailor.trial import DENSE, REPAIRED, Evaluation, Subject, now
+from gptailor.trial import DENSE, REPAIRED, Subject
 from gptailor.wording import duration
 
 REPAIRED_FINALISTS = 3
@@ -31,10 +33,22 @@ FINALISTS = 10
 """Plans that are scored again. More would let luck back in, fewer would leave the choice to the search's scores."""
 
 
-def select(folder: RunFolder, spec: RunSpec, scorer: Scorer, writer: RunWriter, say: Callable[[str], None]) -> None:
-    """Score the finalists on the selection splits and say which is chosen. Raises Stopped; what is scored is kept."""
+def select(
+    folder: RunFolder,
+    spec: RunSpec,
+    scorer: Scorer,
+    writer: RunWriter,
+    provenance: Provenance,
+    say: Callable[[str], None],
+) -> None:
+    """Score the finalists on the selection splits and say which is chosen.
+
+    Raises Stopped (what is scored is kept), and UserError where the models are not those that the search began with.
+    """
+    provenance.models()
     plans = finalists(folder)
     opened = scorer.opened(SELECTION)
+    scorer.cache.known = without(scorer.cache.known, provenance.judges(opened))
     subjects = {DENSE: StitchPlan.dense(scorer.n_layers)}
     subjects |= {Subject.config(config_id): plan for config_id, plan in plans.items()}
     n_examples, began = sum(benchmark.n_examples for benchmark in opened), time.monotonic()
@@ -48,9 +62,8 @@ def select(folder: RunFolder, spec: RunSpec, scorer: Scorer, writer: RunWriter, 
             for key, first, items in result.fresh:
                 writer.record_examples(*key, first, items)
             for benchmark, score in zip(opened, result.scores, strict=True):
-                split, at = benchmark.spec.split, now()
-                evaluation = Evaluation(subject, subject.config_id, split, score, at, plan.hash, benchmark.chance)
-                writer.record_evaluation(evaluation)
+                known = scorer.cache.known
+                writer.record_evaluation(evaluation_of(subject, subject.config_id, plan, benchmark, score, known))
     if spec.repairs is not None:
         repair_finalists(folder, spec, scorer, writer, say)
     if chosen := scores.choice(queries.read_run(folder)):
@@ -79,8 +92,8 @@ def repair_finalists(
         except (NonFinite, UserError) as problem:
             say(f"selection: plan {config_id} cannot be repaired: {problem}")
             continue
-        items = queries.items_of(folder, [plans[config_id].hash, repaired.hash])
-        test = statistics.repaired(scores.judged(queries.read_run(folder), SELECTION), items, config_id)
+        answers = queries.answers_of(folder, [plans[config_id].hash, repaired.hash])
+        test = statistics.repaired(scores.judged(queries.read_run(folder), SELECTION), answers, config_id)
         if test is not None:
             say(f"selection: {test.text}")
             if test.is_better:
@@ -94,8 +107,8 @@ def _record(writer: RunWriter, scorer: Scorer, config_id: int, plan: StitchPlan,
         for key, first, items in result.fresh:
             writer.record_examples(*key, first, items)
         for benchmark, score in zip(opened, result.scores, strict=True):
-            subject, split, at = Subject.config(config_id), benchmark.spec.split, now()
-            writer.record_evaluation(Evaluation(subject, config_id, split, score, at, plan.hash, benchmark.chance))
+            subject, known = Subject.config(config_id), scorer.cache.known
+            writer.record_evaluation(evaluation_of(subject, config_id, plan, benchmark, score, known))
 
 
 def finalists(folder: RunFolder) -> dict[int, StitchPlan]:

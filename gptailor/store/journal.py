@@ -19,8 +19,8 @@ from typing import Any
 
 from gptailor.store.connection import StoreFull, StoreMissing, StoreNewer, StoreUnwritable
 
-FORMAT = 1
-"""Version of a line, raised when the meaning of its events changes."""
+FORMAT = 2
+"""Version of a line, raised when the meaning of its events changes. 2: `forgotten` takes rows out again."""
 
 Event = dict[str, Any]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -20,9 +20,15 @@ from gptailor.store.connection import (
     schema_version,
 )
 from gptailor.store.folder import RunFolder
+from gptailor.store.naming import names_now, objective_names_now, renamed
 from gptailor.store.stored_spec import StoredSpec, read_stored_spec, read_versions
 from gptailor.store.tables import known_tables
-from gptailor.trial import ItemKey, Subject, now
+from gptailor.trial import BenchmarkKey, Digests, ItemKey, Subject, now
+
+ResampleKey = tuple[str, str, str, str, int]
+"""plan_hash, benchmark, metric, split, number of examples."""
+DIGESTS_SINCE = 7
+"""The store's version that brought digests and resamples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,18 @@ class RunTables(ScoreTables):
     layers: pd.DataFrame
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What examples gave for some plans, in nested order.
+
+    resamples: where a score is not the mean of its items, the score over resamples of the examples, the same draws for
+    every plan (None: no score on that draw).
+    """
+
+    items: Mapping[ItemKey, Sequence[Any]] = field(default_factory=dict)
+    resamples: Mapping[ResampleKey, Sequence[float | None]] = field(default_factory=dict)
+
+
 _ORDER = {
     "runs": "run_id",
     "trials": "trial_id",
@@ -86,7 +104,7 @@ def read_run(folder: RunFolder, patience: float = READER_PATIENCE) -> RunTables:
         as_of = now()
         found = schema_version(con)
         frames = {table: _frame(con, table, order) for table, order in _ORDER.items()}
-    frames["evaluations"] = _of_known_subjects(frames["evaluations"])
+    frames |= _told_as_today(frames)
     notice = newer_notice(found) if found > known_version() else None
     return RunTables(run_id=folder.run_id, as_of=as_of, version=version, notice=notice, **frames)
 
@@ -95,8 +113,7 @@ def score_tables(con: duckdb.DuckDBPyConnection) -> ScoreTables:
     """What the open database's scores are worked out from, without what takes long to read. Raises duckdb.Error."""
     tables = ("runs", "trials", "scores", "plans", "evaluations")
     frames = {table: _frame(con, table, _ORDER[table], _OF_SCORES.get(table, "*")) for table in tables}
-    frames["evaluations"] = _of_known_subjects(frames["evaluations"])
-    return ScoreTables(**frames)
+    return ScoreTables(**frames | _told_as_today(frames))
 
 
 def read_scores(folder: RunFolder, patience: float = READER_PATIENCE) -> ScoreTables:
@@ -115,6 +132,44 @@ def items_of(folder: RunFolder, plan_hashes: Iterable[str]) -> dict[ItemKey, lis
     return dict(_examples(folder, sorted(set(plan_hashes))))
 
 
+def load_digests(folder: RunFolder) -> Digests:
+    """What the run's numbers were computed from; empty of runs that were made before that was kept."""
+    with open_reader(folder, patience=30.0) as con:
+        if schema_version(con) < DIGESTS_SINCE:
+            return Digests()
+        rows = con.execute("SELECT kind, name, part, digest FROM digests").fetchall()
+        pieces = con.execute(
+            "SELECT benchmark, metric, split, first, digests FROM example_digests ORDER BY ALL"
+        ).fetchall()
+    examples: dict[BenchmarkKey, list[str]] = {}
+    for benchmark, metric, split, first, text in pieces:
+        examples.setdefault(BenchmarkKey(benchmark, metric, split), [])[first:] = json.loads(text)
+    return Digests(
+        {(name, part): digest for kind, name, part, digest in rows if kind == "weights"},
+        {name: value for kind, name, _, value in rows if kind == "setting"},
+        examples,
+        {name: value for kind, name, _, value in rows if kind == "revision"},
+    )
+
+
+def answers_of(folder: RunFolder, plan_hashes: Iterable[str]) -> Answers:
+    """What paired tests between these plans need."""
+    hashes = sorted(set(plan_hashes))
+    return Answers(items_of(folder, hashes), _resamples(folder, hashes))
+
+
+def _resamples(folder: RunFolder, hashes: list[str]) -> dict[ResampleKey, list[float | None]]:
+    with open_reader(folder, patience=30.0) as con:
+        if schema_version(con) < DIGESTS_SINCE:
+            return {}
+        rows = con.execute(
+            "SELECT plan_hash, benchmark, metric, split, n_samples, scores FROM resamples "
+            "WHERE list_contains(?::VARCHAR[], plan_hash)",
+            [hashes],
+        ).fetchall()
+    return {(*key, n): json.loads(text) for *key, n, text in rows}
+
+
 def _frame(con: duckdb.DuckDBPyConnection, table: str, order: str, asked: str = "*") -> pd.DataFrame:
     columns = known_tables()[table].columns
     if asked != "*":
@@ -127,6 +182,16 @@ def _frame(con: duckdb.DuckDBPyConnection, table: str, order: str, asked: str = 
         if kind == "TIMESTAMP WITH TIME ZONE":
             frame[column] = pd.to_datetime(frame[column], utc=True)
     return frame
+
+
+def _told_as_today(frames: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Scores and evaluations under this version's names of benchmarks, without kinds of subjects it does not know."""
+    spec = read_stored_spec(frames["runs"]["spec"].iloc[0] if len(frames["runs"]) else None)
+    known = _of_known_subjects(frames["evaluations"])
+    return {
+        "scores": renamed(frames["scores"], objective_names_now(spec), ["benchmark", "metric"]),
+        "evaluations": renamed(known, names_now(spec), ["benchmark", "metric", "split"]),
+    }
 
 
 def _of_known_subjects(evaluations: pd.DataFrame) -> pd.DataFrame:

@@ -12,18 +12,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from gptailor.trial import BenchmarkKey
+from gptailor.trial import BenchmarkKey, benchmark_name
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class StoredBenchmark:
-    """A benchmark that a run file names, as the columns of the store name it."""
+    """A benchmark that a run file names, as the columns of the store name it: with its shots, where it asks for some.
+
+    task: lm-eval's name, the same whatever the shots.
+    """
 
     benchmark: str
     metric: str
     split: str
+    task: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:
@@ -117,6 +121,7 @@ def _texts(value: object) -> Iterator[str]:
 def _benchmarks(value: object, split: str) -> Iterator[StoredBenchmark]:
     for one in value if isinstance(value, (list, tuple)) else ():
         if isinstance(one, Mapping) and isinstance(one.get("benchmark"), str):
-            yield StoredBenchmark(
-                one["benchmark"], _of(str, one.get("metric"), "acc"), _of(str, one.get("split"), split)
-            )
+            shots = one.get("num_fewshot")
+            name = benchmark_name(one["benchmark"], shots if type(shots) is int else None)
+            metric, asked = _of(str, one.get("metric"), "acc"), _of(str, one.get("split"), split)
+            yield StoredBenchmark(name, metric, asked, one["benchmark"])

@@ -20,8 +20,21 @@ from gptailor.store.connection import migrate
 from gptailor.store.journal import Event
 
 Row = dict[str, Any]
-DATA_TABLES = ("runs", "trials", "scores", "plans", "layers", "evaluations", "examples")
-_CHANGING = ("runs", "trials")
+DATA_TABLES = (
+    "runs",
+    "trials",
+    "scores",
+    "plans",
+    "layers",
+    "evaluations",
+    "examples",
+    "digests",
+    "example_digests",
+    "resamples",
+)
+OF_A_BENCHMARK = ("evaluations", "examples", "example_digests", "resamples")
+"""Tables from which a benchmark can be forgotten."""
+_CHANGING = ("runs", "trials", "digests")
 """Tables whose rows are written more than once as a matter of course."""
 SNAPSHOT_ROWS = 2000
 """Rows of one `rows` event: a journal line stays of a size that reads and applies at once."""
@@ -83,12 +96,27 @@ def apply(con: duckdb.DuckDBPyConnection, run_id: str, events: list[Event]) -> N
     """Apply events and note the last one's number, in one transaction. Raises duckdb.Error with nothing changed."""
     tables: dict[str, list[Row]] = defaultdict(list)
     for event in events:
+        if event["event"] == "forgotten":
+            _forget(con, tables, {tuple(key) for key in event["keys"]})
+            continue
         for table, row in rows_of(event):
             tables[table].append({"run_id": run_id, **row})
     try:
         _apply(con, run_id, events[-1], tables, merge=False)
     except duckdb.ConstraintException:  # something is recorded for the second time
         _apply(con, run_id, events[-1], tables, merge=True)
+
+
+def _forget(con: duckdb.DuckDBPyConnection, tables: dict[str, list[Row]], keys: set[tuple[str, ...]]) -> None:
+    """Take out what is stored, or about to be, of benchmarks (name, metric, split).
+
+    In a transaction of its own: DuckDB does not take a key again in the one that removed it, and doing it twice changes
+    nothing.
+    """
+    for table in OF_A_BENCHMARK:
+        tables[table] = [row for row in tables[table] if (row["benchmark"], row["metric"], row["split"]) not in keys]
+        for key in keys:
+            con.execute(f"DELETE FROM {table} WHERE benchmark = ? AND metric = ? AND split = ?", list(key))
 
 
 def _apply(con: duckdb.DuckDBPyConnection, run_id: str, last: Event, tables: dict[str, list[Row]], merge: bool) -> None:
@@ -150,10 +178,13 @@ def rows_of(event: Event) -> Iterator[tuple[str, Row]]:
                 yield "scores", {"trial_id": event["row"]["trial_id"], **score}
         case "plan":
             yield from _plan_rows(event)
-        case "examples":
-            yield "examples", event["row"]
+        case "examples" | "example_digests" | "resamples":
+            yield event["event"], event["row"]
         case "evaluation":
             yield "evaluations", event["row"]
+        case "digests":
+            for row in event["rows"]:
+                yield "digests", row
         case "rows":
             for row in event["rows"]:
                 yield event["table"], row

@@ -36,7 +36,18 @@ from gptailor.store.journal import FORMAT, Event, JournalContents, append, cut_t
 from gptailor.store.queries import ScoreTables, score_tables
 from gptailor.store.summary import RunSummary, write_summary
 from gptailor.store.tables import applied, apply, snapshot
-from gptailor.trial import Evaluation, Outcome, RunRecord, RunStatus, Score, Trial, TrialStatus, now
+from gptailor.trial import (
+    BenchmarkKey,
+    Digests,
+    Evaluation,
+    Outcome,
+    RunRecord,
+    RunStatus,
+    Score,
+    Trial,
+    TrialStatus,
+    now,
+)
 
 log = logging.getLogger(__name__)
 CHUNK = 5000
@@ -44,7 +55,7 @@ CHUNK = 5000
 _NUMBERS = {int, float, bool, type(None)}
 Clock = Callable[[], datetime]
 Summarise = Callable[[ScoreTables, RunFolder], RunSummary]
-_UNSUMMARISED = {"trial_started", "plan", "examples"}
+_UNSUMMARISED = {"trial_started", "plan", "examples", "digests", "example_digests", "resamples"}
 """Events that change nothing in the table of runs but the time of the last activity."""
 _FREQUENT = _UNSUMMARISED | {"trial_finished"}
 """Events that a summary need not follow at once; every other one it does."""
@@ -237,11 +248,35 @@ class RunWriter:
 
     def record_evaluation(self, evaluation: Evaluation) -> None:
         """A score outside the search. Raises ValueError for a score that is not finite."""
-        row = {key: value for key, value in dataclasses.asdict(evaluation).items() if key != "score"}
+        row = {key: value for key, value in dataclasses.asdict(evaluation).items() if key not in ("score", "resampled")}
         row["subject"] = str(evaluation.subject)
         score = _score_row(evaluation.score)
         del score["is_objective"]
         self._record({"event": "evaluation", "row": row | score})
+        if evaluation.resampled is not None:
+            key = {name: score[name] for name in ("benchmark", "metric", "n_samples")} | {"split": evaluation.split}
+            drawn = [score if math.isfinite(score) else None for score in evaluation.resampled]
+            of = {"plan_hash": evaluation.plan_hash, "scores": drawn}
+            self._record({"event": "resamples", "row": key | of})
+
+    def record_digests(self, digests: Digests) -> None:
+        """What the run's numbers are computed from; its examples are recorded by themselves."""
+        rows = [{"kind": "weights", "name": n, "part": part, "digest": d} for (n, part), d in digests.weights.items()]
+        for kind, found in (("setting", digests.settings), ("revision", digests.revisions)):
+            rows += [{"kind": kind, "name": name, "part": "", "digest": text} for name, text in found.items()]
+        self._record({"event": "digests", "rows": rows})
+
+    def record_example_digests(self, key: BenchmarkKey, first: int, digests: Sequence[str]) -> None:
+        """Of examples [first, first + len(digests)) of a benchmark's seeded order."""
+        row = dict(zip(("benchmark", "metric", "split"), key, strict=True)) | {"first": first}
+        self._record({"event": "example_digests", "row": row | {"digests": list(digests)}})
+
+    def forget(self, keys: Sequence[BenchmarkKey]) -> None:
+        """Take what was answered to benchmarks, and their scores outside the search, out of the tables.
+
+        They were other benchmarks. The journal keeps it.
+        """
+        self._record({"event": "forgotten", "keys": [list(key) for key in keys]})
 
     def flush(self) -> None:
         """Journal what is in memory, then apply what waits. Raises StoreUnwritable; a database in trouble is logged."""

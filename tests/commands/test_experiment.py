@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from gptailor.plan import StitchPlan
 from gptailor.spec import Baseline, SpaceOperation, load_spec
 from gptailor.store import queries
 from gptailor.store.writer import RunWriter
-from gptailor.trial import Evaluation, Score, Subject
+from gptailor.trial import BenchmarkKey, Digests, Evaluation, Score, Subject
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "data" / "experiments").glob("*.yaml"))
@@ -76,7 +77,11 @@ def test_short_keys_depend_on_the_run_file(tmp_path: Path, monkeypatch: pytest.M
 def test_a_plan_is_judged_once(tmp_path: Path) -> None:
     dense, spec = StitchPlan.dense(6).hash, tiny_spec(tmp_path)
     first, second, third, fourth = (make_tiny_run(tmp_path / "runs", tmp_path, f"run-{k}") for k in range(4))
+    digests = Digests({("base", "model.safetensors"): "b", ("math", "model.safetensors"): "m"}, {"dtype": "float32"})
+    for folder in (first, second, third, fourth):
+        RunWriter.open(folder).record_digests(digests)
     writer = RunWriter.open(first)
+    writer.record_example_digests(BenchmarkKey("words", "acc", "test"), 0, ["x", "y", "z"])
     writer.record_examples(dense, "words", "acc", "test", 0, [1.0, 0.0, 1.0])
     writer.record_examples(dense, "words", "acc", "validation", 0, [0.0])
     writer.record_examples(PLAN.hash, "words", "acc", "test", 0, [1.0])
@@ -84,6 +89,16 @@ def test_a_plan_is_judged_once(tmp_path: Path) -> None:
     lend(second, spec, [(first, spec)])
     lent = {(dense, "words", "acc", "test"): [1.0, 0.0, 1.0], (PLAN.hash, "words", "acc", "test"): [1.0]}
     assert queries.load_examples(second) == lent
+    assert queries.load_digests(second).examples == {("words", "acc", "test"): ["x", "y", "z"]}
+    other_model, other_rows = (
+        make_tiny_run(tmp_path / "runs", tmp_path, name) for name in ("other-model", "other-rows")
+    )
+    RunWriter.open(other_model).record_digests(replace(digests, weights={("base", "model.safetensors"): "c"}))
+    RunWriter.open(other_rows).record_digests(digests)
+    RunWriter.open(other_rows).record_example_digests(BenchmarkKey("words", "acc", "test"), 0, ["x", "other"])
+    for folder in (other_model, other_rows):
+        lend(folder, spec, [(first, spec)])
+        assert not queries.load_examples(folder), folder.run_id
     lend(third, tiny_spec(tmp_path, seed=1), [(first, spec), (second, spec)])
     assert not queries.load_examples(third), "another seed is another order of the examples"
     elsewhere = spec.model_copy(update={"candidates": dict.fromkeys(spec.candidates, "another/folder")})

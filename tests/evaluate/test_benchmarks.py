@@ -112,6 +112,23 @@ def test_splits_are_the_asked_ones(folder: Path, tokenizer: Any) -> None:
             assert text.endswith(example.doc["query"]) and text.count(example.doc["query"]) == 1
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_prompt_is_the_same_whatever_else_is_asked(folder: Path, tokenizer: Any, split: str) -> None:
+    def prompts(shots: int, n: int | None) -> list[str]:
+        spec = Benchmark(benchmark="many", split=split, num_fewshot=shots)
+        (benchmark,) = opened(folder, tokenizer, spec, max_examples=n)
+        return [example.instances[0].args[0] for example in benchmark.examples]
+
+    whole = prompts(3, None)
+    assert prompts(3, 1) == whole[:1] and prompts(3, 7) == whole[:7]
+    assert len({prompt.rpartition("\n\n")[0] for prompt in whole}) > 15, "each has examples of its own"
+
+
+def test_more_shots_than_there_are_examples(folder: Path, tokenizer: Any) -> None:
+    said = refused(folder, tokenizer, Benchmark(benchmark="many", split="test", num_fewshot=25))
+    assert said == "benchmark many: task many: num_fewshot is 25, and it has 20 examples to draw from"
+
+
 @pytest.mark.parametrize("name, metric", [("many", "acc_norm"), ("text", "word_perplexity"), ("write", "bleu,word")])
 def test_continued_items_give_the_score_of_one_go(
     folder: Path, tokenizer: Any, model: Any, name: str, metric: str
@@ -301,7 +318,7 @@ def test_metrics_of_one_benchmark_are_read_once(
 
 def test_calibration_texts_are_prompts_with_the_right_answer(folder: Path, tokenizer: Any) -> None:
     benchmarks = opened(folder, tokenizer, Benchmark(benchmark="many"), Benchmark(benchmark="part0"))
-    batches = calibration_batches(benchmarks, 6)
+    batches = calibration_batches(benchmarks, 6, tokenizer, 256)
     assert len(batches) == 6
     for place, tokens in enumerate(batches):
         doc = benchmarks[place % 2].examples[place // 2].doc

@@ -148,7 +148,7 @@ def test_settings_of_the_chat_template(tmp_path: Path, model: Any, tokenizer: An
 def test_few_shot(tmp_path: Path, model: Any, tokenizer: Any, chat_template: bool) -> None:
     write_task(tmp_path, "shots", CHOICE.replace("query\n", '"Q: {{{{query}}}}\\nA:"\n', 1), extra=LIKELIHOOD)
     spec = Benchmark(benchmark="shots", metric="likelihood", split="test", num_fewshot=2)
-    compare(tmp_path, spec, model, tokenizer, chat_template=chat_template, max_length=256)
+    compare(tmp_path, spec, model, tokenizer, n=20, chat_template=chat_template)  # 20: lm-eval's of the whole split
 
 
 def test_shared_few_shot_prefix_is_read_once(tmp_path: Path, model: Any, tokenizer: Any) -> None:

@@ -154,21 +154,10 @@ def _evaluation_frame(evaluations: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         benchmark, metric = e["name"].split("/")
         subject, config = e["subject"], Subject.parse(e["subject"]).config_id
         split, error = e.get("split", "validation"), e.get("stderr", 0.01)
-        known = (e.get("plan_hash"), e.get("chance"))
+        known = (e.get("plan_hash"), e.get("chance"), e.get("aggregation"))
         rows.append(
             (subject, config, benchmark, metric, split, e["score"], error, e["n_samples"], metric != "ppl", *known)
         )
-    columns = [
-        "subject",
-        "config_id",
-        "benchmark",
-        "metric",
-        "split",
-        "score",
-        "stderr",
-        "n_samples",
-        "higher_is_better",
-        "plan_hash",
-        "chance",
-    ]
+    columns = ["subject", "config_id", "benchmark", "metric", "split", "score", "stderr", "n_samples"]
+    columns += ["higher_is_better", "plan_hash", "chance", "aggregation"]
     return pd.DataFrame(rows, columns=columns).astype({"score": float, "stderr": float, "chance": float})

@@ -75,10 +75,10 @@ def test_the_error_of_the_average() -> None:
     assert trials["average ±"].iloc[0] == pytest.approx(expected)
 
 
-def test_without_dense_scores_the_average_is_of_scores_and_inverses() -> None:
+def test_without_dense_scores_the_average_is_of_scores_that_are_shares() -> None:
     view = View(run_tables([success(1, 900, 0.6, 20.0)]))
     assert view.facts.average is Average.SCORE
-    assert view.trials["average"].iloc[0] == pytest.approx((0.6 + 1 / 20.0) / 2)
+    assert view.trials["average"].iloc[0] == pytest.approx(0.6), "a perplexity has a unit of its own"
 
 
 def test_a_trial_without_all_scores_has_no_average() -> None:

@@ -21,6 +21,7 @@ from gptailor.results.frames.view import View
 from gptailor.results.report import html
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
+from gptailor.store.queries import Answers
 from gptailor.trial import ItemKey
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +84,7 @@ class Tags(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page() -> Tags:
-    return Tags(html(view(), ITEMS))
+    return Tags(html(view(), Answers(ITEMS)))
 
 
 def test_nothing_of_the_run_becomes_markup(page: Tags) -> None:
@@ -115,9 +116,9 @@ def test_it_tells_what_was_proven(page: Tags) -> None:
     text = "\n".join(page.words)
     assert "Plan 7 is ahead of sleb on math by 0.100" in text and "noise explains" in text
     assert "math, dense" in text and "McNemar" in text
-    without = "\n".join(Tags(html(view(held_out=False), {})).words)
+    without = "\n".join(Tags(html(view(held_out=False), Answers())).words)
     assert "they flatter" in without and "What it proves" in without
-    assert "No plan has a score yet" in "\n".join(Tags(html(View(run_tables(spec=RUN)), {})).words)
+    assert "No plan has a score yet" in "\n".join(Tags(html(View(run_tables(spec=RUN)), Answers())).words)
 
 
 def test_the_command_writes_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from scipy import stats
 
 from gptailor.plan import StitchPlan
 from gptailor.results import scores, statistics
+from gptailor.store.queries import Answers
 from gptailor.trial import ItemKey, Subject, SubjectKind
 
 RUN = SPEC | {
@@ -87,9 +88,10 @@ def test_averages(tables, frame: pd.DataFrame) -> None:
     table = scores.averages(frame, believed).set_index("subject")
     assert list(table.index) == ["dense", "config:7"], "the others were not scored on every benchmark"
     mine = table.loc["config:7"]
-    assert mine.average == pytest.approx((0.65 + 0.25 + 1 / 16) / 3)
-    assert mine.stderr == pytest.approx(np.sqrt(0.01**2 + 0.01**2 + (0.01 / 256) ** 2) / 3)
-    assert mine.without_calibration == pytest.approx((0.25 + 1 / 16) / 2)
+    assert (mine.benchmarks, mine.averaged) == (3, 2), "a perplexity is averaged with no accuracy"
+    assert mine.average == pytest.approx((0.65 + 0.25) / 2)
+    assert mine.stderr == pytest.approx(np.sqrt(0.01**2 + 0.01**2) / 2)
+    assert mine.without_calibration == pytest.approx(0.25)
     kept = (0.65 / 0.8 + 0.25 / 0.26 + 0.5) / 3
     assert mine.retention == pytest.approx(kept)
     assert mine.gap == pytest.approx(0.95 - kept)
@@ -114,11 +116,14 @@ def pair_of(first: list[Any], second: list[Any], metric: str = "acc", higher: bo
             "metric": metric,
             "split": "test",
             "n": len(first),
+            "score": [np.mean(first), np.mean(second)],
             "higher": higher,
+            "aggregation": None,
+            "share": higher,
         }
     )
     items = {ItemKey("A", "x", metric, "test"): first, ItemKey("B", "x", metric, "test"): second}
-    return statistics.paired(frame, items, A, B)
+    return statistics.paired(frame, Answers(items), A, B)
 
 
 def test_right_or_wrong_is_tested_by_mcnemar() -> None:
@@ -148,12 +153,21 @@ def test_the_average_is_tested_over_benchmarks() -> None:
     items: dict[ItemKey, list[Any]] = {}
     for name, gap in (("x", 6), ("y", -2)):
         for subject, right in ((str(A), 50 + gap), (str(B), 50)):
-            rows.append((subject, subject, name, "acc", "test", 100, True))
+            rows.append((subject, subject, name, "acc", "test", 100, right / 100, True, "mean", True))
             items[ItemKey(subject, name, "acc", "test")] = [1] * right + [0] * (100 - right)
-    rows.append((str(A), str(A), "wiki", "ppl", "test", 3, False))
-    items[ItemKey(str(A), "wiki", "ppl", "test")] = [[-3.0, 2], [-4.0, 3], [-1.0, 1]]
-    columns = ["subject", "plan_hash", "benchmark", "metric", "split", "n", "higher"]
-    found = statistics.paired(pd.DataFrame(rows, columns=columns), items, A, B)
-    assert list(found.benchmark) == ["x", "y", "average"]
-    assert found.difference.iloc[2] == pytest.approx(0.02) and found.n.iloc[2] == 200
-    assert found.low.iloc[2] <= 0.02 <= found.high.iloc[2]
+    drawn = np.random.default_rng(0)
+    for subject, score in ((str(A), 4.0), (str(B), 4.2)):
+        rows.append((subject, subject, "wiki", "ppl", "test", 3, score, False, "weighted_perplexity", False))
+        items[ItemKey(subject, "wiki", "ppl", "test")] = [[-3.0, 2], [-4.0, 3], [-1.0, 1]]
+        rows.append((subject, subject, "old", "ppl", "test", 3, score, False, None, False))
+        items[ItemKey(subject, "old", "ppl", "test")] = [-1.0, -2.0, -1.5]
+    common = drawn.normal(0, 1, 500)  # which examples are drawn moves both alike
+    resamples = {(s, "wiki", "ppl", "test", 3): list(score + common) for s, score in ((str(A), 4.0), (str(B), 4.2))}
+    columns = ["subject", "plan_hash", "benchmark", "metric", "split", "n", "score", "higher", "aggregation", "share"]
+    found = statistics.paired(pd.DataFrame(rows, columns=columns), Answers(items, resamples), A, B)
+    assert list(found.benchmark) == ["x", "y", "wiki", "average"], "what the old one's items mean is not known"
+    wiki = found.set_index("benchmark").loc["wiki"]
+    assert wiki.difference == pytest.approx(0.2) and wiki.p < 0.01, "the lower perplexity is ahead, in its own unit"
+    assert wiki.test == "bootstrap of the score"
+    last = found.iloc[-1]
+    assert last.difference == pytest.approx(0.02) and last.n == 200 and last.low <= 0.02 <= last.high

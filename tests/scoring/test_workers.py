@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree, rmtree
 
 import psutil
 import pytest
 from helpers import kills
+from helpers.changes import change_one_number, correct
 from helpers.clusters import Cluster, dies
+from helpers.command_line import write_benchmark
 from helpers.warm_engines import shared
 
 from gptailor.errors import UserError
@@ -28,9 +31,10 @@ from gptailor.scoring.cluster.parts import cut, join
 from gptailor.scoring.cluster.start import start
 from gptailor.scoring.item_cache import ItemCache
 from gptailor.scoring.plan_scorer import PlanScorer
+from gptailor.scoring.provenance import digests_of
 from gptailor.scoring.scorer import Ended
 from gptailor.search.example_order import known_orders
-from gptailor.spec import RunSpec, load_spec
+from gptailor.spec import RunSpec, build_spec, load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.journal import read_journal
@@ -217,7 +221,8 @@ def test_a_trial_that_costs_three_workers_is_a_crash(
 ) -> None:
     monkeypatch.setattr("gptailor.scoring.cluster.dask_scorer.answer", dies)
     spec = load_spec(run_file, [f"workers.scheduler={cluster.address}"])
-    scorer = DaskScorer(spec, prepare(tmp_path, spec), {}, lambda: False, lambda _text: None, lambda _cause: None)
+    folder, digests = prepare(tmp_path, spec), digests_of(spec)
+    scorer = DaskScorer(spec, folder, {}, digests, lambda: False, lambda _text: None, lambda _cause: None)
     try:
         scorer.begin(0, StitchPlan.dense(6), 6, 0)
         (ended,) = scorer.wait()
@@ -225,6 +230,51 @@ def test_a_trial_that_costs_three_workers_is_a_crash(
         scorer.close()
     assert isinstance(ended, Ended) and ended.result is None
     assert (ended.error or "").startswith("WorkerLost: 3 workers that ran it were lost, ")
+
+
+@pytest.mark.alone
+def test_workers_of_other_models_or_rows_are_refused(tiny_family: Path, cluster: Cluster, tmp_path: Path) -> None:
+    """A worker finds other files where the engine found its own."""
+    for name in ("base", "math"):
+        copytree(tiny_family / name, tmp_path / name)
+    write_benchmark(tmp_path, "learnt", 12, 0)
+    asked = {
+        "name": "other files",
+        "operations": ["remove", "select"],
+        "base_model": str(tmp_path / "base"),
+        "candidates": {"math": str(tmp_path / "math")},
+        "remove": 2,
+        "objectives": [{"benchmark": "learnt"}],
+        "include_path": [str(tmp_path)],
+        "budget": {"min": 6, "max": 6},
+        "device": "cpu",
+        "workers": {"scheduler": cluster.address},
+    }
+    spec = build_spec(asked)
+    folder, digests, dense = prepare(tmp_path / "runs", spec), digests_of(spec), StitchPlan.dense(6)
+
+    def score() -> Ended:
+        scorer.begin(0, dense, 6, 0)
+        (ended,) = scorer.wait()
+        return ended
+
+    scorer = DaskScorer(spec, folder, {}, digests, lambda: False, lambda _text: None, lambda _cause: None)
+    try:
+        correct(tmp_path, "learnt")
+        with pytest.raises(
+            UserError, match=r"^worker \w+: benchmark learnt \(validation\): its examples are not the eng"
+        ):
+            score()
+        correct(tmp_path, "learnt")
+        correct(tmp_path, "learnt")
+        change_one_number(tmp_path / "math" / "model.safetensors")
+        with pytest.raises(UserError, match=r"those of the engine:\ncandidates.math: model.safetensors is not what"):
+            score()
+        rmtree(tmp_path / "math")
+        copytree(tiny_family / "math", tmp_path / "math")
+        assert score().result is not None, "with the engine's it works"
+    finally:
+        scorer.close()
 
 
 def test_a_trial_is_cut_where_examples_are_never_computed_together(plan_scorer: PlanScorer) -> None:
@@ -272,7 +322,8 @@ def test_a_scheduler_that_is_not_there(run_file: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr("gptailor.scoring.cluster.start.CONNECT_SECONDS", 1.0)
     spec = load_spec(run_file, ["workers.scheduler=tcp://127.0.0.1:9"])
     with pytest.raises(UserError, match=r"workers: the scheduler tcp://127.0.0.1:9 cannot be reached"):
-        DaskScorer(spec, prepare(tmp_path, spec), {}, lambda: False, lambda _text: None, lambda _cause: None)
+        folder, digests = prepare(tmp_path, spec), digests_of(spec)
+        DaskScorer(spec, folder, {}, digests, lambda: False, lambda _text: None, lambda _cause: None)
 
 
 def test_slurm_jobs_stand_where_the_engine_stands(run_file: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from gptailor.results import scores
 from gptailor.results.frames import layers, progress, tradeoffs, trials
 from gptailor.results.frames.facts import Average, Facts
 from gptailor.results.frames.view import View
-from gptailor.trial import Subject
+from gptailor.trial import Subject, asked_key
 from gptailor.wording import plain, plural, value
 
 CLEAR = 1.96
@@ -122,7 +122,7 @@ def _flatten(value: Any, path: str = "") -> dict[str, str]:
             for k, v in _flatten(inner, f"{path}.{key}" if path else str(key)).items()
         }
     if isinstance(value, (list, tuple)) and value and all(isinstance(inner, Mapping) for inner in value):
-        return {path: ", ".join(f"{i.get('benchmark')}/{i.get('metric')} ({i.get('split')})" for i in value)}
+        return {path: ", ".join("{}/{} ({})".format(*asked_key(i)) for i in value)}
     if isinstance(value, (list, tuple)):
         return {path: ", ".join(map(str, value)) or "–"}
     return {path: "–" if value is None or value == {} else str(value)}

@@ -17,6 +17,7 @@ import pandas as pd
 from gptailor.results import scores
 from gptailor.spec import Budget, parse_duration
 from gptailor.store.queries import RunTables
+from gptailor.trial import asked_key
 
 
 class Average(StrEnum):
@@ -144,9 +145,9 @@ def _objectives(found: pd.DataFrame, spec: dict[str, Any]) -> tuple[Objective, .
     """Those that were scored, in the run file's order; before the first score, those that were asked for."""
     found = found.loc[found["is_objective"].astype(bool), ["benchmark", "metric", "higher_is_better"]]
     seen = {(b, m): Objective(b, m, bool(h)) for b, m, h in found.drop_duplicates(["benchmark", "metric"]).to_numpy()}
-    asked = [(o.get("benchmark"), o.get("metric", "acc")) for o in spec.get("objectives", []) if isinstance(o, Mapping)]
+    asked = [asked_key(o)[:2] for o in spec.get("objectives", []) if isinstance(o, Mapping)]
     if not seen:
-        return tuple(Objective(str(b), str(m)) for b, m in asked)
+        return tuple(Objective(*names) for names in asked)
     order = {key: index for index, key in enumerate(asked)}
     return tuple(seen[key] for key in sorted(seen, key=lambda key: (order.get(key, len(order)), key)))
 

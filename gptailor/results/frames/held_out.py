@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from gptailor.results import scores
-from gptailor.results.statistics import Items, paired
-from gptailor.store.queries import RunTables
+from gptailor.results.statistics import paired
+from gptailor.store.queries import Answers, RunTables
 from gptailor.trial import Subject, SubjectKind
 from gptailor.wording import plain
 
@@ -46,7 +46,7 @@ def averages(tables: RunTables) -> pd.DataFrame:
         low=table["average"] - table["stderr"],
         high=table["average"] + table["stderr"],
     )
-    return table.sort_values("average", ascending=False, kind="stable").reset_index(drop=True)
+    return table.sort_values(["average", "retention"], ascending=False, kind="stable").reset_index(drop=True)
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -67,13 +67,13 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     return frame.loc[:, [not frame[name].isna().all() for name in frame]]
 
 
-def heals(tables: RunTables, items: Items) -> list[str]:
+def heals(tables: RunTables, answers: Answers) -> list[str]:
     """Of every healed plan that was judged beside what it was before, a sentence on the difference."""
     frame = scores.judged(tables)
     known = dict.fromkeys(map(str, frame["subject"]))
     pairs = [(one, one.before) for one in map(Subject.parse, known)]
     return [
-        verdict(paired(frame, items, one, before), one, before)
+        verdict(paired(frame, answers, one, before), one, before)
         for one, before in pairs
         if before is not None and str(before) in known
     ]
@@ -103,7 +103,7 @@ def verdict(tests: pd.DataFrame, one: Subject, other: Subject) -> str:
     if tests.empty:
         return f"{first} and {second} have no examples in common to be compared on."
     last = tests.iloc[-1]
-    where = "on average" if last["benchmark"] == "average" else f"on {plain(last['benchmark'])}"
+    where = "on average" if last["benchmark"] == "average" else f"in {plain(last['benchmark'])} {plain(last['metric'])}"
     way = "ahead of" if last["difference"] >= 0 else "behind"
     noise = "more than noise explains" if last["p"] < 0.05 else "no more than noise explains"
     spread = f"95 % interval {last['low']:+.3f} to {last['high']:+.3f}, p = {last['p']:.2g}, {last['n']:,} examples"

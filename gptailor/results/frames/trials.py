@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gptailor.results import scores
 from gptailor.results.frames.facts import Average, Facts
 from gptailor.store.queries import RunTables
+from gptailor.trial import averaged_together
 
 AVERAGE, AVERAGE_ERROR = "average", "average ±"
 
@@ -81,9 +82,9 @@ def maximised(table: pd.DataFrame, facts: Facts) -> NDArray[np.float64]:
 
 
 def _with_average(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
-    """Add the average over all objectives (NaN unless all are there) and its standard error.
+    """Add the average over the objectives (NaN unless all are there) and its standard error.
 
-    Errors are taken as independent.
+    Errors are taken as independent. Of scores, those are averaged that are shares of examples.
     """
     if not facts.objectives:
         return table.assign(**{AVERAGE: np.nan, AVERAGE_ERROR: np.nan})
@@ -93,8 +94,11 @@ def _with_average(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     values = kept if facts.average is Average.RETENTION else gains(table, facts)
     with np.errstate(divide="ignore", invalid="ignore"):
         errors = errors * np.abs(values / points)
-    spread = np.sqrt((errors**2).sum(axis=1)) / len(facts.objectives)
-    return table.assign(**{AVERAGE: values.mean(axis=1), AVERAGE_ERROR: spread})
+    asked = [(o.metric, o.higher_is_better) for o in facts.objectives]
+    taken = list(range(len(asked))) if facts.average is Average.RETENTION else averaged_together(asked)
+    average = np.where(np.isfinite(values).all(axis=1), values[:, taken].mean(axis=1), np.nan)
+    spread = np.sqrt((errors[:, taken] ** 2).sum(axis=1)) / len(taken)
+    return table.assign(**{AVERAGE: average, AVERAGE_ERROR: spread})
 
 
 def successes(table: pd.DataFrame, budget: int) -> pd.DataFrame:

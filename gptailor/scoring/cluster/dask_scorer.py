@@ -29,10 +29,12 @@ from gptailor.scoring.cluster.worker import Answer, Piece, Run, answer, influenc
 from gptailor.scoring.cluster.worker_status import WorkerStatuses
 from gptailor.scoring.item_cache import Gap, ItemCache, Items, PlanScores
 from gptailor.scoring.plan_scorer import OBJECTIVES, SELECTION_EXAMPLES, open_run_benchmarks, run_texts
+from gptailor.scoring.provenance import summary_digest
 from gptailor.scoring.scorer import Ended, hung_error, last_line
 from gptailor.spec import Reading, RunSpec
 from gptailor.stitch.edits.registry import keeps_shapes, repair_edit
 from gptailor.store.folder import RunFolder
+from gptailor.trial import Digests
 from gptailor.versions import installed_versions
 
 log = logging.getLogger("gptailor")
@@ -74,11 +76,16 @@ class DaskScorer:
         spec: RunSpec,
         folder: RunFolder,
         known: Items,
+        digests: Digests,
         should_stop: Callable[[], bool],
         say: Callable[[str], None],
         interrupted: Callable[[str | None], None],
     ) -> None:
-        """interrupted: told why nothing can go on, and with None that it does. Raises UserError, Stopped."""
+        """Reach the workers, and wait for one.
+
+        digests: of the models that they are to have. interrupted: told why nothing can go on, and with None that it
+        does. Raises UserError, Stopped.
+        """
         self._spec, self._should_stop, self._say, self._interrupted = spec, should_stop, say, interrupted
         reader = open_reader(spec)
         self._preflight = reader.preflight
@@ -97,6 +104,8 @@ class DaskScorer:
             spec,
             installed_versions(),
             self._cluster.threads,
+            digests=replace(digests, examples={}),
+            examples={OBJECTIVES: tuple(map(summary_digest, self._benchmarks[OBJECTIVES]))},
         )
         self._jobs: dict[int, _Job] = {}
         self._futures: dict[str, Future[Any]] = {}
@@ -148,6 +157,8 @@ class DaskScorer:
         if on not in self._benchmarks:
             asked = getattr(self._spec, on)
             self._benchmarks[on] = open_run_benchmarks(self._reader, self._spec, asked, SELECTION_EXAMPLES)
+            found = {on: tuple(map(summary_digest, self._benchmarks[on]))}
+            self._run = replace(self._run, examples={**self._run.examples, **found})
         return self._benchmarks[on]
 
     def reorder(self, orders: Mapping[Reading, list[int]]) -> None:

@@ -19,12 +19,15 @@ from distributed import get_worker
 
 from gptailor.errors import UserError
 from gptailor.family.residence import pick_device
+from gptailor.family.sameness import refuse_difference
 from gptailor.plan import StitchPlan, Texts
 from gptailor.scoring.item_cache import Gap, items_key
-from gptailor.scoring.plan_scorer import PlanScorer
+from gptailor.scoring.plan_scorer import OBJECTIVES, PlanScorer
+from gptailor.scoring.provenance import digests_of, summary_digest
 from gptailor.scoring.scorer import attempt
 from gptailor.scoring.time_limit import TimeLimit
 from gptailor.spec import Reading, RunSpec
+from gptailor.trial import Digests
 from gptailor.versions import installed_versions
 
 SAME_EVERYWHERE = ("gptailor", "torch", "transformers", "lm-eval", "mergekit")
@@ -41,7 +44,8 @@ class Run:
     """What a worker has to know of a run.
 
     topic: where it says what it does. threads: of its share of a CPU. orders: in which the objectives' examples are
-    read. texts: of edits, by digest, so that all workers have the same.
+    read. texts: of edits, by digest, so that all workers have the same. digests: of the engine's models. examples: of
+    its benchmarks under a key of the run file, in seeded order.
     """
 
     key: str
@@ -51,6 +55,8 @@ class Run:
     threads: int | None
     orders: Mapping[Reading, list[int]] = field(default_factory=dict)
     texts: Mapping[str, list[list[int]]] = field(default_factory=dict)
+    digests: Digests = field(default_factory=Digests)
+    examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,8 @@ def answer(run: Run, trial_id: int, pieces: list[Piece]) -> Answer:
             os._exit(1)
 
         limit = TimeLimit(run.spec.trial_walltime_seconds, hung)
+        for on in {piece.on for piece in pieces} - {OBJECTIVES, *plan_scorer.others}:
+            _refuse_other_examples(run, plan_scorer, on)
         gaps = [_gap(plan_scorer, piece) for piece in pieces]
         done, error = attempt(limit, _is_called_off(), lambda should_stop: plan_scorer.answers(gaps, should_stop))
         if done is None:
@@ -164,7 +172,9 @@ def _open(run: Run) -> PlanScorer:
         if run.threads is not None:
             torch.set_num_threads(run.threads)
         pick_device(run.spec.device)
+        refuse_difference(run.digests, digests_of(run.spec), "the engine")
         plan_scorer = PlanScorer.open(run.spec, run.spec.objectives, max_examples=run.spec.budget.max)
+        _refuse_other_examples(run, plan_scorer, OBJECTIVES)
         _look_at_the_dense_model(plan_scorer)
         _plan_scorer = (run.key, plan_scorer)
     _plan_scorer[1].reorder(run.orders)
@@ -190,6 +200,15 @@ def _look_at_the_dense_model(plan_scorer: PlanScorer) -> None:
             if example.windows:
                 plan_scorer.answers([Gap(dense, benchmark, place, place + 1, items_key(dense, benchmark))])
                 return
+
+
+def _refuse_other_examples(run: Run, plan_scorer: PlanScorer, on: str) -> None:
+    for benchmark, theirs in zip(plan_scorer.opened(on), run.examples.get(on, ()), strict=False):
+        if summary_digest(benchmark) != theirs:
+            raise UserError(
+                f"benchmark {benchmark.spec.key} ({benchmark.spec.split}): its examples are not the engine's; give "
+                "workers the same task files and data sets"
+            )
 
 
 def _gap(plan_scorer: PlanScorer, piece: Piece) -> Gap:
