@@ -207,7 +207,8 @@ def test_a_narrower_plan_is_counted_where_its_tensors_are(
     spec = load_spec(run_file, [f"workers.scheduler={cluster.address}"])
     narrow = Edit("llm_pruner", (("ratio", 0.25),), plan_scorer.baseline_texts(500))
     plans = [StitchPlan.without({2}, 6), StitchPlan.dense(6).edited(narrow)]
-    scorer = DaskScorer(spec, prepare(tmp_path, spec), {}, lambda: False, lambda _text: None, lambda _cause: None)
+    folder, digests = prepare(tmp_path, spec), digests_of(spec)
+    scorer = DaskScorer(spec, folder, {}, digests, lambda: False, lambda _text: None, lambda _cause: None)
     try:
         counted = [scorer.n_parameters(plan) for plan in plans]
     finally:
