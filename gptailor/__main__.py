@@ -135,7 +135,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Preflight of a run file: does the family fit, what will it need, how many trials on each rung."""
+    """Preflight of a run file: does the family fit, do the benchmarks open, what will it take."""
     from gptailor.commands.check import check_json, check_text
     from gptailor.spec import load_spec
 

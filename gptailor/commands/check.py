@@ -1,6 +1,7 @@
 """What a run would take, before it is started: does the family fit, in which memory, how many trials, how long.
 
-Reads headers and text only; no model is built and no benchmark is loaded. Opening the family's library brings torch, so
+Of models, headers are read, and a small base is tried. The benchmarks are opened as the search opens them, so that
+what it would refuse is refused here; nothing is scored. Opening the family's library brings torch, so
 the dashboard asks a process of its own (`python -m gptailor check RUN.yaml --json`).
 """
 
@@ -24,6 +25,7 @@ from gptailor.store.folder import runs_root
 from gptailor.wording import duration, gigabytes, size
 
 if TYPE_CHECKING:
+    from gptailor.family.models import Reader
     from gptailor.family.preflight import Preflight
     from gptailor.store.queries import RunTables
 
@@ -33,6 +35,8 @@ EFFICIENCY = 0.4
 """Share of a matrix product's speed that a whole forward pass reaches."""
 SECONDS_PER_TRIAL = 0.5
 """To suggest, stitch and record a trial."""
+JUDGED = 200
+"""Examples that are looked at of benchmarks that the search does not read."""
 ENOUGH_TRIALS = 5
 RECENT_RUNS = 12
 
@@ -79,22 +83,24 @@ def check(spec: RunSpec, runs: str | Path | None = None) -> Check:
 
     runs: the folder of saved runs, whose pace is taken where one has the same base model; by default runs_root().
     """
-    from gptailor.family.models import prove_small
+    from gptailor.family.models import try_family
 
     planned = Check(schedule(spec.budget, spec.trials), n_examples(spec))
     problems = [*_benchmark_problems(spec), *_merge_problems(spec), *_text_problems(spec)]
     try:
-        found = prove_small(spec)
+        found, reader = try_family(spec)
         family = _fit(spec, found)
         memory = predict_memory(spec, found)
     except UserError as error:
         lines = str(error).splitlines()  # several problems stand under a heading
         return dataclasses.replace(planned, problems=(*problems, *(lines[1:] or lines)))
+    opened = Opened() if reader is None or problems else _open(spec, reader)
     return dataclasses.replace(
         planned,
-        problems=tuple(problems),
+        problems=(*problems, *opened.problems),
         notes=(
             *found.notes,
+            *opened.notes,
             *_rung_notes(spec, planned),
             *_worker_notes(spec),
             *_type_notes(memory.device, found),
@@ -232,6 +238,31 @@ def _defined_names(folder: Path) -> set[str]:
         for block in _LISTED.findall(text):
             names |= {line.strip(b" \t-").decode("utf-8", "replace") for line in block.splitlines()}
     return names
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What came of opening the benchmarks."""
+
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _open(spec: RunSpec, reader: Reader) -> Opened:
+    """Open every benchmark as the search does, each metric of one on its own where something is wrong with them."""
+    from gptailor.scoring.plan_scorer import open_run_benchmarks
+
+    problems: dict[str, None] = {}
+    notes: dict[str, None] = {}
+    for asked, most in ((spec.objectives, spec.budget.max), (spec.selection, JUDGED), (spec.held_out, JUDGED)):
+        for benchmarks in {one.reading: [b for b in asked if b.reading == one.reading] for one in asked}.values():
+            try:
+                opened = open_run_benchmarks(reader, spec, benchmarks, most)
+            except UserError as error:
+                problems |= dict.fromkeys(str(error).splitlines())
+            else:
+                notes |= dict.fromkeys(filter(None, (benchmark.cut_note for benchmark in opened)))
+    return Opened(tuple(problems), tuple(notes))
 
 
 def _merge_problems(spec: RunSpec) -> Iterator[str]:

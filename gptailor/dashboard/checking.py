@@ -1,4 +1,4 @@
-"""The check before a run, asked of a process of its own, because it opens the family's library and that brings torch.
+"""The check before a run, asked of a process of its own: it opens family and benchmarks, with torch and lm-eval.
 
 Answers are shared by everybody who looks at the same run file, and kept for as long as "free memory" means anything.
 """
@@ -24,7 +24,8 @@ from gptailor.spec import RunSpec
 
 KEPT = 32
 FRESH_SECONDS = 120.0
-PATIENCE_SECONDS = 180.0
+PATIENCE_SECONDS = 600.0
+"""Data sets that are not here yet are downloaded."""
 AT_ONCE = 2
 
 

@@ -48,6 +48,14 @@ class OpenBenchmark:
     n_cut: int = 0  # examples whose text is longer than the model's window, and is cut on the left
 
     @property
+    def cut_note(self) -> str | None:
+        """What to say of examples that the model cannot read whole."""
+        if not self.n_cut:
+            return None
+        place, counted = f"{self.spec.benchmark} on its {self.spec.split} split", f"{self.n_cut} of {self.n_examples}"
+        return f"{place}: {counted} examples are longer than the model's window, and are cut on the left"
+
+    @property
     def filter(self) -> str:
         """The first task's filter, which is every task's but in groups whose members differ."""
         return self.filters[0]

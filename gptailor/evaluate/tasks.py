@@ -70,6 +70,8 @@ def load_tasks(manager: TaskManager, spec: Benchmark) -> tuple[list[Task], Group
         )
     try:
         loaded = manager.load([name])
+    except UserError as error:
+        raise UserError(f"benchmark {name}: {error}") from error
     except Exception as error:  # a task file may fail in any way, and whatever it is, it is the file's author's to read
         raise UserError(f"benchmark {name}: lm-eval cannot load it: {cause_of(error)}") from error
     tasks = list(loaded["tasks"].values())

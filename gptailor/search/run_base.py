@@ -91,7 +91,10 @@ class RunBase(ABC):
                 self.dense = self.dense_at[budget] = {score.name: score.score for score in result.scores}
         self.progress.reference(subject, result.scores)
         if subject == DENSE:
-            for benchmark, score in zip(scorer.opened(OBJECTIVES), result.scores, strict=True):
+            opened = scorer.opened(OBJECTIVES)
+            for note in dict.fromkeys(filter(None, (benchmark.cut_note for benchmark in opened))):
+                self.progress.note(note)
+            for benchmark, score in zip(opened, result.scores, strict=True):
                 if advice := _no_better_than_guessing(score, benchmark.chance):
                     self.progress.note(advice)
 

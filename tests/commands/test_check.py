@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from helpers.command_line import write_benchmark
 from helpers.make_runs import make_run
 
-from gptailor.commands.check import Memory, check, check_json, check_text
+from gptailor.commands.check import Memory, _benchmark_problems, check, check_json, check_text
 from gptailor.errors import UserError
 from gptailor.scoring import device_speed
 from gptailor.spec import RunSpec, build_spec
@@ -21,12 +23,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def home(tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with models/ (the tiny family) and benchmarks/ (two task files), to work in."""
+    """A folder with models/ (the tiny family) and benchmarks/ (a task and a group of it), to work in."""
     (tmp_path / "models").symlink_to(tiny_family)
     tasks = tmp_path / "benchmarks"
     tasks.mkdir()
-    (tasks / "one.yaml").write_text("task: piqa_local\ndoc_to_text: !function code.py\n")
-    (tasks / "two.yaml").write_text("group: both\ntask:\n  - piqa_local\n")
+    write_benchmark(tasks, "piqa_local", 100, 0)
+    (tasks / "two.yaml").write_text(
+        "group: both\ntask:\n  - piqa_local\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -143,10 +147,34 @@ def test_all_problems_at_once() -> None:
     assert len(check(wrong).problems) == 4
 
 
+def test_benchmarks_are_opened_as_the_search_opens_them(home: Path) -> None:
+    """What it would refuse is refused here, for each benchmark, whatever it is for; what is cut is counted."""
+    tasks = home / "benchmarks"
+    for name, change in (("code", {"doc_to_text": "!function code.py"}), ("gone", {"dataset_kwargs": {"data_files": {
+        "validation": str(tasks / "gone.jsonl")}}}), ("long", {"doc_to_text": "{{(query ~ ' ') * 200}}"})):  # fmt: skip
+        text = yaml.safe_load((tasks / "piqa_local.yaml").read_text()) | {"task": name} | change
+        (tasks / f"{name}.yaml").write_text(yaml.safe_dump(text).replace("'!function code.py'", "!function code.py"))
+    asked = {"objectives": [{"benchmark": "code"}, {"benchmark": "piqa_local", "metric": "f1"}, {"benchmark": "both"}]}
+    held_out = [{"benchmark": "gone", "split": "validation"}, {"benchmark": "piqa_local", "split": "train"}]
+    problems = check(spec_of(**asked, held_out=held_out)).problems
+    for said in (
+        "code.yaml: it names `!function`",
+        "benchmark piqa_local: has no metric 'f1'; it has acc, acc_norm",
+        "benchmark gone: lm-eval cannot load it: FileNotFoundError",
+        "benchmark piqa_local: task piqa_local has no train split; it has validation, test",
+    ):
+        assert any(said in problem for problem in problems), (said, problems)
+    assert len(problems) == 4
+    notes = check(spec_of(objectives=[{"benchmark": "long", "metric": "acc"}, {"benchmark": "both"}])).notes
+    (note,) = [note for note in notes if "window" in note]
+    assert "long on its validation split: " in note and "of 90 examples are longer than the model's window" in note
+
+
 @pytest.mark.usefixtures("home")
 def test_lm_evals_own_tasks_groups_and_tags_are_known() -> None:
     names = ("piqa", "mmlu", "wikitext", "super-glue-lm-eval-v1")
-    assert check(spec_of(objectives=[{"benchmark": name} for name in names], include_path=[])).problems == ()
+    asked = spec_of(objectives=[{"benchmark": name} for name in names], include_path=[])
+    assert list(_benchmark_problems(asked)) == []
 
 
 def test_the_pace_of_a_saved_run_is_taken(home: Path) -> None:
