@@ -73,7 +73,9 @@ def load_tasks(manager: TaskManager, spec: Benchmark) -> tuple[list[Task], Group
     except UserError as error:
         raise UserError(f"benchmark {name}: {error}") from error
     except Exception as error:  # a task file may fail in any way, and whatever it is, it is the file's author's to read
-        raise UserError(f"benchmark {name}: lm-eval cannot load it: {cause_of(error)}") from error
+        file = manager.task_index[name].yaml_path
+        where = f" (task file {file})" if file is not None else ""
+        raise UserError(f"benchmark {name}: lm-eval cannot load it: {cause_of(error)}{where}") from error
     tasks = list(loaded["tasks"].values())
     for task in tasks:
         if not isinstance(task, ConfigurableTask):
@@ -237,5 +239,5 @@ def cause_of(error: BaseException) -> str:
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(line.strip() for line in str(error).strip().splitlines()[:4]) or type(error).__name__
+    text = " ".join(line.strip() for line in str(error).strip().splitlines()[:12]) or type(error).__name__
     return f"{type(error).__name__}: {text[:400]}"

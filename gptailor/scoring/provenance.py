@@ -66,7 +66,8 @@ class Provenance:
     def __init__(self, folder: RunFolder, spec: RunSpec, writer: RunWriter, say: Callable[[str], None]) -> None:
         self.folder, self.spec, self.writer, self.say = folder, spec, writer, say
         self.known = queries.load_digests(folder)
-        self._is_new = not (self.known.weights or queries.load_examples(folder))
+        self._answered = {(key.benchmark, key.split) for key in queries.load_examples(folder)}
+        self._is_new = not (self.known.weights or self._answered)
 
     def models(self) -> None:
         """Compare, or write down, the models' files and the settings. Raises UserError."""
@@ -122,11 +123,12 @@ class Provenance:
         self.known = replace(self.known, examples=examples)
 
     def _old_prompts(self, benchmark: OpenBenchmark) -> _Change | None:
-        """Of a run without digests: few-shot prompts that depended on the way to them."""
-        has_shots = any(task.config.num_fewshot for task in benchmark.tasks)
-        if not has_shots or key_of(benchmark) in self.known.examples or self._is_new:
-            return None
+        """Of answers without digests: few-shot prompts that depended on the way to them."""
         of = benchmark.spec
+        has_shots = any(task.config.num_fewshot for task in benchmark.tasks)
+        was_answered = not self._answered.isdisjoint((name, of.split) for name in (of.benchmark, of.key))
+        if not has_shots or key_of(benchmark) in self.known.examples or not was_answered:
+            return None
         text = f"benchmark {of.key} ({of.split}), {of.metric}: an older version drew its few-shot prompts otherwise"
         return _Change(text, _stored_under(benchmark))
 

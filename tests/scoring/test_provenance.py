@@ -285,6 +285,10 @@ def test_a_corrected_benchmark_is_judged_anew(spec: RunSpec, tmp_path: Path) -> 
     fresh = run(spec, tmp_path, "fresh")
     evaluate(fresh, said, ["dense"])
     assert score_of(folder, "judged")[-1] == score_of(fresh, "judged")[0] != before[-1]
+    shots = [{"benchmark": "judged", "metric": "acc", "num_fewshot": 2}]
+    few, said = build_spec(spec.model_dump(mode="json") | {"held_out": shots}), Said()
+    evaluate(run(few, tmp_path, "few"), said, ["dense"], examples=12)
+    assert not any("older version" in text for text in said), "nothing was answered before"
 
 
 def test_a_corrected_objective_stops_the_search(spec: RunSpec, tmp_path: Path) -> None:
