@@ -380,10 +380,10 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path, tokenizer: Any) -> Non
     nothing = [{"query": "the cat", "choices": [" on", "sat"], "gold": 0}, {"query": "a", "choices": [""], "gold": 0}]
     write_task(tmp_path, "blank", CHOICE.replace("doc_to_text", 'target_delimiter: ""\ndoc_to_text'), test=nothing)
     said = refused(tmp_path, tokenizer, Benchmark(benchmark="blank", split="test"))
-    assert said == "benchmark blank: the answer '' or its context has no tokens of its own to score"
+    assert said == "benchmark blank: row 1 of blank: the answer '' or its context has no tokens of its own to score"
     write_task(tmp_path, "huge", test=rows(1, 5, words=(50, 60)))
     said = refused(tmp_path, tokenizer, Benchmark(benchmark="huge", split="test"), max_length=16)
-    assert said.startswith("benchmark huge: the answer") and said.endswith("more than the model's window of 16")
+    assert said.startswith("benchmark huge: row ") and said.endswith("more than the model's window of 16")
     write_task(tmp_path, "sampled", GENERATION.replace("max_gen_toks: 12", "do_sample: true, temperature: 0.7"))
     said = refused(tmp_path, tokenizer, Benchmark(benchmark="sampled", metric="exact_match,first"))
     assert "samples its answers" in said and said.startswith("benchmark sampled:")
