@@ -93,6 +93,7 @@ ALLOWED = {
     "gptailor/trial.py": "where now is",
     "gptailor/dashboard/pickers.py": "hours and minutes where the reader is",
     "gptailor/commands/check.py": "products a second",
+    "gptailor/evaluate/examples.py": "a name that chat templates have",
     "gptailor/results/frames/progress.py": "a column of numbers in gigabytes",
 }
 
