@@ -301,6 +301,15 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def measure(arguments: argparse.Namespace) -> int:
+    """Measure what plans are worth in use: tokens a second and memory, beside the dense base in plain transformers."""
+    from gptailor.commands.measure import measure as take
+
+    subjects = list(filter(None, arguments.subjects.split(",")))
+    take(_folder(arguments), _say(arguments), subjects, arguments.device)
+    return OK
+
+
 def dashboard(arguments: argparse.Namespace) -> int:
     """Open the dashboard: launch, watch, understand, compare and export runs in the browser."""
     from gptailor import shipped
@@ -529,13 +538,19 @@ def command_parser() -> argparse.ArgumentParser:
     judge = add(evaluate, run_id=True)
     judge.add_argument(
         "--subjects",
-        default="dense,candidates,baselines,front",
-        help="of dense, candidates, baselines, best, front, healed, candidate:NAME, config:ID, healed:SUBJECT/NAME "
-        "(default: dense,candidates,baselines,front)",
+        default="dense,candidates,baselines,best,front",
+        help="of dense, candidates, baselines, best, front, healed, candidate:NAME, baseline:NAME, config:ID, "
+        "healed:SUBJECT/NAME (default: dense,candidates,baselines,best,front)",
     )
     judge.add_argument("--benchmarks", default="", help="names, with commas (default: all held out)")
     judge.add_argument("--examples", type=int, metavar="N", help="per benchmark (default: all)")
     judge.add_argument("--json", **as_events)
+    use = add(measure, run_id=True)
+    use.add_argument(
+        "--subjects", default="best", help="of best, front, baselines, config:ID, with commas (default: best)"
+    )
+    use.add_argument("--device", help="another device than the run's, such as cpu")
+    use.add_argument("--json", **as_events)
     return parser
 
 

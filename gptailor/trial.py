@@ -316,6 +316,39 @@ class Digests:
     revisions: Mapping[str, str] = field(default_factory=dict)
 
 
+class Quantity(StrEnum):
+    """What a model is worth in use; the first two count tokens of all texts side by side."""
+
+    DECODE = "decode"  # new tokens a second
+    PREFILL = "prefill"  # read tokens a second, until the first new one is there
+    FIRST_TOKEN = "first_token"  # seconds
+    MEMORY = "memory"  # bytes at most while it writes
+    DISK = "disk"  # bytes of its files
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One quantity of an exported plan beside the dense base, measured in turns in one process.
+
+    device: its name and what torch calls the numbers, such as `cpu, float32`. batch: texts side by side. value, dense:
+    medians over the rounds. ratio: the median of each round's value by dense. spread, ratio_spread: half the width of
+    their middle halves.
+    """
+
+    subject: Subject
+    config_id: int | None
+    plan_hash: str
+    device: str
+    quantity: Quantity
+    batch: int
+    value: float
+    spread: float
+    dense: float
+    ratio: float
+    ratio_spread: float
+    measured_at: datetime
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """One run as it is opened: the single row of `runs`."""

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from gptailor.dashboard import healing, models, pickers, widgets
+from gptailor.dashboard import healing, models, pickers, widgets, worth
 from gptailor.results.charts import layers as layer_charts
 from gptailor.results.frames import layers as layer_frames
 
@@ -23,6 +23,7 @@ widgets.show_chart(
     key="models.strip",
 )
 models.show_results(view, run, plan)
+worth.show_of_plan(view, run, plan)
 st.divider()
 models.export(run, plan)
 st.divider()

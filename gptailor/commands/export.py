@@ -19,6 +19,7 @@ from gptailor.errors import UserError
 from gptailor.formats.published import BaseAt, read_family, read_plan, strip_text
 from gptailor.launch.events import Event, Say
 from gptailor.plan import BASE, StitchPlan
+from gptailor.results import worth
 from gptailor.spec import Repair, RunSpec, load_spec
 from gptailor.stitch.edits.registry import healed_subject
 from gptailor.store import queries
@@ -65,7 +66,8 @@ def export_model(
         fresh = _without(tables, spec, stale)
         scores = scores_of(fresh, config_id) if repair is None else []
         facts = facts_of(fresh, spec, config_id)
-        _write(spec, plan, out, say, folder=folder, repair=repair, title=f"{spec.name}: ", scores=scores, facts=facts)
+        card = {"title": f"{spec.name}: ", "scores": scores, "facts": facts}
+        write_model(spec, plan, out, say, folder=folder, repair=repair, **card)
     if push is None:
         return
     for name, size in hub.uploads(out):
@@ -110,10 +112,10 @@ def _mergekit_text(spec: RunSpec, plan: StitchPlan) -> str:
     from gptailor.formats.mergekit import LINEAR_FILTERS, mergekit_yaml
 
     found = inspect_family(spec, download=True)
-    base = _location(spec.base_model)
+    base = location(spec.base_model)
     models = {BASE: base}
     for name in (name for name in spec.candidates if name in plan.candidates):
-        where = _location(spec.candidates[name])
+        where = location(spec.candidates[name])
         # mergekit's way to say adapter
         models[name] = f"{base}+{where}" if found.checkpoints[name].is_adapter else where
     projections = LINEAR_FILTERS
@@ -123,7 +125,7 @@ def _mergekit_text(spec: RunSpec, plan: StitchPlan) -> str:
     return mergekit_yaml(plan, models, dtype=found.preflight.dtype, projections=projections)
 
 
-def _location(named: str) -> str:
+def location(named: str) -> str:
     """A folder's full path, as mergekit may run elsewhere; a hub id as it is."""
     path = Path(named).expanduser()
     return str(path.resolve()) if path.is_dir() else named
@@ -144,10 +146,10 @@ def stitch_plan(
         raise UserError("--texts objectives: a family file names none; give base, file:PATH or hub:DATA_SET")
     plan = read_plan(plan_file, tuple(spec.candidates), base_at)
     say(Event(strip_text(plan)))
-    _write(spec, plan, out, say, repair=repair, facts={"Plan": Path(plan_file).name})
+    write_model(spec, plan, out, say, repair=repair, facts={"Plan": Path(plan_file).name})
 
 
-def _write(
+def write_model(
     spec: RunSpec,
     plan: StitchPlan,
     out: Path,
@@ -247,6 +249,9 @@ def facts_of(tables: queries.RunTables, spec: RunSpec, config_id: int) -> dict[s
     for score in _scores(_with_split(dense)):
         error = "" if score.stderr is None else f" ± {score.stderr:.4f}"
         facts[f"Dense base on {score.name}"] = f"{score.score:.4f}{error} ({score.n_samples} examples)"
+    for row in worth.of_plan(tables, config_id).itertuples(index=False):
+        name, ratio, value, dense, device = row
+        facts[f"{name}, beside the dense base"] = f"{ratio} ({value} beside {dense}; {device})"
     made_with = tables.versions.items()
     facts["Made with"] = ", ".join(f"{name} {version}" for name, version in made_with if name != "device")
     return {name: value for name, value in facts.items() if value}

@@ -44,14 +44,14 @@ def show_of_plan(view: View, run: Run, config_id: int) -> None:
             alt="Held-out averages of the dense models, one-shot cuts and plans",
             key="models.held-out",
         )
-    control = scores.strongest(table, SubjectKind.BASELINE)
-    if control is not None and str(subject) in set(table["subject"]):
+    rival = scores.strongest(table, SubjectKind.BASELINE)
+    if rival is not None and str(subject) in set(table["subject"]):
         frame = scores.judged(view.tables)
-        both = frame[frame["subject"].isin([str(subject), str(control)])]
+        both = frame[frame["subject"].isin([str(subject), str(rival)])]
         hashes = tuple(sorted(set(both["plan_hash"].dropna())))
         answers = _answers(str(run.folder.path.resolve()), view.tables.version, hashes)
-        tests = statistics.paired(frame, answers, subject, control)
-        st.info(wording.safe(frames.verdict(tests, subject, control), 600), icon=":material/balance:")
+        tests = statistics.paired(frame, answers, subject, rival)
+        st.info(wording.safe(frames.verdict(tests, subject, rival), 600), icon=":material/balance:")
 
 
 def show_choice(view: View) -> None:

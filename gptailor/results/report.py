@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptailor import wording
-from gptailor.results import document, scores, statistics
+from gptailor.results import document, scores, statistics, worth
 from gptailor.results.charts import held_out as held_out_charts
 from gptailor.results.charts import layers as layer_charts
 from gptailor.results.charts import progress as progress_charts
@@ -127,6 +127,16 @@ def _found(view: View) -> Iterable[str]:
         x, y = wanted
         picture = front_charts.front(tradeoffs.front(plans, x, y), x, y, None)
         yield document.picture(picture, f"{x.label} against {y.label}")
+    yield from _worth(view)
+
+
+def _worth(view: View) -> Iterable[str]:
+    """Measured speed and memory, for the plans that have any."""
+    plans = sorted(set(worth.measured(view.tables)["config_id"].dropna().astype(int)))
+    for config_id in plans:
+        found = worth.of_plan(view.tables, config_id)
+        yield document.note(f"What plan {config_id} is worth in use, measured in turns with the dense base:")
+        yield document.table(list(found.columns), found.itertuples(index=False, name=None))
 
 
 def _proves(view: View, answers: Answers) -> Iterable[str]:

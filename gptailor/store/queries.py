@@ -71,6 +71,7 @@ class RunTables(ScoreTables):
     version: tuple[int, ...]
     notice: str | None
     layers: pd.DataFrame
+    measurements: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ _ORDER = {
     "plans": "config_id",
     "layers": "config_id, layer",
     "evaluations": "subject, benchmark, metric, split, n_samples",
+    "measurements": "device, subject, quantity, batch",
 }
 _OF_SCORES = {"trials": "trial_id, config_id, budget, status, ended_at", "plans": "config_id, plan_hash"}
 """Columns that scores are worked out from, of the tables with long ones."""
@@ -174,7 +176,10 @@ def _frame(con: duckdb.DuckDBPyConnection, table: str, order: str, asked: str = 
     columns = known_tables()[table].columns
     if asked != "*":
         columns = {column: columns[column] for column in asked.split(", ")}
-    frame = con.execute(f"SELECT {asked} FROM {table} ORDER BY {order}").df()
+    if con.execute("SELECT count(*) FROM duckdb_tables() WHERE table_name = ?", [table]).fetchone() == (0,):
+        frame = pd.DataFrame(columns=list(columns))  # written before the table was added
+    else:
+        frame = con.execute(f"SELECT {asked} FROM {table} ORDER BY {order}").df()
     for column in columns:
         if column not in frame:  # written before the column was added
             frame[column] = None

@@ -31,6 +31,7 @@ DATA_TABLES = (
     "digests",
     "example_digests",
     "resamples",
+    "measurements",
 )
 OF_A_BENCHMARK = ("evaluations", "examples", "example_digests", "resamples")
 """Tables from which a benchmark can be forgotten."""
@@ -180,6 +181,8 @@ def rows_of(event: Event) -> Iterator[tuple[str, Row]]:
             yield from _plan_rows(event)
         case "examples" | "example_digests" | "resamples":
             yield event["event"], event["row"]
+        case "measurement":
+            yield "measurements", event["row"]
         case "evaluation":
             yield "evaluations", event["row"]
         case "digests":

@@ -40,6 +40,7 @@ from gptailor.trial import (
     BenchmarkKey,
     Digests,
     Evaluation,
+    Measurement,
     Outcome,
     RunRecord,
     RunStatus,
@@ -277,6 +278,11 @@ class RunWriter:
         They were other benchmarks. The journal keeps it.
         """
         self._record({"event": "forgotten", "keys": [list(key) for key in keys]})
+
+    def record_measurement(self, measurement: Measurement) -> None:
+        """What a plan is worth in use."""
+        row = dataclasses.asdict(measurement) | {"subject": str(measurement.subject)}
+        self._record({"event": "measurement", "row": row})
 
     def flush(self) -> None:
         """Journal what is in memory, then apply what waits. Raises StoreUnwritable; a database in trouble is logged."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 
 from gptailor.plan import StitchPlan
 from gptailor.store.queries import RunTables
-from gptailor.trial import Subject
+from gptailor.trial import Measurement, Subject
 
 START = datetime(2026, 11, 1, 8, 0, tzinfo=UTC)
 SPEC: dict[str, Any] = {
@@ -40,6 +41,7 @@ def run_tables(
     status: str = "finished",
     n_layers: int = 4,
     n_removed: int = 1,
+    measurements: Sequence[Measurement] = (),
 ) -> RunTables:
     """Tables of a run, as they are read from its store.
 
@@ -104,6 +106,10 @@ def run_tables(
         ),
         layers=_layer_frame(plans or {}, n_layers),
         evaluations=_evaluation_frame(evaluations),
+        measurements=pd.DataFrame(
+            [asdict(one) | {"subject": str(one.subject)} for one in measurements],
+            columns=[field.name for field in fields(Measurement)],
+        ),
     )
 
 

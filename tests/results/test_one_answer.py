@@ -17,7 +17,7 @@ import pytest
 from helpers.make_runs import START, make_run
 from streamlit.testing.v1 import AppTest
 
-from gptailor.__main__ import main
+from gptailor.__main__ import command_parser, main
 from gptailor.commands.evaluate import DEFAULT_SUBJECTS
 from gptailor.commands.experiment import table
 from gptailor.commands.subjects import find_subjects
@@ -155,6 +155,7 @@ def test_the_command_line_names_it(chosen: RunFolder, runs: Path, capsys: pytest
     assert (told["plan"], told["calibration"]) == (str(best), f"{kept}%")
     assert [one.config_id for one in find_subjects(chosen, ["best"])] == [best]
     assert best in [one.config_id for one in find_subjects(chosen, DEFAULT_SUBJECTS)]
+    assert command_parser().parse_args(["evaluate", "chosen"]).subjects.split(",") == list(DEFAULT_SUBJECTS)
 
 
 def test_both_reports_name_it(chosen: RunFolder, runs: Path, tmp_path: Path) -> None:

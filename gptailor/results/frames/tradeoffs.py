@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gptailor.measures import hypervolume, knee, pareto_front
+from gptailor.results import worth
 from gptailor.results.frames.facts import Facts
 from gptailor.results.frames.trials import AVERAGE, AVERAGE_ERROR, gains, judged, maximised
 from gptailor.results.scores import of_kind
@@ -38,6 +39,7 @@ def plan_table(tables: RunTables, table: pd.DataFrame, facts: Facts) -> pd.DataF
     """
     plans = judged(table, facts)
     plans = plans.assign(latency=_latency(table, plans))
+    plans = plans.merge(worth.ratios(tables), left_on="config_id", right_index=True, how="left")
     mine = of_kind(tables.evaluations, SubjectKind.CONFIG)
     if mine.empty:
         return plans.reset_index(drop=True)
@@ -74,6 +76,8 @@ def axes(tables: RunTables, plans: pd.DataFrame, facts: Facts) -> list[Axis]:
     found += [Axis(o.name, o.name, o.higher_is_better, o.error) for o in facts.objectives]
     found += [Axis("kept_layers", "Layers kept", False), Axis("parameters", "Parameters", False)]
     found.append(Axis("latency", "Latency, ms an example", False))
+    for name, quantity in worth.axes(tables):
+        found.append(Axis(name, name, quantity in worth.MORE_IS_BETTER, f"{name} ±"))
     mine = of_kind(tables.evaluations, SubjectKind.CONFIG)
     for name, higher in dict(zip(_measurement_names(mine), mine["higher_is_better"], strict=True)).items():
         found.append(Axis(str(name), str(name), bool(higher), f"{name} ±"))
