@@ -103,6 +103,7 @@ def values_of(spec: RunSpec) -> dict[str, Any]:
         "objectives": "\n".join(map(_benchmark_line, spec.objectives)),
         "held_out": "\n".join(map(_benchmark_line, spec.held_out)),
         "selection": "\n".join(map(_benchmark_line, spec.selection)),
+        "aim": spec.aim,
         "include_path": "\n".join(spec.include_path),
         "budget_min": spec.budget.min,
         "budget_max": spec.budget.max,
@@ -134,11 +135,17 @@ class Draft:
     errors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+AS_THEY_ARE = tuple(
+    ["name", "base_model", "operations", "baselines", "aim", "trials", "seed", "device", "dtype", "chat_template"]
+)
+"""Keys whose widget holds what the run file does."""
+
+
 def draft(values: Values, preset: RunSpec) -> Draft:
     """Read the widgets. What has no widget (a merge's further parameters) stays as the preset has it."""
     errors: dict[str, list[str]] = {}
     data = preset.model_dump(mode="json") | {"trust_remote_code": False}
-    for name in ("name", "base_model", "operations", "baselines", "trials", "seed", "device", "dtype", "chat_template"):
+    for name in AS_THEY_ARE:
         data[name] = values[name]
     if "repair" not in values["operations"]:
         data["repair"] = None  # which says how, and has no widget

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from streamlit.delta_generator import DeltaGenerator
 
 LAYERS = ("operations", "merge", "output_scale", "baselines")
-BENCHMARKS = ("objectives", "held_out", "selection", "include_path")
+BENCHMARKS = ("objectives", "held_out", "selection", "aim", "include_path")
 BUDGET = ("budget", "trials", "walltime", "seed")
 DEVICE = ("device", "dtype", "batch_size", "workers", "chat_template")
 
@@ -106,6 +106,7 @@ def fields(preset: Preset, values: Mapping[str, Any], draft: Draft) -> None:
             "In the same form, or part of a split: validation[1000:] leaves out the 1,000 examples that a search up to "
             "that budget reads. May be empty.",
         )
+        f.choice("aim", "Aim", ["front", "mean"])
         f.area("include_path", "Folders of further tasks", "One a line.")
     with f.folded("Budget and time", ":material/hourglass:", BUDGET):
         low, high, eta = st.columns(3)
