@@ -135,8 +135,9 @@ class Draft:
     errors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-AS_THEY_ARE = tuple(
-    ["name", "base_model", "operations", "baselines", "aim", "trials", "seed", "device", "dtype", "chat_template"]
+AS_THEY_ARE = (
+    *("name", "base_model", "operations", "baselines", "aim"),
+    *("trials", "seed", "device", "dtype", "chat_template"),
 )
 """Keys whose widget holds what the run file does."""
 
