@@ -66,8 +66,8 @@ def export_model(
         fresh = _without(tables, spec, stale)
         scores = scores_of(fresh, config_id) if repair is None else []
         facts = facts_of(fresh, spec, config_id)
-        card = {"title": f"{spec.name}: ", "scores": scores, "facts": facts}
-        write_model(spec, plan, out, say, folder=folder, repair=repair, **card)
+        title = f"{spec.name}: "
+        write_model(spec, plan, out, say, folder=folder, repair=repair, title=title, scores=scores, facts=facts)
     if push is None:
         return
     for name, size in hub.uploads(out):
