@@ -5,7 +5,8 @@ flatter, since the best of many is in part the luckiest. *Judged* ones are of ev
 selection split, which may choose another plan than the search's scores would, and on what is held out.
 
 Averages of scores weigh every benchmark alike, and are of those alone whose scores are shares of examples: a
-perplexity, an F1 or a BLEU has a unit of its own. Retention is a ratio, and is averaged over all. What leaves out the
+perplexity, an F1 or a BLEU has a unit of its own. Retention is averaged over the same ones: a perplexity half as good
+is no model half as able. Where no score is a share, retentions of all are averaged. What leaves out the
 benchmarks that the search was calibrated on does so whatever the split and the shots: a plan may have learnt their
 form. Retention above chance counts from the score of guessing, because a coin's half is no capability.
 """
@@ -79,8 +80,8 @@ def averages(frame: pd.DataFrame, calibration: Mapping[Subject, float] | None = 
 
     Columns: subject, config_id, plan_hash, benchmarks, averaged (how many of them are shares), average (of these; NaN
     without any), stderr, without_calibration (the same without benchmarks that the search looked at; NaN if none is
-    left), retention (over all), above_chance, gap (calibration retention less held-out retention: what the search's own
-    scores promise too much).
+    left), retention (of the same; of all where no score is a share), above_chance (likewise), gap (calibration
+    retention less held-out retention: what the search's own scores promise too much).
     calibration: subject -> mean retention over the objectives at the full budget.
     """
     columns = ["subject", "config_id", "plan_hash", "benchmarks", "averaged", "average", "stderr"]
@@ -91,8 +92,9 @@ def averages(frame: pd.DataFrame, calibration: Mapping[Subject, float] | None = 
         if len(own) < n_benchmarks:
             continue
         shares = own[own["share"]]
+        averaged = shares if len(shares) else own  # one unit, or else ratios alone
         errors = float(np.sqrt((shares["stderr"] ** 2).sum(skipna=False)) / len(shares)) if len(shares) else np.nan
-        kept = own["retention"].mean() if own["retention"].notna().all() else np.nan
+        kept = averaged["retention"].mean() if averaged["retention"].notna().all() else np.nan
         rows.append(
             (
                 subject,
@@ -104,7 +106,7 @@ def averages(frame: pd.DataFrame, calibration: Mapping[Subject, float] | None = 
                 errors,
                 shares.loc[~shares["calibrated"], "score"].mean(),
                 kept,
-                own["above_chance"].mean(),
+                averaged["above_chance"].mean(),
                 (calibration or {}).get(Subject.parse(str(subject)), np.nan) - kept,
             )
         )
@@ -136,17 +138,15 @@ class Searched:
     def average(self) -> pd.Series:
         """What plans are ranked by: the mean retention, or, where the dense model was not scored, the mean gain.
 
-        Of gains, those are averaged that are shares of examples (trial.averaged_together).
+        Those are averaged whose scores are shares of examples (trial.averaged_together).
         """
-        frame = self.kept if self.is_share else self.gains[self._averaged]
+        frame = (self.kept if self.is_share else self.gains)[self.averaged]
         return frame.astype(float).mean(axis=1, skipna=False)
 
     @property
-    def _averaged(self) -> list[str]:
+    def averaged(self) -> list[str]:
         """The objectives whose scores make one average."""
-        known = self.rows.drop_duplicates("name").set_index("name").loc[list(self.gains.columns)]
-        asked = zip(known["metric"].astype(str), known["higher_is_better"].astype(bool), strict=True)
-        return [str(self.gains.columns[place]) for place in averaged_together(list(asked))]
+        return [name for name in map(str, self.gains.columns) if name in _together(self.rows)]
 
     @property
     def front(self) -> list[int]:
@@ -221,17 +221,30 @@ def dense_scores(tables: ScoreTables) -> pd.DataFrame:
 def calibration(tables: ScoreTables) -> dict[Subject, float]:
     """Subject -> mean retention over the objectives at the full budget: what the search believed.
 
-    Configurations from their trials, others (repaired plans too, which have none) from the reference scores.
+    Of objectives whose scores are averaged together. Configurations from their trials, others (repaired plans too,
+    which have none) from the reference scores.
     """
     asked = _asked(tables, "objectives")
     found = tables.evaluations
     keys = zip(*(found[column] for column in BENCHMARK), strict=True)
-    found = found[np.array([key in asked for key in keys], dtype=bool)]
+    found = found[np.array([key in asked for key in keys], dtype=bool)].pipe(_named)
     found = found.sort_values("n_samples").drop_duplicates(["subject", *BENCHMARK], keep="last")
+    together = _together(found)
+    found = found[found["name"].isin(together)]
     shares = found.assign(kept=kept(found, tables)).dropna(subset="kept").groupby("subject")["kept"]
-    references = {Subject.parse(str(subject)): float(own.mean()) for subject, own in shares if len(own) == len(asked)}
-    plans = searched(tables).kept.dropna()
-    return references | {Subject.config(int(str(i))): float(own) for i, own in plans.mean(axis=1).items()}
+    references = {
+        Subject.parse(str(subject)): float(own.mean()) for subject, own in shares if len(own) == len(together)
+    }
+    plans = searched(tables)
+    believed = plans.kept.dropna()[plans.averaged].mean(axis=1)
+    return references | {Subject.config(int(str(i))): float(own) for i, own in believed.items()}
+
+
+def _together(rows: pd.DataFrame) -> set[str]:
+    """Names of the objectives, of `rows` of their scores, that make one average."""
+    known = rows.drop_duplicates("name")
+    asked = list(zip(known["metric"].astype(str), known["higher_is_better"].astype(bool), strict=True))
+    return {str(known["name"].iloc[place]) for place in averaged_together(asked)}
 
 
 def best(tables: ScoreTables, found: Searched | None = None) -> Subject | None:

@@ -60,7 +60,7 @@ def paired(frame: pd.DataFrame, answers: Answers, one: Subject, other: Subject) 
             draws.append(rng.choice(apart.drawn, DRAWS) if len(apart.drawn) < DRAWS else apart.drawn)
             differences.append(apart.difference)
             n_averaged += apart.n
-    if len(draws) > 1:
+    if draws and len(rows) > 1:
         drawn = np.mean(draws, axis=0)
         low, high = np.quantile(drawn, [0.025, 0.975])
         rows.append(

@@ -32,7 +32,7 @@ from gptailor.search.run_base import RunBase
 from gptailor.search.selection import FINALISTS
 from gptailor.spec import RunSpec
 from gptailor.store import queries
-from gptailor.trial import DENSE, Evaluation, Origin, Outcome, RunStatus, TrialStatus, now
+from gptailor.trial import DENSE, Evaluation, Origin, Outcome, RunStatus, TrialStatus, averaged_together, now
 
 SECONDS_BETWEEN_NOTES = 60.0
 
@@ -156,16 +156,18 @@ class BaselineRun(RunBase):
         return plan_scorer.repaired(plain if plain and plain.removed else METHODS[cut.baseline].load()(case))
 
     def _fitness(self, plan_scorer: PlanScorer, plan: StitchPlan, n: int) -> float:
-        """Mean retention over the objectives on the first n examples of each; what has none (dense is 0) counts 0."""
+        """Mean retention on the first n examples of each objective; what has none (dense is 0) counts 0.
+
+        Of objectives whose scores are averaged together, as plans are ranked.
+        """
         dense = plan_scorer.score(StitchPlan.dense(plan.n_layers), n, self._stop_asked)
         result = plan_scorer.score(plan, n, self._stop_asked)
         with self.writer.batch():
             self._remember(dense)
             self._remember(result)
-        kept = [
-            retention(score.score, whole.score, score.higher_is_better) or 0.0
-            for score, whole in zip(result.scores, dense.scores, strict=True)
-        ]
+        asked = [(score.metric, score.higher_is_better) for score in result.scores]
+        pairs = [(result.scores[place], dense.scores[place]) for place in averaged_together(asked)]
+        kept = [retention(one.score, whole.score, one.higher_is_better) or 0.0 for one, whole in pairs]
         return sum(kept) / len(kept)
 
     def _between(self, cut: Cut, case: Case) -> Callable[[], None]:

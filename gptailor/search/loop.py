@@ -35,7 +35,7 @@ from gptailor.stitch.merging import merge_source_counts
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder, write_atomically
 from gptailor.store.writer import RunWriter
-from gptailor.trial import DENSE, Outcome, RunStatus, Subject, TrialStatus
+from gptailor.trial import DENSE, Outcome, RunStatus, Subject, TrialStatus, averaged_together
 from gptailor.versions import installed_versions
 
 log = logging.getLogger("gptailor")
@@ -184,9 +184,15 @@ class Search(RunBase):
 
     def _report(self, trial: NextTrial, outcome: Outcome, replayed: bool) -> None:
         costs = self._costs(outcome, trial.suggestion.budget)
-        retention = 1.0 - sum(costs) / len(costs) if costs else None  # as SMAC is told it
+        retention = self._kept(outcome, costs) if costs else None
         asked = trial_record(trial.trial_id, trial.suggestion, trial.seconds)
         self.progress.trial(asked, outcome, retention, replayed)
+
+    def _kept(self, outcome: Outcome, costs: Sequence[float]) -> float:
+        """Mean retention as SMAC is told it, over the objectives whose scores are averaged together."""
+        scores = {score.name: score for score in outcome.scores}
+        taken = averaged_together([(scores[name].metric, scores[name].higher_is_better) for name in self.dense])
+        return 1.0 - sum(costs[place] for place in taken) / len(taken)
 
     def _trial_queue(self, space: PlanSpace, initial: list[StitchPlan]) -> TrialQueue:
         def departed(trial_id: int, refused: int) -> None:

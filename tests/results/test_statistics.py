@@ -92,7 +92,7 @@ def test_averages(tables, frame: pd.DataFrame) -> None:
     assert mine.average == pytest.approx((0.65 + 0.25) / 2)
     assert mine.stderr == pytest.approx(np.sqrt(0.01**2 + 0.01**2) / 2)
     assert mine.without_calibration == pytest.approx(0.25)
-    kept = (0.65 / 0.8 + 0.25 / 0.26 + 0.5) / 3
+    kept = (0.65 / 0.8 + 0.25 / 0.26) / 2
     assert mine.retention == pytest.approx(kept)
     assert mine.gap == pytest.approx(0.95 - kept)
     assert scores.strongest(table.reset_index(), SubjectKind.CONFIG) == Subject.config(7)

@@ -17,13 +17,13 @@ import pandas as pd
 from gptailor.results import scores
 from gptailor.spec import Budget, parse_duration
 from gptailor.store.queries import RunTables
-from gptailor.trial import asked_key
+from gptailor.trial import asked_key, averaged_together
 
 
 class Average(StrEnum):
     """The one number that a plan is judged by; results.scores judges by the same."""
 
-    RETENTION = "retention"  # share of the dense model's score on the same examples, averaged over the objectives
+    RETENTION = "retention"  # share of the dense model's score on the same examples, averaged over such objectives
     SCORE = "score"  # not every dense score is known: the scores' mean (of 1 / score where lower is better)
 
 
@@ -89,7 +89,8 @@ class Facts:
     @property
     def average_label(self) -> str:
         kind = "retention" if self.average_is_share else "score"
-        return f"Mean {kind}" if len(self.objectives) > 1 else kind.capitalize()
+        n = len(averaged_together([(o.metric, o.higher_is_better) for o in self.objectives]))
+        return f"Mean {kind}" if n > 1 else kind.capitalize()
 
     @property
     def average_is_share(self) -> bool:

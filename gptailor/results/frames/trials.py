@@ -84,7 +84,7 @@ def maximised(table: pd.DataFrame, facts: Facts) -> NDArray[np.float64]:
 def _with_average(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     """Add the average over the objectives (NaN unless all are there) and its standard error.
 
-    Errors are taken as independent. Of scores, those are averaged that are shares of examples.
+    Errors are taken as independent. Those are averaged whose scores are shares of examples, as in results.scores.
     """
     if not facts.objectives:
         return table.assign(**{AVERAGE: np.nan, AVERAGE_ERROR: np.nan})
@@ -95,7 +95,7 @@ def _with_average(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     with np.errstate(divide="ignore", invalid="ignore"):
         errors = errors * np.abs(values / points)
     asked = [(o.metric, o.higher_is_better) for o in facts.objectives]
-    taken = list(range(len(asked))) if facts.average is Average.RETENTION else averaged_together(asked)
+    taken = averaged_together(asked)
     average = np.where(np.isfinite(values).all(axis=1), values[:, taken].mean(axis=1), np.nan)
     spread = np.sqrt((errors[:, taken] ** 2).sum(axis=1)) / len(taken)
     return table.assign(**{AVERAGE: average, AVERAGE_ERROR: spread})
