@@ -20,6 +20,7 @@ from gptailor.__main__ import main
 from gptailor.commands.export import MAX_PROMPT, export_model, generate
 from gptailor.errors import UserError
 from gptailor.launch.events import Event
+from gptailor.scoring.provenance import OLD
 from gptailor.store.folder import RunFolder
 
 
@@ -39,7 +40,8 @@ def test_an_export_is_the_plan(exported: tuple[Path, list[Event]]) -> None:
     out, said = exported
     assert json.loads((out / "gptailor_plan.json").read_text()) == PLAN.to_json()
     assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 4
-    assert str(said[0]) == "  0% opening the family" and str(said[-2]) == "100% done"
+    assert said[0].text == OLD, "this run's store has no digests"
+    assert str(said[1]) == "  0% opening the family" and str(said[-2]) == "100% done"
     assert "4 layers" in said[-1].text and "logits differ" in said[-1].text
     assert said[-1].result["folder"] == str(out) and said[-1].result["n_layers"] == 4  # type: ignore[index]
 
@@ -132,6 +134,7 @@ def answers(run: RunFolder, prompt: str = "the cat sat", **options: object) -> d
     said: list[Event] = []
     generate(run, CONFIG, prompt, said.append, max_tokens=6, **options)  # type: ignore[arg-type]
     assert [event.text for event in said if event.result is None] == [
+        OLD,
         "opening the models",
         "the dense base writes",
         f"plan {CONFIG} writes",
