@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -79,9 +79,7 @@ def heal(folder: RunFolder, who: str, out: Path, asked: HealAsked, say: Say, dev
         raise UserError(f"heal {who}: {narrow[0]} left out parts of its layers, which training would fill again")
     if len(devices_of(scorer.family.model)) > 1:
         raise UserError(f"heal {who}: the base is spread over several GPUs; one must hold it, or --device cpu")
-    healer = Healer(folder, spec, scorer, plan, one.subject, out, asked, say)
-    with stop_on_signal() as stop:
-        return healer.run(stop.is_set)
+    return Healer(folder, spec, scorer, plan, one.subject, out, asked, say).run()
 
 
 def _device(asked: str | None) -> list[str]:
@@ -138,7 +136,8 @@ class Healer:
         """The teacher's plan."""
         return StitchPlan.dense(self.plan.n_layers, self.teacher)
 
-    def run(self, should_stop: Callable[[], bool]) -> bool:
+    def run(self) -> bool:
+        """Everything; a signal before the training ends the process at once, as there is nothing to keep yet."""
         from gptailor.heal.distil import distil
         from gptailor.heal.student import Student
 
@@ -152,19 +151,20 @@ class Healer:
         self._say_memory(student.n_trained, in_bfloat16)
         before = self._judge(None) if self.spec.selection else None
         teacher = stitcher.stitch(self.dense)
-        found = distil(
-            student,
-            teacher,
-            batches,
-            self.work,
-            rate=self.asked.peak_rate,
-            seed=self.asked.seed,
-            minutes=self.asked.minutes,
-            in_bfloat16=in_bfloat16,
-            should_stop=should_stop,
-            say=lambda text, share: self.say(Event(text, share=share)),
-            judge=self._judge if self.spec.selection else None,
-        )
+        with stop_on_signal() as stop:
+            found = distil(
+                student,
+                teacher,
+                batches,
+                self.work,
+                rate=self.asked.peak_rate,
+                seed=self.asked.seed,
+                minutes=self.asked.minutes,
+                in_bfloat16=in_bfloat16,
+                should_stop=stop.is_set,
+                say=lambda text, share: self.say(Event(text, share=share)),
+                judge=self._judge if self.spec.selection else None,
+            )
         if not found.is_whole:
             self.say(Event(f"stopped at step {found.steps} of {found.asked_steps}; the same command goes on"))
             return False

@@ -6,8 +6,10 @@ import json
 import random
 import shutil
 import time
+from contextlib import nullcontext
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -180,11 +182,9 @@ def test_one_that_was_stopped_goes_on_as_if_it_had_not_been(run, tmp_path, monke
             steps += 1
             return steps == stop_at
 
-        run_it = command.Healer.run
-        monkeypatch.setattr(command.Healer, "run", lambda self, _stop: run_it(self, should_stop))
+        monkeypatch.setattr(command, "stop_on_signal", lambda: nullcontext(SimpleNamespace(is_set=should_stop)))
         said: list[Event] = []
         whole = command.heal(run, CUT, tmp_path / out, asked, said.append)
-        monkeypatch.setattr(command.Healer, "run", run_it)
         if whole:
             plan = json.loads((tmp_path / out / "gptailor_plan.json").read_text())
             ended.append(plan["edits"][-1]["parameters"]["weights"])
