@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gptailor.evaluate.benchmarks import OpenBenchmark
 from gptailor.evaluate.direct import is_plain, keep_freed_memory
 from gptailor.evaluate.examples import Encoder, Example, Prompt
-from gptailor.evaluate.forward import Scored, score_direct, score_rows, score_tree
+from gptailor.evaluate.forward import Scored, position_switch, score_direct, score_rows, score_tree
 from gptailor.evaluate.generation import batches_of, run_batches
 from gptailor.evaluate.packing import Pack, build_pack, pack_examples
 from gptailor.evaluate.scoring import NonFinite, item_of, needs_greedy, score_of
@@ -222,7 +222,7 @@ class Evaluator:
     def _choose_path(self, model: PreTrainedModel) -> str:
         """Score a few examples in every way; the first that says what plain rows say is used. Raises NonFinite."""
         ways: dict[str, Callable[[PreTrainedModel, Pack], list[Scored]]] = {}
-        reason = _cannot_drive(model)
+        reason = _cannot_drive(model) or self._is_switched(model)
         if reason is None:
             ways = {"direct": score_direct} if is_plain(model) else {}
             ways["tree"] = score_tree
@@ -238,6 +238,15 @@ class Evaluator:
             log.info("%s cannot be scored as packed trees (%s): %s", type(model).__name__, path, reason)
         log.warning("%s is scored as padded rows, the slower way: %s", type(model).__name__, reason)
         return "rows"
+
+    def _is_switched(self, model: PreTrainedModel) -> str | None:
+        """Why texts of different lengths cannot share a pass, though its attention can be driven."""
+        switch = position_switch(model)
+        examples = (example for benchmark in self.benchmarks for example in benchmark.examples)
+        sides = {len(window.inputs) > (switch or 0) for example in examples for window in example.windows}
+        if switch is None or len(sides) < 2:
+            return None
+        return f"it encodes positions otherwise beyond {switch} tokens, and texts lie on both sides"
 
     def _probe(self) -> list[Example]:
         """The longest example, for sliding windows, and three others."""

@@ -37,6 +37,16 @@ class Scored:
     is_greedy: bool
 
 
+def position_switch(model: PreTrainedModel) -> int | None:
+    """Tokens beyond which a text's positions are encoded otherwise, all of them (longrope); None for most models."""
+    known = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    nested = [value for value in known.values() if isinstance(value, dict)]
+    for parameters in (known, *nested):
+        if parameters.get("rope_type") == "longrope":
+            return int(parameters["original_max_position_embeddings"])
+    return None
+
+
 @torch.inference_mode()
 def score_direct(model: PreTrainedModel, pack: Pack) -> list[Scored]:
     """Every window of the pack, in order, for models that `direct.is_plain` knows. Raises NonFinite."""
@@ -70,8 +80,11 @@ def score_rows(model: PreTrainedModel, windows: Sequence[Window], max_tokens: in
     """The same for windows as padded rows, as lm-eval's HFLM feeds them. Raises NonFinite."""
     rows = sorted({window.inputs for window in windows}, key=lambda inputs: (-len(inputs), inputs))
     answers: dict[int, Scored] = {}
+    switch = position_switch(model) or 0
     while rows:
         n_rows = max(1, max_tokens // len(rows[0]))
+        if len(rows[0]) > switch:  # in a batch the longest text decides for all
+            n_rows = min(n_rows, sum(len(inputs) > switch for inputs in rows))
         batch, rows = rows[:n_rows], rows[n_rows:]
         width = len(batch[0])
         padded = torch.tensor([[*inputs, *[0] * (width - len(inputs))] for inputs in batch], device=model.device)

@@ -118,6 +118,39 @@ def test_every_architecture_finds_its_way(benchmark: Any, tokenizer: Any) -> Non
         assert engine.path == ("direct" if model_type in DIRECT else "tree"), model_type
 
 
+def test_texts_on_both_sides_of_longropes_switch_are_not_mixed(benchmark: Any, tokenizer: Any) -> None:
+    """Phi-3's long texts have other positions from their first token on; in a batch the longest one decides for all."""
+    from helpers.families import tiny_config
+
+    from gptailor.evaluate.forward import score_rows
+
+    lengths = sorted({len(window.inputs) for window in all_windows(benchmark)})
+    switch = lengths[len(lengths) // 2]
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0, 9.0, 25.0, 64.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": switch, **factors}
+    model = build("phi3", tiny_config, rope_parameters=rope, original_max_position_embeddings=switch)
+    alone = [score_rows(model, [window], 1)[0].precise for window in all_windows(benchmark)]
+    together = [scored.precise for scored in score_rows(model, all_windows(benchmark), 4096)]
+    assert together == pytest.approx(alone, abs=1e-3)
+    engine = evaluator([benchmark], tokenizer)
+    likelihood = replace(benchmark, metric="answer_perplexity")
+    items = engine.items(model, likelihood, 0, 12)
+    assert engine.path == "rows"
+    gold = [alone[n] for n in _gold_windows(benchmark)]
+    assert [item[0] for item in items] == pytest.approx(gold, abs=1e-3)
+
+
+def _gold_windows(benchmark: Any) -> list[int]:
+    """Which of all windows are the right answers'."""
+    from gptailor.evaluate.metrics import gold_options
+
+    first, found = 0, []
+    for example in benchmark.examples:
+        found.append(first + gold_options(benchmark.tasks[example.task], example)[0])
+        first += len(example.windows)
+    return found
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_scores_do_not_depend_on_the_number_of_processors(benchmark: Any, tokenizer: Any, dtype: str) -> None:
     from helpers.families import tiny_config
