@@ -55,7 +55,7 @@ def words(app: AppTest) -> str:
 def test_the_models_page_sets_the_plan_against_the_strongest_cut(runs: list[RunFolder]) -> None:
     shown = words(open_page("7_Models", run=runs[0].run_id))
     assert "Held-out averages" in shown
-    assert "Plan 7 is ahead of sleb on math by 0.375 on words" in shown and "more than noise explains" in shown
+    assert "Plan 7 is ahead of sleb on math by 0.375 in acc on words" in shown and "more than noise explains" in shown
 
 
 def test_the_compare_page_shows_baselines_beside_the_fronts(runs: list[RunFolder]) -> None:

@@ -203,6 +203,32 @@ def test_groups(tmp_path: Path, model: Any, tokenizer: Any, weight_by_size: bool
     compare(tmp_path, spec, model, tokenizer, n=65)
 
 
+def test_groups_whose_members_have_filters_of_their_own(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    """Each member is read through its only filter, with shots: lm-eval's number of each, and their mean."""
+    shots = "num_fewshot: 2\nfewshot_split: validation\nfewshot_config: {sampler: first_n}\n"
+    first, word = GENERATION.split("filter_list:\n")[1].splitlines()[:2]
+    for number, kept in enumerate((first, word)):
+        text = GENERATION.replace("\n".join((first, word)), kept).replace("  - {{metric: bleu}}\n", "")
+        write_task(tmp_path, f"part{number}", text, shots, validation=rows(number, 12 + number))
+    (tmp_path / "both.yaml").write_text(
+        "group: both\ntask: [part0, part1]\n"
+        "aggregate_metric_list: [{metric: exact_match, aggregation: mean, weight_by_size: false, filter_list: first}]\n"
+    )
+    (benchmark,) = opened(tmp_path, tokenizer, Benchmark(benchmark="both", metric="exact_match", split="validation"))
+    assert benchmark.filters == ("first", "word")
+    engine = evaluator([benchmark], tokenizer)
+    items = engine.items(model, benchmark, 0, benchmark.n_examples)
+    theirs = {}
+    for number, kept in enumerate(("first", "word")):
+        samples = {f"part{number}": list(range(12 + number))}
+        results, records = lm_eval_says(tmp_path, f"part{number}", model, tokenizer, samples, num_fewshot=2)
+        theirs[f"part{number}"] = results[f"exact_match,{kept}"]
+        told = {record["doc_id"]: record["exact_match"] for record in records[f"part{number}"]}
+        ours = {d: item for (task, d), item in zip(benchmark.order, items, strict=True) if task == f"part{number}"}
+        assert ours == told
+    assert engine.score(benchmark, items).score == pytest.approx(sum(theirs.values()) / 2)
+
+
 def test_standard_errors_of_means_are_lm_evals(tmp_path: Path, model: Any, tokenizer: Any) -> None:
     write_task(tmp_path, "many")
     (benchmark,) = opened(tmp_path, tokenizer, Benchmark(benchmark="many", metric="acc", split="test"))
