@@ -57,10 +57,10 @@ def make_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MB. Mounting needs rights that a developer's machine may not give."""
+    """A file system of 16 MB. Mounting needs rights that a developer's machine may not give."""
     place = tmp_path / "disk"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", place], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting a small tmpfs needs root; a file size limit stands in for it in test_store_faults.py")
     yield place
