@@ -79,7 +79,7 @@ class Holding:
     def opened(self, on: str) -> Sequence[Any]:  # noqa: ARG002 (the protocol's signature)
         """As much of benchmarks as the search looks at: nothing was scored on them, so they keep their order."""
         specs = [Benchmark(benchmark=name, metric=metric) for name, metric in OBJECTIVES]
-        return [SimpleNamespace(spec=spec, name=spec.name, chance=None, n_examples=9) for spec in specs]
+        return [SimpleNamespace(spec=spec, name=spec.name, chance=None, n_examples=9, cut_note=None) for spec in specs]
 
     def reorder(self, orders: Any) -> None:  # noqa: ARG002 (the protocol's signature)
         raise AssertionError("there is no order to be put in")
