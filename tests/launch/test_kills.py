@@ -40,11 +40,11 @@ def test_killed_at_random_moments_ends_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_replay_that_departs_goes_on_as_a_warm_start(tmp_path: Path) -> None:
-    """F20: the search would ask for other trials than those stored (here: another seed, as other versions would)."""
+    """F20: the search would ask for other trials than those stored (here: drawn at random, not by SMAC)."""
     folder = kills.search(tmp_path, load_spec(kills.DEMO, ["trials=14"]))
     before = kills.trials(folder)
     assert "warm start" not in folder.log.read_text()
-    changed = load_spec(kills.DEMO, ["trials=20", "seed=5"])
+    changed = load_spec(kills.DEMO, ["trials=20", "suggester=random"])
     with EngineLock(folder):
         writer = RunWriter.open(folder)
         writer.change_spec(changed.model_dump(mode="json"), changed.to_yaml())
@@ -62,7 +62,7 @@ def test_a_replay_that_departs_goes_on_as_a_warm_start(tmp_path: Path) -> None:
     assert plans.config_id.is_unique and plans.plan_hash.is_unique
 
     # And once more from there: the replay departs again, and again nothing is scored twice.
-    longer = load_spec(kills.DEMO, ["trials=23", "seed=5"])
+    longer = load_spec(kills.DEMO, ["trials=23", "suggester=random"])
     with EngineLock(folder):
         RunWriter.open(folder).change_spec(longer.model_dump(mode="json"), longer.to_yaml())
     resume(folder)

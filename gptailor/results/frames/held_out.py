@@ -103,7 +103,9 @@ def verdict(tests: pd.DataFrame, one: Subject, other: Subject) -> str:
     if tests.empty:
         return f"{first} and {second} have no examples in common to be compared on."
     last = tests.iloc[-1]
-    where = "on average" if last["benchmark"] == "average" else f"in {plain(last['metric'])} on {plain(last['benchmark'])}"
+    where = (
+        "on average" if last["benchmark"] == "average" else f"in {plain(last['metric'])} on {plain(last['benchmark'])}"
+    )
     way = "ahead of" if last["difference"] >= 0 else "behind"
     noise = "more than noise explains" if last["p"] < 0.05 else "no more than noise explains"
     spread = f"95 % interval {last['low']:+.3f} to {last['high']:+.3f}, p = {last['p']:.2g}, {last['n']:,} examples"
