@@ -16,6 +16,6 @@ def test_everything_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("gptailor.launch.engine.spawn", shared().spawn)
-    rows = soak(minutes=0.5, pause=0.5)
+    rows = soak(minutes=0.3, pause=0.5)
     assert [row for row in rows if not row[3]] == []
     assert int(rows[2][1]) > 20, "browsers were answered"

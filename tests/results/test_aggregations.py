@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gptailor.evaluate import resampling
 from gptailor.evaluate.resampling import MEAN, aggregation_name, resampled
 from gptailor.evaluate.scoring import aggregation_of, score_of
 from gptailor.results import statistics
@@ -120,7 +121,8 @@ def test_all_of_them_are_here() -> None:
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_each_is_tested_in_its_own_unit(name: str) -> None:
+def test_each_is_tested_in_its_own_unit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resampling, "SLOW_DRAWS", 40)
     benchmark: Any = Joined(registered()[name], name not in LOWER)
     better, worse = (MADE[name](np.random.default_rng(1), skill) for skill in (0.95, 0.7))
     scores = [score_of(benchmark, items).score for items in (better, worse)]
