@@ -1,4 +1,4 @@
-"""The dashboard in a real browser, over runs that are odd: other people's text, runs that went otherwise, none at all."""
+"""The dashboard in a real browser over odd runs: other people's text, runs that went otherwise, none at all."""
 
 from __future__ import annotations
 
