@@ -43,7 +43,7 @@ PROVEN: dict[str, dict[str, list[str]]] = {
     },
     "Text stays text": {
         "on pages": ["test_wording.test_safe_text_escapes_all_punctuation",
-                     "test_browser.test_other_peoples_text_is_shown_as_text"],
+                     "test_browser_runs.test_other_peoples_text_is_shown_as_text"],
         "in reports": ["test_report.test_nothing_of_the_run_becomes_markup"],
         "in model cards": ["test_huggingface.test_what_others_wrote_stays_text"],
         "in CSV": ["test_store_sharing.test_no_cell_is_a_formula", "test_wording.test_cells_are_not_formulas",
