@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.browser import CHROMIUM, PAGES, Server, Visitor, run_called, until
+from helpers.browser import CHROMIUM, Server, Visitor, run_called, until
 from helpers.make_runs import make_run
 
 from gptailor.dashboard import readers
@@ -82,15 +82,6 @@ def test_a_model_is_exported_and_answers(server: Server, demo: RunFolder, visito
     visitor.button("Cancel").wait_for(state="detached")
     visitor.settle()
     visitor.shoot("models-answers")
-
-
-@pytest.mark.parametrize("title", PAGES)
-def test_every_page_by_its_link(server: Server, visitor: Visitor, title: str) -> None:
-    first, second = run_called(server, "first"), run_called(server, "second")
-    visitor.open(title, run=first.run_id, runs=f"{first.run_id},{second.run_id}")
-    for width in (1280, 1920):
-        for theme in ("light", "dark"):
-            visitor.shoot(f"{title.lower()}-{theme}-{width}", dark=theme == "dark", width=width)
 
 
 def test_every_page_by_navigation_keeps_the_run(server: Server, visitor: Visitor) -> None:

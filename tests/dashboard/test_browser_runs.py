@@ -1,4 +1,4 @@
-"""The dashboard in a real browser over odd runs: other people's text, runs that went otherwise, none at all."""
+"""The dashboard in a real browser: every page by its link, other people's text, runs that went otherwise, no runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.browser import CHROMIUM, Server, Visitor, run_called
+from helpers.browser import CHROMIUM, PAGES, Server, Visitor, run_called
 from helpers.make_runs import make_run
 
 from gptailor.launch.engine import EngineLock
@@ -24,6 +24,15 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed"),
 ]
+
+
+@pytest.mark.parametrize("title", PAGES)
+def test_every_page_by_its_link(server: Server, visitor: Visitor, title: str) -> None:
+    first, second = run_called(server, "first"), run_called(server, "second")
+    visitor.open(title, run=first.run_id, runs=f"{first.run_id},{second.run_id}")
+    for width in (1280, 1920):
+        for theme in ("light", "dark"):
+            visitor.shoot(f"{title.lower()}-{theme}-{width}", dark=theme == "dark", width=width)
 
 
 def test_other_peoples_text_is_shown_as_text(server: Server, visitor: Visitor) -> None:

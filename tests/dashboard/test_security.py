@@ -82,7 +82,7 @@ PROVEN: dict[str, dict[str, list[str]]] = {
                     "test_launch.test_the_engine_gets_a_token_only_by_name"],
     },
     "Nothing leaves the machine": {
-        "pages": ["test_browser.test_every_page_by_its_link"],
+        "pages": ["test_browser_runs.test_every_page_by_its_link"],
         "the server": ["test_security.test_the_server_keeps_to_this_machine_and_tells_nobody",
                        "test_serving.test_a_socket_is_closed_to_strangers"],
         "searches": ["test_security.test_a_search_needs_no_network"],
