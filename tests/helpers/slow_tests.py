@@ -38,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # the longest first: processes end together
     if not config.getoption("--quick"):
         return
     slow = read(config.getoption("--slow-list"))
