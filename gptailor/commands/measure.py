@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from gptailor.evaluate.speed import Setting
 
 DEFAULT_SUBJECTS = ("best",)
+PLACE = "measure-"
+"""How the folders begin that exports are measured in, in the run's own."""
 
 
 def measure(folder: RunFolder, say: Say, subjects: Sequence[str] = DEFAULT_SUBJECTS, device: str | None = None) -> None:
@@ -52,6 +55,8 @@ def measure(folder: RunFolder, say: Say, subjects: Sequence[str] = DEFAULT_SUBJE
         if plan is None:
             raise UserError(f"--subjects {one.subject}: has no plan in this run; `baseline` and `evaluate` make one")
     with EngineLock(folder):
+        for left in folder.path.glob(f"{PLACE}*"):  # by one that was killed
+            shutil.rmtree(left, ignore_errors=True)
         writer = RunWriter.open(folder, summarise=summarise)
         for one, plan in asked:
             found = _measured(folder, spec, one.subject, one.config_id, plan, say) if plan is not None else []
@@ -67,7 +72,7 @@ def _measured(
 ) -> list[Measurement]:
     setting, device = _setting(spec)
     dense = location(spec.base_model)
-    with tempfile.TemporaryDirectory(prefix="measure-", dir=folder.path) as place:
+    with tempfile.TemporaryDirectory(prefix=PLACE, dir=folder.path) as place:
         out = Path(place) / "model"
         write_model(spec, plan, out, say, folder=folder)
         say(Event("measuring memory"))

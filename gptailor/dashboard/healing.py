@@ -75,24 +75,12 @@ def _healed(run: Run, config_id: int, state: JobState) -> None:
         f"{wording.safe(found['folder'], 300)}.",
         icon=":material/check_circle:",
     )
-    work = jobs.job(run, f"judge-healed-{config_id}")
-    judged = jobs.state(work)
-    if jobs.is_running(judged):
-        jobs.follow(work, _judging)
-        return
-    if judged is not None and judged.status is not JobStatus.DONE:
-        jobs.say_failure(judged, "Scoring")
-    not_you, subjects = access.why_not(), f"{DENSE},{subject.before},{subject}"
-    st.button(
-        "Score it on the held-out benchmarks, beside what it was",
+    jobs.offer(
+        run,
+        f"judge-healed-{config_id}",
+        ["evaluate", "--subjects", f"{DENSE},{subject.before},{subject}"],
+        doing="Scoring on the held-out benchmarks",
+        label="Score it on the held-out benchmarks, beside what it was",
         icon=":material/quiz:",
-        on_click=jobs.begin,
-        args=(run, work, ["evaluate", run.run_id, "--json", "--subjects", subjects]),
-        disabled=not_you is not None or run.is_active,
-        help=not_you or "What it scores stands in the tables of held-out averages then.",
+        help="What it scores stands in the tables of held-out averages then.",
     )
-
-
-def _judging(state: JobState) -> None:
-    text, share = jobs.last_words(state, "opening the models and the benchmarks …")
-    st.progress(share, text=f"Scoring on the held-out benchmarks: {text}")

@@ -91,6 +91,42 @@ def follow(work: Job, show: Callable[[JobState], None]) -> None:
     look()
 
 
+def offer(
+    run: Run, name: str, arguments: Sequence[str], *, doing: str, label: str, icon: str, help: str, wanted: bool = True
+) -> None:
+    """A button that starts a command about the run; or how the command goes on, or why it failed.
+
+    doing: what is said while it works. wanted: whether there is anything to do. Runs at work, and the example that
+    comes with the code, are left alone.
+    """
+
+    def show(now: JobState) -> None:
+        text, share = last_words(now, "opening the models …")
+        st.progress(share, text=f"{doing}: {text}")
+
+    work = job(run, name)
+    found = state(work)
+    if is_running(found):
+        follow(work, show)
+        return
+    if not wanted:
+        return
+    if found is not None and found.status is not JobStatus.DONE:
+        say_failure(found, doing)
+    if run.is_active or run.is_demo:
+        return
+    not_you = access.why_not()
+    command = [arguments[0], run.run_id, "--json", *arguments[1:]]
+    st.button(
+        label,
+        icon=icon,
+        on_click=begin,
+        args=(run, work, command),
+        disabled=not_you is not None,
+        help=not_you or help,
+    )
+
+
 def say_failure(found: JobState, what: str) -> None:
     """Why a job ended: the command's own words, else the last line of the log."""
     if found.status is JobStatus.LOST:

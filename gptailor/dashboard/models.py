@@ -134,28 +134,16 @@ def show_results(view: View, run: Run, config_id: int) -> None:
 
 def judge(run: Run, config_id: int, missing: int) -> None:
     """Score the plan and the dense base on the held-out benchmarks, where that was not done yet."""
-    work = jobs.job(run, f"judge-{config_id}")
-    state = jobs.state(work)
-    if jobs.is_running(state):
-        jobs.follow(work, _judge_steps)
-        return
-    if missing and state is not None and state.status is not JobStatus.DONE:
-        jobs.say_failure(state, "Scoring")
-    if missing and not run.is_active and not run.is_demo:
-        subjects, not_you = f"{DENSE},{Subject.config(config_id)}", access.why_not()
-        st.button(
-            "Score it on the held-out benchmarks",
-            icon=":material/quiz:",
-            on_click=jobs.begin,
-            args=(run, work, ["evaluate", run.run_id, "--json", "--subjects", subjects]),
-            disabled=not_you is not None,
-            help=not_you or "All of their examples, for this plan and the dense base: this may take a while.",
-        )
-
-
-def _judge_steps(state: JobState) -> None:
-    text, share = jobs.last_words(state, "opening the models and the benchmarks …")
-    st.progress(share, text=f"Scoring on the held-out benchmarks: {text}")
+    jobs.offer(
+        run,
+        f"judge-{config_id}",
+        ["evaluate", "--subjects", f"{DENSE},{Subject.config(config_id)}"],
+        doing="Scoring on the held-out benchmarks",
+        label="Score it on the held-out benchmarks",
+        icon=":material/quiz:",
+        help="All of their examples, for this plan and the dense base: this may take a while.",
+        wanted=missing > 0,
+    )
 
 
 def _held_out_words(known: int, asked: int) -> str:

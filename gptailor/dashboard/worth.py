@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from gptailor.dashboard import access, jobs, widgets
+from gptailor.dashboard import jobs, widgets
 from gptailor.dashboard.readers import Run
-from gptailor.launch.jobs import JobState, JobStatus
 from gptailor.results import worth
 from gptailor.results.frames.view import View
 from gptailor.trial import Subject
@@ -27,31 +26,12 @@ def show_of_plan(view: View, run: Run, config_id: int) -> None:
         widgets.show_table(found, alt=f"Speed and memory of plan {config_id} beside the dense base")
     else:
         st.caption("Tokens a second, time to the first token, memory and bytes on disk were not measured yet.")
-    measure(run, config_id)
-
-
-def measure(run: Run, config_id: int) -> None:
-    """Measure the plan beside the dense base, in a process of its own."""
-    work = jobs.job(run, f"measure-{config_id}")
-    state = jobs.state(work)
-    if jobs.is_running(state):
-        jobs.follow(work, _steps)
-        return
-    if state is not None and state.status is not JobStatus.DONE:
-        jobs.say_failure(state, "Measuring")
-    if run.is_active or run.is_demo:
-        return
-    not_you = access.why_not()
-    st.button(
-        "Measure speed and memory",
+    jobs.offer(
+        run,
+        f"measure-{config_id}",
+        ["measure", "--subjects", str(Subject.config(config_id))],
+        doing="Measuring",
+        label="Measure speed and memory",
         icon=":material/speed:",
-        on_click=jobs.begin,
-        args=(run, work, ["measure", run.run_id, "--json", "--subjects", str(Subject.config(config_id))]),
-        disabled=not_you is not None,
-        help=not_you or "Minutes, on the run's device. Other work on the machine makes the figures worth less.",
+        help="Minutes, on the run's device. Other work on the machine makes the figures worth less.",
     )
-
-
-def _steps(state: JobState) -> None:
-    text, share = jobs.last_words(state, "opening the models …")
-    st.progress(share, text=f"Measuring: {text}")

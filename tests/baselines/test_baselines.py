@@ -124,16 +124,17 @@ def test_lorp_spreads_over_phases_and_then_goes_where_layers_are_most_alike() ->
         lorp.choose(similarity, [[0, 1, 2, 3], [4, 5, 6, 7]], inner, 7)
 
 
-def test_similarities_are_those_of_transformers_own_states(stitcher: Stitcher) -> None:
-    case = case_of(stitcher, "base")
+def hidden_states(case: Case) -> list[torch.Tensor]:
+    """Transformers' own, of all calibration texts: before each layer and after the last, [texts, tokens, hidden]."""
     model = case.model()
     with torch.inference_mode():
-        states = [
-            torch.cat(parts)
-            for parts in zip(
-                *(model(b["input_ids"], output_hidden_states=True).hidden_states for b in case.batches), strict=True
-            )
-        ]
+        told = [model(batch["input_ids"], output_hidden_states=True).hidden_states for batch in case.batches]
+    return [torch.cat(parts) for parts in zip(*told, strict=True)]
+
+
+def test_similarities_are_those_of_transformers_own_states(stitcher: Stitcher) -> None:
+    case = case_of(stitcher, "base")
+    states = hidden_states(case)
     streams = llm_streamline.similarities(case)
     found = lorp.similarities(case)
     for start in range(4):
@@ -181,14 +182,7 @@ def test_blind_methods(stitcher: Stitcher) -> None:
 def test_formulas(stitcher: Stitcher) -> None:
     """Angular distance and relative magnitude against transformers' own hidden states; Taylor leaves nothing behind."""
     case = case_of(stitcher, "base")
-    model = case.model()
-    with torch.inference_mode():
-        states = [
-            torch.cat(parts)
-            for parts in zip(
-                *(model(b["input_ids"], output_hidden_states=True).hidden_states for b in case.batches), strict=True
-            )
-        ]
+    states = hidden_states(case)
     cosine = torch.cosine_similarity(states[1][:, -1], states[3][:, -1], dim=-1)
     assert distances(case)[1] == pytest.approx(float(cosine.arccos().mean()) / torch.pi, abs=1e-4)
     ratio = (states[2] - states[1]).norm(dim=-1) / states[2].norm(dim=-1)

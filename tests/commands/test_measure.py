@@ -37,6 +37,7 @@ def run(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
 @pytest.fixture(scope="module")
 def told(run: RunFolder) -> list[Event]:
     said: list[Event] = []
+    (run.path / "measure-killed" / "model").mkdir(parents=True)
     measure(run, said.append)
     return said
 
@@ -56,7 +57,7 @@ def test_a_plan_is_measured_beside_the_dense_base_and_stored(run: RunFolder, tol
     assert all(row.value > 0 and row.ratio > 0 and row.ratio_spread >= 0 for row in found.itertuples())
     results = [event for event in told if event.result is not None and "quantity" in event.result]
     assert len(results) == len(found) and "x dense" in results[0].text
-    assert not list(run.path.glob("measure-*")), "the export is taken away"
+    assert not list(run.path.glob("measure-*")), "the export is taken away, and what one that was killed had left"
 
 
 def test_it_is_on_the_card_in_the_report_and_an_axis(run: RunFolder, told: list[Event], tmp_path: Path) -> None:
