@@ -39,7 +39,7 @@ from gptailor.scoring.plan_scorer import SELECTION_EXAMPLES, PlanScorer
 from gptailor.spec import RunSpec, load_spec
 from gptailor.stitch.edits.case import most_kept
 from gptailor.stitch.edits.healed import HealedFolders, Tensors, digest_of
-from gptailor.stitch.edits.registry import EDITS, healed_subject
+from gptailor.stitch.edits.registry import EDITS, healed_subject, keeps_shapes
 from gptailor.stitch.edits.registry import HEALED as HEALED_EDIT
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder, write_atomically
@@ -75,8 +75,8 @@ def heal(folder: RunFolder, who: str, out: Path, asked: HealAsked, say: Say, dev
     scorer.known = queries.load_examples(folder)
     scorer.told = scorer.texts.told = now_and_then(lambda text: say(Event(text, share=0.0)))
     (((one, plan),)) = plans_of(chosen, scorer, spec)
-    if narrow := [edit.method for edit in plan.edits if EDITS[edit.method].leaves_out]:
-        raise UserError(f"heal {who}: {narrow[0]} left out parts of its layers, which training would fill again")
+    if zeros := [edit.method for edit in plan.edits if EDITS[edit.method].leaves_out and keeps_shapes(edit)]:
+        raise UserError(f"heal {who}: {zeros[0]} made zeros of single weights, which training would fill again")
     if len(devices_of(scorer.family.model)) > 1:
         raise UserError(f"heal {who}: the base is spread over several GPUs; one must hold it, or --device cpu")
     return Healer(folder, spec, scorer, plan, one.subject, out, asked, say).run()

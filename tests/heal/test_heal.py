@@ -154,6 +154,19 @@ def test_it_is_a_subject_judged_beside_what_it_was(run, healed, tmp_path) -> Non
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_layers_that_got_narrower_stay_so(spec, sentences, tmp_path) -> None:
+    """In a plain folder they are padded with zeros; what is read from there is what was trained."""
+    run = finished(spec | {"baselines": ["slimgpt"]}, tmp_path / "runs")
+    out, said = tmp_path / "narrow", []  # type: ignore[var-annotated]
+    asked = HealAsked(texts=sentences, tokens=16_000, lora=8, rate=0.005)
+    assert command.heal(run, "baseline:slimgpt", out, asked, said.append)
+    losses = said[-1].result["losses"]
+    assert losses[-1] < 0.9 * losses[0]
+    evaluate(run, lambda _: None, ["healed"])  # which reads them from the folder, and knows them by their digest
+    sizes = queries.read_run(run).plans.set_index("config_id").n_parameters
+    assert sizes[HEALED] == sizes.drop(HEALED).iloc[-1] < AutoModelForCausalLM.from_pretrained(out).num_parameters()
+
+
 def test_weights_that_are_gone_or_others_are_refused(run, healed, tmp_path) -> None:
     out, _ = healed
     moved = out.rename(tmp_path / "moved")

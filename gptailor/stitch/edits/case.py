@@ -26,8 +26,11 @@ Between = Callable[[str, float], None]
 CalibrationTexts = Callable[[Texts, Callable[[], PreTrainedModel]], list[list[int]]]
 """Token ids of the texts that are meant; it may ask for the dense base, live, to write them. Raises UserError."""
 
-HealedWeights = Callable[[str], Sequence[Mapping[str, torch.Tensor]]]
-"""The layers' tensors of the healed plan whose weights have this digest (healed.py). Raises UserError."""
+Shapes = Sequence[Mapping[str, torch.Size]]
+"""Of each layer's tensors, by their names in it."""
+
+HealedWeights = Callable[[str, Shapes], Sequence[Mapping[str, torch.Tensor]]]
+"""The layers' tensors of the healed plan whose weights have this digest and these shapes (healed.py); or UserError."""
 
 Batch = Mapping[str, torch.Tensor]
 """input_ids and attention_mask, [texts, tokens], padded on the right."""
@@ -56,7 +59,7 @@ class Stitches(Protocol):
         """The same with other layers in the places of the plan's."""
 
 
-def no_weights(digest: str) -> Sequence[Mapping[str, torch.Tensor]]:
+def no_weights(digest: str, _shapes: Shapes) -> Sequence[Mapping[str, torch.Tensor]]:
     """Where nobody said where healed plans are."""
     raise UserError(f"edits: the weights that the plan was healed to ({digest}) cannot be read here")
 

@@ -2,6 +2,7 @@
 
 Training gives other bits on another machine, so a healed plan names the weights that came of it and not only how. They
 stay in the folder that the heal wrote; the run remembers where that is. What has another digest there is refused.
+Layers of different widths are padded with zeros in that folder, behind their own rows and columns: those are cut off.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 
 from gptailor.errors import UserError
 from gptailor.family.structure import layer_list, with_tensors
-from gptailor.stitch.edits.case import EditCase
+from gptailor.stitch.edits.case import EditCase, Shapes
 from gptailor.store.folder import write_atomically
 
 Tensors = Mapping[str, torch.Tensor]
@@ -26,7 +27,8 @@ Tensors = Mapping[str, torch.Tensor]
 
 def healed(case: EditCase) -> list[nn.Module]:
     """The plan's layers with the weights that a heal gave them. Raises UserError where those are not there."""
-    states = case.stitcher.healed(str(case.parameter("weights")))
+    shapes = [{name: tensor.shape for name, tensor in layer.state_dict().items()} for layer in case.layers]
+    states = case.stitcher.healed(str(case.parameter("weights")), shapes)
     if len(states) != len(case.layers):
         raise UserError(f"edits: the healed weights are of {len(states)} layers, the plan keeps {len(case.layers)}")
     twins = []
@@ -44,10 +46,10 @@ class HealedFolders:
         self._run = run
         self.known: dict[str, Sequence[Tensors]] = {}
 
-    def __call__(self, digest: str) -> Sequence[Tensors]:
-        """The layers' tensors, on the host. Raises UserError."""
+    def __call__(self, digest: str, shapes: Shapes) -> Sequence[Tensors]:
+        """The layers' tensors, on the host. shapes: what the plan's layers have. Raises UserError."""
         if digest not in self.known:
-            self.known = {digest: self._read(digest)}  # one at a time: they are as large as the model
+            self.known = {digest: self._read(digest, shapes)}  # one at a time: they are as large as the model
         return self.known[digest]
 
     def remember(self, digest: str, folder: Path) -> None:
@@ -62,9 +64,9 @@ class HealedFolders:
             raise UserError(f"edits: {digest[:40]!r} is no digest of weights")
         return self._run / "healed" / f"{digest}.json"
 
-    def _read(self, digest: str) -> Sequence[Tensors]:
+    def _read(self, digest: str, shapes: Shapes) -> Sequence[Tensors]:
         folder = self.folder(digest)
-        states = layer_tensors(_open(folder))
+        states = [_without_padding(*pair) for pair in zip(layer_tensors(_open(folder)), shapes, strict=False)]
         if digest_of(states) != digest:
             raise UserError(f"edits: {folder} holds other weights than those that the plan was healed to ({digest})")
         return states
@@ -97,6 +99,14 @@ def _open(folder: Path) -> PreTrainedModel:
 def layer_tensors(model: PreTrainedModel) -> list[dict[str, torch.Tensor]]:
     """The tensors of each of a model's layers, by their names in it."""
     return [dict(layer.state_dict()) for layer in layer_list(model)]
+
+
+def _without_padding(state: Tensors, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
+    """What was there before the zeros were put behind it."""
+    return {
+        name: tensor[tuple(slice(n) for n, _ in zip(shapes.get(name, tensor.shape), tensor.shape, strict=False))]
+        for name, tensor in state.items()
+    }
 
 
 def digest_of(states: Sequence[Tensors]) -> str:
