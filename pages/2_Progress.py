@@ -65,6 +65,7 @@ def moving() -> None:
         key="timeline",
     )
     show_workers(view)
+    show_seconds(view)
     show_failures(view)
     with st.expander("Engine log", icon=":material/terminal:", key="log", on_change="rerun") as box:
         if box.open:
@@ -171,6 +172,21 @@ def show_workers(view: View) -> None:
             note="A bar a trial, on the row of its worker; a trial that several shared has a bar on each.",
             alt="Timeline of trials by worker",
             key="workers",
+        )
+
+
+def show_seconds(view: View) -> None:
+    spent = view.once("seconds", lambda: frames.seconds(view.tables.seconds))
+    if len(spent):
+        widgets.show_chart(
+            view.once("seconds drawn", lambda: draw(charts.seconds(spent))),
+            spent,
+            title="Where the time went",
+            note=f"{wording.duration(spent['seconds'].sum())} of all processes that worked on this run. Start: imports "
+            "and checks. References: what the trials are measured against. Waiting: for the device, or paused.",
+            alt="Share of the run's time by part of the work",
+            key="seconds",
+            percent=True,
         )
 
 

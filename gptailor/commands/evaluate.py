@@ -18,6 +18,7 @@ from gptailor.scoring.item_cache import evaluation_of
 from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.scoring.provenance import Provenance, without
 from gptailor.spec import HeldOut, RunSpec, load_spec
+from gptailor.stopwatch import Part
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
@@ -47,10 +48,12 @@ def evaluate(
     with EngineLock(folder):
         writer = RunWriter.open(folder, summarise=summarise)
         provenance = Provenance(folder, spec, writer, lambda text: say(Event(text)))
-        provenance.models()
-        plan_scorer = PlanScorer.open(spec, chosen, max_examples=examples, folder=folder)
-        plan_scorer.told = now_and_then(lambda text: say(Event(text)))
-        plan_scorer.known = without(queries.load_examples(folder), provenance.judges(plan_scorer.benchmarks))
+        with writer.watch.of(Part.LOADING):
+            provenance.models()
+            plan_scorer = PlanScorer.open(spec, chosen, max_examples=examples, folder=folder)
+            plan_scorer.told = now_and_then(lambda text: say(Event(text)))
+            plan_scorer.known = without(queries.load_examples(folder), provenance.judges(plan_scorer.benchmarks))
+        writer.watch.turn_to(Part.HELD_OUT)
         done, total = 0, len(asked) * len(plan_scorer.benchmarks)
         for one, plan in plans_of(asked, plan_scorer, spec):
             plan_scorer.stitcher.check(plan)
@@ -67,6 +70,7 @@ def evaluate(
                 done += 1
                 told = {"subject": str(one.subject), "split": benchmark.spec.split, **asdict(score)}
                 say(Event(f"{one.subject}  {found}", done / total, told))
+            writer.record_seconds()
 
 
 def _chosen(spec: RunSpec, names: Sequence[str]) -> list[HeldOut]:

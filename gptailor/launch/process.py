@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from gptailor import shipped
@@ -28,6 +28,8 @@ from gptailor.trial import now
 
 LOCK_FD = "GPTAILOR_LOCK_FD"
 """Environment variable by which a child learns which of its open files is the lock it was handed."""
+BEGAN = "GPTAILOR_BEGAN"
+"""Environment variable: when the command began that a child works for, in seconds since 1970."""
 _ALLOWED = re.compile(
     r"(PATH|HOME|USER|LANG|TZ|TMPDIR|VIRTUAL_ENV|LD_LIBRARY_PATH|"
     r"(LC|CUDA|NVIDIA|HF|TRANSFORMERS|OMP|MKL|TORCH|PYTORCH|XDG|PYTHON|GPTAILOR)(_?[A-Z0-9_]*))"
@@ -158,6 +160,12 @@ def spawn(command: list[str], lock: Path, log: Path) -> int | None:
     # Reaps it when it ends, so that a long-lived server collects no zombies.
     threading.Thread(target=process.wait, name=f"reap-{process.pid}", daemon=True).start()
     return process.pid
+
+
+def began() -> datetime:
+    """When the command began that this process works for, as it was told; else now."""
+    told = os.environ.pop(BEGAN, None)
+    return now() if told is None else datetime.fromtimestamp(float(told), UTC)
 
 
 def python(*arguments: str) -> list[str]:

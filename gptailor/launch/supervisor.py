@@ -14,12 +14,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import psutil
+
 from gptailor.launch.engine import EngineLock, asked
-from gptailor.launch.process import FIXED, LOCK_FD, python
+from gptailor.launch.process import BEGAN, FIXED, LOCK_FD, python
 from gptailor.store.folder import RunFolder
 
 SUPERVISOR = "GPTAILOR_SUPERVISOR"
@@ -51,8 +54,9 @@ def supervise(folder: RunFolder) -> int:
     """
     with EngineLock(folder) as lock, _passing_on() as (children, told):
         ended, deaths, cause = -1, 0, None
+        since = os.environ.get(BEGAN) or str(psutil.Process().create_time())
         while True:
-            environment = os.environ | FIXED | {SUPERVISOR: str(os.getpid()), LOCK_FD: str(lock.handle)}
+            environment = os.environ | FIXED | {SUPERVISOR: str(os.getpid()), LOCK_FD: str(lock.handle), BEGAN: since}
             if cause is not None and deaths == DEATHS_AT_A_TRIAL:
                 environment[DEATHS] = cause
             command = python("engine", folder.run_id, "--runs", str(folder.root))
@@ -60,6 +64,7 @@ def supervise(folder: RunFolder) -> int:
                 children.append(child)
                 code = child.wait()
             lock.is_mine()
+            since = str(time.time())
             cause = _crash(code)
             before, ended = ended, _trials_ended(folder)
             deaths = deaths + 1 if ended == before else 1

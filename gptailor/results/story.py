@@ -15,6 +15,7 @@ from gptailor.launch.engine import state
 from gptailor.plan import StitchPlan
 from gptailor.results import scores, statistics
 from gptailor.results.frames import held_out
+from gptailor.results.frames.progress import seconds
 from gptailor.results.summary import list_runs
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
@@ -82,6 +83,7 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
             for part in ("suggest", "stitch", "evaluate")
         },
         "seconds": _or_none((_last(trials.ended_at) - run.started_at).total_seconds()) if len(done) else None,
+        "seconds_by_part": {row.part: round(row.seconds, 3) for row in seconds(tables.seconds).itertuples()},
         "references": references,
         "best": None if best is None else describe(best),
         "front": [describe(config_id) for config_id in found.front],

@@ -8,6 +8,9 @@ from typing import Any
 from gptailor.results.story import runs_json
 from gptailor.wording import as_table, duration
 
+LEAST_SHARE = 0.005
+"""Of a run's seconds, from which on a part of them is told."""
+
 
 def runs_text(root: str | Path) -> str:
     rows = [
@@ -38,6 +41,10 @@ def run_text(story: dict[str, Any]) -> str:
     if story["seconds"]:
         parts = ", ".join(f"{name} {duration(value)}" for name, value in story["seconds_per_trial"].items())
         lines.append(f"{duration(story['seconds'])} in all; a trial on average: {parts}")
+    if spent := story["seconds_by_part"]:
+        whole = sum(spent.values())
+        parts = ", ".join(f"{part} {duration(value)}" for part, value in spent.items() if value >= LEAST_SHARE * whole)
+        lines.append(f"Where {duration(whole)} of its processes went: {parts}")
     header = ("", *story["objectives"], "retention", "plan")
     rows = [
         (subject, *(_cell(scores.get(o)) for o in story["objectives"]), "", "")

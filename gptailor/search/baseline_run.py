@@ -31,6 +31,7 @@ from gptailor.search.recording import outcome_of, trial_record
 from gptailor.search.run_base import RunBase
 from gptailor.search.selection import FINALISTS
 from gptailor.spec import RunSpec
+from gptailor.stopwatch import Part
 from gptailor.store import queries
 from gptailor.trial import DENSE, Evaluation, Origin, Outcome, RunStatus, TrialStatus, averaged_together, now
 
@@ -68,11 +69,13 @@ class BaselineRun(RunBase):
         self.provenance.objectives(plan_scorer.benchmarks)
         self.progress.started(spec.model_copy(update={"trials": len(asked)}), len(self.history.finished))
         n_layers = plan_scorer.family.n_layers
-        if any(METHODS[name].scores for name in spec.baselines):  # on the examples that a search reads
-            n_removed = spec.n_removed(n_layers)
-            orders = plan_scorer.influence_orders()
-            self._order(scorer, [StitchPlan.without(set(order[:n_removed]), n_layers, name) for name, order in orders])
-        self._reference(scorer, DENSE, StitchPlan.dense(n_layers))
+        with self.watch.of(Part.REFERENCES):
+            if any(METHODS[name].scores for name in spec.baselines):  # on the examples that a search reads
+                n_removed = spec.n_removed(n_layers)
+                orders = plan_scorer.influence_orders()
+                cut_by = [StitchPlan.without(set(order[:n_removed]), n_layers, name) for name, order in orders]
+                self._order(scorer, cut_by)
+            self._reference(scorer, DENSE, StitchPlan.dense(n_layers))
         batches, allowed = plan_scorer.calibration(), _allowance(plan_scorer, spec)
         succeeded = bool(self.history.finished)
         for trial_id, cut in enumerate(asked):
@@ -96,7 +99,8 @@ class BaselineRun(RunBase):
                 texts=plan_scorer.baseline_texts,
             )
             case.between = self._between(cut, case)
-            outcome = self._cut(scorer, trial_id, cut, case)
+            with self.watch.of(Part.OTHER):
+                outcome = self._cut(scorer, trial_id, cut, case)
             if outcome.status is TrialStatus.CANCELLED:
                 return RunStatus.STOPPED, None
             succeeded = succeeded or outcome.status is TrialStatus.SUCCESS
@@ -108,7 +112,8 @@ class BaselineRun(RunBase):
         self.progress.note(f"{cut.subject}: {METHODS[cut.baseline].title}")
         before = time.monotonic()
         try:
-            plan, problem = self._plan(plan_scorer, trial_id, cut, case), None
+            with self.watch.of(Part.SUGGEST):
+                plan, problem = self._plan(plan_scorer, trial_id, cut, case), None
         except Stopped:
             return Outcome(TrialStatus.CANCELLED, now())
         except UserError as error:
@@ -128,7 +133,9 @@ class BaselineRun(RunBase):
         if problem is None:
             scorer.begin(trial_id, plan, made.budget, 0)
             try:
-                (ended,) = scorer.wait()
+                with self.watch.of(Part.SCORE):
+                    (ended,) = scorer.wait()
+                self._count_trial([ended])
             except KeyboardInterrupt:
                 self.writer.finish_trial(trial_id, outcome_of(ended, None))
                 raise
@@ -137,6 +144,7 @@ class BaselineRun(RunBase):
             if ended.result is not None:
                 self._remember(ended.result)
             self.writer.finish_trial(trial_id, outcome)
+            self._record_seconds()
             for objective, score in zip(self.spec.objectives, outcome.scores, strict=False):
                 self.writer.record_evaluation(
                     Evaluation(cut.subject, trial_id, objective.split, score, now(), plan.hash)

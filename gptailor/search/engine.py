@@ -19,6 +19,7 @@ from gptailor.family.residence import pick_devices
 from gptailor.launch import devices
 from gptailor.launch.devices import devices_of
 from gptailor.launch.engine import EngineLock
+from gptailor.launch.process import began
 from gptailor.launch.queue import DeviceQueue, StopAsked
 from gptailor.launch.signals import heartbeat, stop_on_signal
 from gptailor.launch.supervisor import DEATHS
@@ -29,8 +30,10 @@ from gptailor.search.progress import Progress
 from gptailor.search.recording import blame_the_trial, open_writer
 from gptailor.search.run_base import RunBase
 from gptailor.spec import RunSpec, load_spec
+from gptailor.stopwatch import Part, Stopwatch
 from gptailor.store.connection import StoreUnwritable
 from gptailor.store.folder import RunFolder
+from gptailor.store.writer import RunWriter
 from gptailor.trial import RunStatus
 
 log = logging.getLogger("gptailor")
@@ -41,45 +44,57 @@ def run_engine(folder: RunFolder, progress: Progress) -> RunStatus:
 
     Raises UserError where it cannot begin (a wrong path, an unfit family); the run is then marked failed.
     """
+    watch = Stopwatch(began(), Part.START)
     spec = load_spec(folder.spec)
     with EngineLock(folder), stop_on_signal() as signalled:
         writer = open_writer(folder, spec)
+        writer.watch = watch
         error: str | None = None
         with heartbeat(writer.heartbeat):
             try:
                 if cause := os.environ.pop(DEATHS, None):
                     blame_the_trial(folder, writer, cause)
+                watch.turn_to(Part.LOADING)
                 _look_up_benchmarks(spec)
                 work = _work_of(spec)(folder, spec, writer, progress, signalled)
                 work.provenance.models()
-                with _devices(folder, spec, progress.note):
+                with _devices(folder, spec, progress.note, watch):
                     writer.set_status(RunStatus.RUNNING)
                     status, error = work.run()
+                watch.turn_to(Part.LOADING)
                 work.provenance.models()  # files may have been replaced while it was at work
             except (Stopped, StopAsked):
                 status = RunStatus.STOPPED
             except KeyboardInterrupt:
-                writer.set_status(RunStatus.STOPPED)
+                _end(writer, RunStatus.STOPPED)
                 raise
             except StoreUnwritable:
                 raise  # nothing can be written of it, and nothing is wrong with the run
             except UserError as problem:
-                writer.set_status(RunStatus.FAILED, str(problem))
+                _end(writer, RunStatus.FAILED, str(problem))
                 raise
             except Exception:  # the engine's last word: whatever broke becomes the run's recorded cause
                 status, error = RunStatus.FAILED, traceback.format_exc()
                 log.exception("the search failed")
-            writer.set_status(status, error)
+            _end(writer, status, error)
     progress.ended(status, error)
     return status
 
 
+def _end(writer: RunWriter, status: RunStatus, error: str | None = None) -> None:
+    """The run's last status, and where its seconds went until then."""
+    with writer.batch():
+        writer.record_seconds()
+        writer.set_status(status, error)
+
+
 @contextmanager
-def _devices(folder: RunFolder, spec: RunSpec, say: Callable[[str], None]) -> Iterator[None]:
+def _devices(folder: RunFolder, spec: RunSpec, say: Callable[[str], None], watch: Stopwatch) -> Iterator[None]:
     """Everything that this run computes on is its own meanwhile. Jobs of its own it need not wait for."""
     with ExitStack() as held:
         for name in _device_names(spec):  # in one order for all runs, so that none waits for another that waits for it
-            held.enter_context(DeviceQueue(folder, name, say))
+            with watch.of(Part.WAITING):
+                held.enter_context(DeviceQueue(folder, name, say))
         yield
 
 

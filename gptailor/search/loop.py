@@ -32,6 +32,7 @@ from gptailor.search.suggest import Suggester, cost
 from gptailor.search.trial_queue import NextTrial, TrialQueue
 from gptailor.spec import Baseline, RunSpec
 from gptailor.stitch.merging import merge_source_counts
+from gptailor.stopwatch import Part
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder, write_atomically
 from gptailor.store.writer import RunWriter
@@ -64,15 +65,19 @@ class Search(RunBase):
         with self._scorer() as scorer:
             space = build_space(spec, scorer.n_layers, merge_source_counts(spec.merge.method), scorer.fixed)
             self.progress.started(spec, len(self.history.finished))
-            initial = self._start(scorer, space)
-            self._order(scorer, initial)
-            self._reference(scorer, DENSE, StitchPlan.dense(space.n_layers))
-            if space.n_removed:
-                one_shot = StitchPlan.without(set(initial[0].removed), space.n_layers)  # the initial design begins so
-                self._reference(scorer, BLOCK_INFLUENCE, one_shot)
-            status, error = self._loop(scorer, space, initial)
+            with self.watch.of(Part.REFERENCES):
+                initial = self._start(scorer, space)
+                self._order(scorer, initial)
+                self._reference(scorer, DENSE, StitchPlan.dense(space.n_layers))
+                if space.n_removed:  # the initial design begins so
+                    one_shot = StitchPlan.without(set(initial[0].removed), space.n_layers)
+                    self._reference(scorer, BLOCK_INFLUENCE, one_shot)
+            self._record_seconds()
+            with self.watch.of(Part.OTHER):
+                status, error = self._loop(scorer, space, initial)
             if status is RunStatus.FINISHED and spec.selection:
-                select(self.folder, spec, scorer, self.writer, self.provenance, self.progress.note)
+                with self.watch.of(Part.SELECTION):
+                    select(self.folder, spec, scorer, self.writer, self.provenance, self.progress.note)
         return status, error
 
     @contextmanager
@@ -111,17 +116,21 @@ class Search(RunBase):
 
     def _loop(self, scorer: Scorer, space: PlanSpace, initial: list[StitchPlan]) -> tuple[RunStatus, str | None]:
         """Ask ahead of whoever scores, and tell what came of it in the order in which it ends."""
-        queue = self._trial_queue(space, initial)
+        with self.watch.of(Part.SUGGEST):
+            queue = self._trial_queue(space, initial)
         running: dict[int, NextTrial] = {}
         while True:
-            queue.catch_up(self._stop_asked)
+            with self.watch.of(Part.SUGGEST):
+                queue.catch_up(self._stop_asked)
             is_time_up = self._begin(scorer, queue, running)
             if not running:
                 if self._stop_asked() and queue.n_told < self.spec.trials:
                     return RunStatus.STOPPED, None
                 break
             try:
-                ended = scorer.wait()
+                with self.watch.of(Part.SCORE):
+                    ended = scorer.wait()
+                self._count_trial(ended)
             except KeyboardInterrupt:
                 self._finish(queue, running, [Ended(trial_id) for trial_id in running])
                 raise
@@ -149,7 +158,9 @@ class Search(RunBase):
                 if self._stop_asked():
                     return False
                 is_time_up = self._is_time_up
-                if is_time_up or (trial := queue.next()) is None:
+                with self.watch.of(Part.SUGGEST):
+                    trial = None if is_time_up else queue.next()
+                if trial is None:
                     return is_time_up and queue.n_told < self.spec.trials
                 running[trial.trial_id] = trial
                 begun.append(trial)
@@ -175,9 +186,11 @@ class Search(RunBase):
                 self.writer.finish_trial(one.trial_id, outcome)
                 if not one.is_given_up:
                     outcomes.append((trial, outcome))
+            self._record_seconds()
         problem = None
         for trial, outcome in outcomes:
-            queue.tell(trial, outcome)
+            with self.watch.of(Part.SUGGEST):
+                queue.tell(trial, outcome)
             self._report(trial, outcome, replayed=False)
             problem = problem or self._same_failure_again(outcome)
         return problem

@@ -25,11 +25,12 @@ from gptailor.scoring.item_cache import Items, PlanScores
 from gptailor.scoring.local import LocalScorer
 from gptailor.scoring.plan_scorer import OBJECTIVES
 from gptailor.scoring.provenance import Provenance
-from gptailor.scoring.scorer import Scorer
+from gptailor.scoring.scorer import Ended, Scorer
 from gptailor.search.example_order import known_orders, put_in_order, slopes, telling_orders
 from gptailor.search.progress import Progress
 from gptailor.search.replay import read_history
 from gptailor.spec import RunSpec
+from gptailor.stopwatch import Part
 from gptailor.store.connection import StoreFull, StoreUnwritable
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
@@ -39,6 +40,8 @@ from gptailor.wording import now_and_then
 log = logging.getLogger("gptailor")
 
 FULL_DISK_SECONDS = 5.0
+SECONDS_BETWEEN_SECONDS = 20.0
+"""How often is written down where the seconds went: a killed engine's last ones are not known."""
 
 
 class RunBase(ABC):
@@ -51,6 +54,7 @@ class RunBase(ABC):
         self.signalled = signalled
         self.provenance = Provenance(folder, spec, writer, progress.note)
         writer.retry = self._wait_for_space
+        self.watch, self._seconds_due = writer.watch, 0.0
         self.history = read_history(folder)
         self.dense: dict[str, float] = {}
         self.dense_at: dict[int, dict[str, float]] = {}
@@ -98,6 +102,18 @@ class RunBase(ABC):
                 if advice := _no_better_than_guessing(score, benchmark.chance):
                     self.progress.note(advice)
 
+    def _record_seconds(self) -> None:
+        """Where the time went, now and then: it changes with every trial."""
+        if time.monotonic() >= self._seconds_due:
+            self._seconds_due = time.monotonic() + SECONDS_BETWEEN_SECONDS
+            self.writer.record_seconds()
+
+    def _count_trial(self, ended: Sequence[Ended]) -> None:
+        """Of the time in which these were waited for, what stitching took; with workers the two overlap."""
+        for one in ended:
+            if one.result is not None and one.worker is None:
+                self.watch.move(one.result.stitch_seconds, Part.SCORE, Part.STITCH)
+
     def _remember(self, result: PlanScores) -> None:
         for key, first, items in result.fresh:
             self.writer.record_examples(*key, first, items)
@@ -129,7 +145,8 @@ class RunBase(ABC):
         if not isinstance(problem, StoreFull) or self._stop_asked():
             return False
         self.progress.note(f"{problem}; waiting for space")
-        time.sleep(FULL_DISK_SECONDS)
+        with self.watch.of(Part.WAITING):
+            time.sleep(FULL_DISK_SECONDS)
         return True
 
     @property
@@ -148,8 +165,9 @@ class RunBase(ABC):
         self.writer.set_status(RunStatus.PAUSED)
         self.progress.note("paused")
         began = time.monotonic()
-        while engine.asked(self.folder, "pause") and not self._stop_asked():
-            time.sleep(0.2)
+        with self.watch.of(Part.WAITING):
+            while engine.asked(self.folder, "pause") and not self._stop_asked():
+                time.sleep(0.2)
         self.deadline += time.monotonic() - began
         self.writer.set_status(RunStatus.RUNNING)
 

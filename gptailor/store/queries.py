@@ -72,6 +72,7 @@ class RunTables(ScoreTables):
     notice: str | None
     layers: pd.DataFrame
     measurements: pd.DataFrame
+    seconds: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ _ORDER = {
     "layers": "config_id, layer",
     "evaluations": "subject, benchmark, metric, split, n_samples",
     "measurements": "device, subject, quantity, batch",
+    "seconds": "began_at, part",
 }
 _OF_SCORES = {"trials": "trial_id, config_id, budget, status, ended_at", "plans": "config_id, plan_hash"}
 """Columns that scores are worked out from, of the tables with long ones."""

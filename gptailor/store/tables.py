@@ -32,10 +32,11 @@ DATA_TABLES = (
     "example_digests",
     "resamples",
     "measurements",
+    "seconds",
 )
 OF_A_BENCHMARK = ("evaluations", "examples", "example_digests", "resamples")
 """Tables from which a benchmark can be forgotten."""
-_CHANGING = ("runs", "trials", "digests")
+_CHANGING = ("runs", "trials", "digests", "seconds")
 """Tables whose rows are written more than once as a matter of course."""
 SNAPSHOT_ROWS = 2000
 """Rows of one `rows` event: a journal line stays of a size that reads and applies at once."""
@@ -185,9 +186,9 @@ def rows_of(event: Event) -> Iterator[tuple[str, Row]]:
             yield "measurements", event["row"]
         case "evaluation":
             yield "evaluations", event["row"]
-        case "digests":
+        case "digests" | "seconds":
             for row in event["rows"]:
-                yield "digests", row
+                yield event["event"], row
         case "rows":
             for row in event["rows"]:
                 yield event["table"], row

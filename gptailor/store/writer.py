@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gptailor.plan import LayerShares, StitchPlan
+from gptailor.stopwatch import Part, Stopwatch
 from gptailor.store.connection import (
     WRITER_PATIENCE,
     StoreError,
@@ -56,7 +57,7 @@ CHUNK = 5000
 _NUMBERS = {int, float, bool, type(None)}
 Clock = Callable[[], datetime]
 Summarise = Callable[[ScoreTables, RunFolder], RunSummary]
-_UNSUMMARISED = {"trial_started", "plan", "examples", "digests", "example_digests", "resamples"}
+_UNSUMMARISED = {"trial_started", "plan", "examples", "digests", "example_digests", "resamples", "seconds"}
 """Events that change nothing in the table of runs but the time of the last activity."""
 _FREQUENT = _UNSUMMARISED | {"trial_finished"}
 """Events that a summary need not follow at once; every other one it does."""
@@ -77,6 +78,8 @@ class RunWriter:
         summary, to be kept beside the database (results.summary.summarise); without it, readers work it out themselves.
         """
         self.folder = folder
+        self.watch = Stopwatch()
+        """Of the process that writes; `record_seconds` keeps what it says."""
         self.retry: Callable[[StoreUnwritable], bool] = lambda _error: False
         """Called where the journal cannot be written (a full disk): wait a little and return True to try again."""
         self._clock, self._summarise = clock, summarise
@@ -284,9 +287,15 @@ class RunWriter:
         row = dataclasses.asdict(measurement) | {"subject": str(measurement.subject)}
         self._record({"event": "measurement", "row": row})
 
+    def record_seconds(self) -> None:
+        """Where this process's seconds went so far. Raises StoreUnwritable."""
+        at = self.watch.began_at
+        rows = [{"began_at": at, "part": part, "seconds": spent} for part, spent in self.watch.seconds().items()]
+        self._record({"event": "seconds", "rows": rows})
+
     def flush(self) -> None:
         """Journal what is in memory, then apply what waits. Raises StoreUnwritable; a database in trouble is logged."""
-        with self._gate:
+        with self._gate, self.watch.of(Part.STORE):
             while self._unwritten:
                 try:
                     append(self.folder.journal, self._unwritten)

@@ -42,6 +42,7 @@ def run_tables(
     n_layers: int = 4,
     n_removed: int = 1,
     measurements: Sequence[Measurement] = (),
+    seconds: Sequence[tuple[datetime, str, float]] = (),
 ) -> RunTables:
     """Tables of a run, as they are read from its store.
 
@@ -110,6 +111,7 @@ def run_tables(
             [asdict(one) | {"subject": str(one.subject)} for one in measurements],
             columns=[field.name for field in fields(Measurement)],
         ),
+        seconds=pd.DataFrame(seconds, columns=["began_at", "part", "seconds"]),
     )
 
 

@@ -59,6 +59,9 @@ def drawn(view: View) -> dict[str, Any]:
         "hypervolume": progress_charts.hypervolume_so_far(so_far, "hours"),
         "timeline": progress_charts.timeline(progress.timeline(trials, None), facts.rungs),
         "workers": progress_charts.worker_lanes(progress.worker_lanes(trials.assign(worker="cpu-1 + cpu-2"))),
+        "seconds": progress_charts.seconds(
+            pd.DataFrame([("start", 2.0, 0.25), ("score", 6.0, 0.75)], columns=["part", "seconds", "share"])
+        ),
         "shares": fidelity_charts.shares(fidelity.share_rows(fidelity.rung_shares(trials, facts)), facts.rungs),
         "ladder": fidelity_charts.ladder(
             fidelity.ladder_rows(fidelity.ladder(trials, facts), facts), facts.rungs, "Mean retention", True

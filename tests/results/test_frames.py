@@ -41,6 +41,14 @@ def crash(config_id: int, budget: int, error: str | None = "Traceback …\nOutOf
     return {"config_id": config_id, "budget": budget, "status": "crashed", "error": error}
 
 
+def test_seconds_of_all_processes_in_the_order_of_a_runs_life() -> None:
+    again = START + timedelta(hours=1)
+    kept = [(START, "score", 6.0), (START, "start", 1.0), (again, "start", 1.0), (again, "unheard of", 9.0)]
+    found = progress.seconds(run_tables(seconds=kept).seconds)
+    assert found.values.tolist() == [["start", 2.0, 0.25], ["score", 6.0, 0.75]]
+    assert progress.seconds(run_tables().seconds).empty, "a run of an older version"
+
+
 # --- facts and the table of trials ------------------------------------------------------------------------------------
 
 

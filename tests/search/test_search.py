@@ -15,11 +15,13 @@ import pytest
 from helpers.command_line import ROOT, gptailor, only_run
 
 from gptailor.plan import StitchPlan
+from gptailor.results.frames import progress as frames
 from gptailor.schedule import schedule
 from gptailor.spec import Budget
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import ItemKey
+from gptailor.wording import duration
 
 
 def results(folder: RunFolder) -> list[tuple[Any, ...]]:
@@ -85,6 +87,21 @@ def test_show_tells_the_story(finished: RunFolder) -> None:
     assert "removed" in text and "dense" in text and "block_influence" in text
     listed = json.loads(gptailor("runs", "--runs", finished.root, "--json").stdout)
     assert [run["run_id"] for run in listed] == [finished.run_id]
+
+
+def test_every_second_of_the_engine_is_told_once(finished: RunFolder) -> None:
+    tables = queries.read_run(finished)
+    spent = tables.seconds.set_index("part").seconds
+    assert {"start", "loading", "references", "suggest", "stitch", "score", "store"} <= set(spent.index)
+    process = (tables.runs.ended_at - tables.seconds.began_at[0])[0].total_seconds()
+    assert spent.sum() == pytest.approx(process, abs=0.5), "from the command to the last status, nothing twice"
+    asked = tables.trials[["suggest_seconds", "stitch_seconds", "evaluate_seconds"]].sum()
+    assert spent[["stitch", "score"]].sum() >= asked[["stitch_seconds", "evaluate_seconds"]].sum() * 0.95
+    assert spent["suggest"] >= asked["suggest_seconds"] * 0.95
+    story = json.loads(gptailor("show", finished.run_id, "--runs", finished.root, "--json").stdout)
+    assert story["seconds_by_part"] == frames.seconds(tables.seconds).set_index("part").seconds.round(3).to_dict()
+    told = gptailor("show", finished.run_id, "--runs", finished.root).stdout
+    assert f"references {duration(story['seconds_by_part']['references'])}" in told
 
 
 def test_the_same_run_file_and_seed_give_the_same_trials(run_file: Path, finished: RunFolder, tmp_path: Path) -> None:

@@ -131,6 +131,19 @@ def _lanes(frame: pd.DataFrame, by: str, lanes: list[Any], label: str) -> Chart:
     return alt.layer(bars, signs).properties(height=height(44 * len(lanes), legend=True))
 
 
+def seconds(frame: pd.DataFrame) -> Chart:
+    """A bar a part of the work, with its share of all seconds. `frame`: see frames.progress.seconds."""
+    parts = list(frame["part"])
+    base = alt.Chart(frame).encode(
+        y=alt.Y("part:N", sort=parts, axis=row_axis()),
+        x=alt.X("share:Q", axis=value_axis("Share of the run's time", True)),
+        tooltip=tooltips(("part", "Part"), ("seconds", "Seconds", ".1f"), ("share", "Share", ".1%")),
+    )
+    bars = base.mark_bar(height=alt.RelativeBandSize(0.7), color=theme.MAIN)
+    labels = base.mark_text(align="left", dx=4, color=theme.MUTED).encode(text=alt.Text("share:Q", format=".0%"))
+    return alt.layer(bars, labels).properties(height=height(24 * len(parts)))
+
+
 def best_of_runs(frame: pd.DataFrame, by: str, title: str, percent: bool, runs: Sequence[str]) -> Chart:
     """`frame`: run, and what best_so_far gives. Runs differ in colour and in dash."""
     return (
