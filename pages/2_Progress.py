@@ -11,6 +11,7 @@ from gptailor.results.charts import progress as charts
 from gptailor.results.charts.common import draw
 from gptailor.results.frames import layers as layer_frames
 from gptailor.results.frames import progress as frames
+from gptailor.results.frames.seconds import seconds
 from gptailor.results.frames.view import View
 from gptailor.wording import plural
 
@@ -176,7 +177,7 @@ def show_workers(view: View) -> None:
 
 
 def show_seconds(view: View) -> None:
-    spent = view.once("seconds", lambda: frames.seconds(view.tables.seconds))
+    spent = view.once("seconds", lambda: seconds(view.tables.seconds))
     if len(spent):
         widgets.show_chart(
             view.once("seconds drawn", lambda: draw(charts.seconds(spent))),

@@ -15,7 +15,7 @@ from gptailor.launch.engine import state
 from gptailor.plan import StitchPlan
 from gptailor.results import scores, statistics
 from gptailor.results.frames import held_out
-from gptailor.results.frames.progress import seconds
+from gptailor.results.frames.seconds import seconds
 from gptailor.results.summary import list_runs
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder

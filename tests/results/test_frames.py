@@ -19,6 +19,7 @@ from scipy import stats
 from gptailor.measures import MAX_HYPERVOLUME, hypervolume
 from gptailor.results.frames import fidelity, progress
 from gptailor.results.frames.facts import Average
+from gptailor.results.frames.seconds import seconds
 from gptailor.results.frames.tradeoffs import hypervolume_of_all
 from gptailor.results.frames.trials import judged
 from gptailor.results.frames.view import View
@@ -44,9 +45,9 @@ def crash(config_id: int, budget: int, error: str | None = "Traceback …\nOutOf
 def test_seconds_of_all_processes_in_the_order_of_a_runs_life() -> None:
     again = START + timedelta(hours=1)
     kept = [(START, "score", 6.0), (START, "start", 1.0), (again, "start", 1.0), (again, "unheard of", 9.0)]
-    found = progress.seconds(run_tables(seconds=kept).seconds)
+    found = seconds(run_tables(seconds=kept).seconds)
     assert found.values.tolist() == [["start", 2.0, 0.25], ["score", 6.0, 0.75]]
-    assert progress.seconds(run_tables().seconds).empty, "a run of an older version"
+    assert seconds(run_tables().seconds).empty, "a run of an older version"
 
 
 # --- facts and the table of trials ------------------------------------------------------------------------------------

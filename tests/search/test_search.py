@@ -15,7 +15,7 @@ import pytest
 from helpers.command_line import ROOT, gptailor, only_run
 
 from gptailor.plan import StitchPlan
-from gptailor.results.frames import progress as frames
+from gptailor.results.frames.seconds import seconds
 from gptailor.schedule import schedule
 from gptailor.spec import Budget
 from gptailor.store import queries
@@ -99,7 +99,7 @@ def test_every_second_of_the_engine_is_told_once(finished: RunFolder) -> None:
     assert spent[["stitch", "score"]].sum() >= asked[["stitch_seconds", "evaluate_seconds"]].sum() * 0.95
     assert spent["suggest"] >= asked["suggest_seconds"] * 0.95
     story = json.loads(gptailor("show", finished.run_id, "--runs", finished.root, "--json").stdout)
-    assert story["seconds_by_part"] == frames.seconds(tables.seconds).set_index("part").seconds.round(3).to_dict()
+    assert story["seconds_by_part"] == seconds(tables.seconds).set_index("part").seconds.round(3).to_dict()
     told = gptailor("show", finished.run_id, "--runs", finished.root).stdout
     assert f"references {duration(story['seconds_by_part']['references'])}" in told
 

@@ -132,7 +132,7 @@ def _lanes(frame: pd.DataFrame, by: str, lanes: list[Any], label: str) -> Chart:
 
 
 def seconds(frame: pd.DataFrame) -> Chart:
-    """A bar a part of the work, with its share of all seconds. `frame`: see frames.progress.seconds."""
+    """A bar a part of the work, with its share of all seconds. `frame`: see frames.seconds."""
     parts = list(frame["part"])
     base = alt.Chart(frame).encode(
         y=alt.Y("part:N", sort=parts, axis=row_axis()),

@@ -13,7 +13,6 @@ import pandas as pd
 from gptailor.measures import MAX_HYPERVOLUME, hypervolume, pareto_front
 from gptailor.results.frames.facts import Facts
 from gptailor.results.frames.trials import AVERAGE, AVERAGE_ERROR, gains, successes, top_budget
-from gptailor.stopwatch import Part
 
 TIMELINE_MARKS = 1500
 RECENT = 100
@@ -168,17 +167,6 @@ def workers(glance: Sequence[Mapping[str, Any]], at: float) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype(
         {"trial_id": "Int64", "for_seconds": "Int64", "time_share": float, "gigabytes": float}
     )
-
-
-def seconds(kept: pd.DataFrame) -> pd.DataFrame:
-    """Where the run's seconds went, over all processes that worked on it, in the order of a run's life.
-
-    kept: RunTables.seconds. Columns: part, seconds, share (of them all). Empty of runs made before it was kept.
-    """
-    spent = kept.groupby("part")["seconds"].sum()
-    rows = [(str(part), float(spent[part])) for part in Part if part in spent.index]
-    frame = pd.DataFrame(rows, columns=["part", "seconds"])
-    return frame.assign(share=frame["seconds"] / (frame["seconds"].sum() or 1.0))
 
 
 def failures(table: pd.DataFrame) -> pd.DataFrame:
