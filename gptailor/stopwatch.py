@@ -6,10 +6,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-
-from gptailor.trial import now
 
 
 class Part(StrEnum):
@@ -33,10 +31,10 @@ class Stopwatch:
 
     def __init__(self, began: datetime | None = None, part: Part = Part.OTHER) -> None:
         """began: when the process did, if that was before now; until now it was at `part`."""
-        self.began_at = began or now()
+        self.began_at = began or datetime.now(UTC)
         self._owner = threading.get_ident()
         self._part = part
-        self._since = time.monotonic() - max((now() - self.began_at) / timedelta(seconds=1), 0.0)
+        self._since = time.monotonic() - max((datetime.now(UTC) - self.began_at) / timedelta(seconds=1), 0.0)
         self._spent: dict[Part, float] = {}
 
     @contextmanager
