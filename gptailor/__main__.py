@@ -144,6 +144,22 @@ def check(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def redundancy(arguments: argparse.Namespace) -> int:
+    """Before a search: which layers of the base and of each candidate look cheap, and whether candidates conflict."""
+    from gptailor.commands.redundancy import redundancy as look
+    from gptailor.commands.redundancy import tell
+    from gptailor.spec import load_spec
+
+    is_file = Path(arguments.run).suffix in (".yaml", ".yml")
+    arguments.run_id = arguments.run
+    folder = None if is_file else _at_home(arguments)
+    spec = load_spec(arguments.run if folder is None else folder.spec, arguments.set)
+    say = _say(arguments)
+    runs = arguments.runs if folder is None else folder.root
+    tell(look(spec, say, runs, arguments.examples, folder), spec, say)
+    return OK
+
+
 def export(arguments: argparse.Namespace) -> int:
     """Write a configuration's model as a plain Hugging Face folder, or its plan as a file for mergekit."""
     from gptailor.commands.export import export_mergekit, export_model
@@ -459,6 +475,17 @@ def command_parser() -> argparse.ArgumentParser:
     several.add_argument("--report", metavar="FILE", help="write table and charts as one HTML page as well")
     several.add_argument("--dry", action="store_true", help="check the files and list the runs, no more")
     add(check, run_file=True).add_argument("--json", action="store_true", help="machine-readable, problems included")
+    look = add(redundancy)
+    look.add_argument("run", metavar="RUN", help="a run file (.yaml), or a saved run by its id")
+    look.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key, as for `search`")
+    look.add_argument(
+        "--examples",
+        type=int,
+        default=30,
+        metavar="N",
+        help="of each objective, scored without each layer; 0: none (default: 30)",
+    )
+    look.add_argument("--json", **as_events)
     add(engine, run_id=True)
     add(runs).add_argument("--json", action="store_true", help="machine-readable")
     add(show, run_id=True).add_argument("--json", action="store_true", help="machine-readable")

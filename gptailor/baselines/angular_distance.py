@@ -20,25 +20,33 @@ from gptailor.baselines.case import Case, lowest, watch_layers
 from gptailor.plan import StitchPlan
 
 
+class LastTokens:
+    """The residual stream at each text's last token, from what `watch_layers` shows of a model."""
+
+    def __init__(self, n_layers: int) -> None:
+        self._n_layers = n_layers
+        self._states: dict[int, list[torch.Tensor]] = defaultdict(list)  # layer that they enter -> [texts, hidden]
+
+    def see(self, index: int, h: torch.Tensor, h_next: torch.Tensor, mask: torch.Tensor) -> None:
+        rows, last = torch.arange(len(mask), device=mask.device), mask.sum(dim=1) - 1
+        self._states[index].append(h[rows, last].float().clone())
+        if index == self._n_layers - 1:
+            self._states[index + 1].append(h_next[rows, last].float().clone())
+
+    def distances(self) -> torch.Tensor:
+        """[L + 1, L + 1]: d(l, n) stands at [l, l + n]."""
+        at = [torch.cat(self._states[index]) for index in range(self._n_layers + 1)]
+        cosines = [torch.stack([torch.cosine_similarity(one, other, dim=-1) for other in at]) for one in at]
+        return torch.stack([cosine.clamp(-1, 1).arccos().mean(dim=1) for cosine in cosines]).cpu() / math.pi
+
+
 def distances(case: Case) -> dict[int, float]:
     """First layer of the block -> the angular distance that the block travels, 0 to 1."""
-    states: dict[int, list[torch.Tensor]] = defaultdict(list)  # layer that they enter -> [texts, hidden]
-
-    def see(index: int, h: torch.Tensor, h_next: torch.Tensor, mask: torch.Tensor) -> None:
-        rows, last = torch.arange(len(mask), device=mask.device), mask.sum(dim=1) - 1
-        states[index].append(h[rows, last].float().clone())
-        if index == case.n_layers - 1:
-            states[index + 1].append(h_next[rows, last].float().clone())
-
+    last = LastTokens(case.n_layers)
     case.passes += 1
-    watch_layers(case.model(), case.batches, see)
-    at = {index: torch.cat(parts) for index, parts in states.items()}
-    n = case.n_removed
-    cosines = {
-        start: torch.cosine_similarity(at[start], at[start + n], dim=-1).clamp(-1, 1)
-        for start in range(case.n_layers - n + 1)
-    }
-    return {start: float(cosine.arccos().mean()) / math.pi for start, cosine in cosines.items()}
+    watch_layers(case.model(), case.batches, last.see)
+    found = last.distances()
+    return {start: float(found[start, start + case.n_removed]) for start in range(case.n_layers - case.n_removed + 1)}
 
 
 def cut(case: Case) -> StitchPlan:

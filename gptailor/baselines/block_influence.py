@@ -21,28 +21,36 @@ from gptailor.family.structure import layer_list
 from gptailor.plan import BASE, StitchPlan
 
 
+class Influence:
+    """The BI of each of a model's layers, from what `watch_layers` shows of it."""
+
+    def __init__(self, n_layers: int) -> None:
+        self._totals, self._n_tokens = [0.0] * n_layers, 0
+
+    def see(self, index: int, h: torch.Tensor, h_next: torch.Tensor, mask: torch.Tensor) -> None:
+        cosine = torch.cosine_similarity(h.float(), h_next.float(), dim=-1)  # [batch, tokens]
+        self._totals[index] += float(cosine[mask].double().sum())
+        self._n_tokens += int(mask.sum()) if index == 0 else 0
+
+    def scores(self) -> list[float]:
+        """Raises UserError where it has none."""
+        if not self._n_tokens:
+            raise UserError("Block Influence needs text: the batches hold no tokens")
+        scores = [1.0 - total / self._n_tokens for total in self._totals]
+        broken = [index for index, score in enumerate(scores) if not math.isfinite(score)]
+        if broken:
+            raise UserError(f"Block Influence: layer {broken[0]} gives hidden states that are not finite")
+        return scores
+
+
 def block_influence(model: PreTrainedModel, token_batches: Iterable[torch.Tensor | Batch]) -> list[float]:
     """The BI of each of the model's layers, from one pass over the batches. Raises UserError where it has none.
 
     token_batches: token ids [batch, tokens], or mappings with input_ids and attention_mask; padding does not count.
     """
-    totals = [0.0] * len(layer_list(model))
-    n_tokens = 0
-
-    def see(index: int, h: torch.Tensor, h_next: torch.Tensor, mask: torch.Tensor) -> None:
-        nonlocal n_tokens
-        cosine = torch.cosine_similarity(h.float(), h_next.float(), dim=-1)  # [batch, tokens]
-        totals[index] += float(cosine[mask].double().sum())
-        n_tokens += int(mask.sum()) if index == 0 else 0
-
-    watch_layers(model, (_masked(batch, model.device) for batch in token_batches), see)
-    if not n_tokens:
-        raise UserError("Block Influence needs text: the batches hold no tokens")
-    scores = [1.0 - total / n_tokens for total in totals]
-    broken = [index for index, score in enumerate(scores) if not math.isfinite(score)]
-    if broken:
-        raise UserError(f"Block Influence: layer {broken[0]} gives hidden states that are not finite")
-    return scores
+    influence = Influence(len(layer_list(model)))
+    watch_layers(model, (_masked(batch, model.device) for batch in token_batches), influence.see)
+    return influence.scores()
 
 
 def cut(case: Case) -> StitchPlan:
