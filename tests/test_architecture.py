@@ -46,7 +46,7 @@ LAYERS = (
         "results baselines formats heal",
         "smac ConfigSpace duckdb streamlit",
     ),
-    layer("who scores, who looks", "scoring dashboard", "smac ConfigSpace duckdb"),
+    layer("who scores, who looks", "scoring redundancy dashboard", "smac ConfigSpace duckdb"),
     layer("the engine, commands, pages", "search commands pages streamlit_app", "duckdb altair"),
     layer("the command line, notebooks", "__main__ notebooks", "torch smac duckdb streamlit altair"),
 )

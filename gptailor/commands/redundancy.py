@@ -59,7 +59,7 @@ def redundancy(
     """
     if examples < 0:
         raise UserError(f"--examples {examples}: give 0 or more")
-    if folder is not None:
+    if folder is not None and folder.exists():
         refuse_other_models(folder, spec)
     weights = kept.named(digests_of(spec).weights)
     say(Event("opening the models and the objectives", 0.0))

@@ -23,6 +23,7 @@ from gptailor.launch.process import began
 from gptailor.launch.queue import DeviceQueue, StopAsked
 from gptailor.launch.signals import heartbeat, stop_on_signal
 from gptailor.launch.supervisor import DEATHS
+from gptailor.results.redundancy import adopt
 from gptailor.scoring.memory import predict_memory
 from gptailor.search.baseline_run import BaselineRun
 from gptailor.search.loop import Search
@@ -58,6 +59,7 @@ def run_engine(folder: RunFolder, progress: Progress) -> RunStatus:
                 _look_up_benchmarks(spec)
                 work = _work_of(spec)(folder, spec, writer, progress, signalled)
                 work.provenance.models()
+                adopt(folder, spec, work.provenance.known.weights)
                 with _devices(folder, spec, progress.note, watch):
                     writer.set_status(RunStatus.RUNNING)
                     status, error = work.run()

@@ -83,9 +83,12 @@ def test_nothing_is_measured_twice_until_something_changes(
     home: Path, found: Redundancy, spec: RunSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     measured: list[int] = []
-    monkeypatch.setattr(
-        command, "_measured", lambda _scorer, _batches, examples, _say: measured.append(examples) or found
-    )
+
+    def measure(_scorer: object, _batches: object, examples: int, _say: object) -> Redundancy:
+        measured.append(examples)
+        return found
+
+    monkeypatch.setattr(command, "_measured", measure)
     runs = tmp_path / "runs"
     kept.write(found, kept.shared_file(runs, spec))
     other_ratio = spec.model_copy(update={"remove": 3, "name": "deeper"})
@@ -143,7 +146,7 @@ def model_of(kept_shares: list[float], dense: float = 0.75, error: float = 0.01,
     """A model that keeps these shares above guessing (0.25), without each layer."""
     n = len(kept_shares)
     square = [[1.0] * (n + 1) for _ in range(n + 1)]
-    without = [Without(0.25 + share * (dense - 0.25), 0.005) for share in kept_shares]
+    without: list[Without | None] = [Without(0.25 + share * (dense - 0.25), 0.005) for share in kept_shares]
     scored = Scored("choice_prob", True, 0.25, dense, 0.02, error, without)
     return replace(ModelFound([0.1] * n, square, square, square, {"words/acc": scored}), **changes)  # type: ignore[arg-type]
 

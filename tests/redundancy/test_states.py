@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers.planted import IDENTITIES, own_words, planted_family
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gptailor.baselines.block_influence import block_influence
 from gptailor.errors import UserError
@@ -17,12 +18,12 @@ from gptailor.redundancy.states import States, _cka, n_sampled, states_of
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
+def model(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(planted_family(tmp_path_factory.mktemp("planted")) / "base").eval()
 
 
 @pytest.fixture(scope="module")
-def batches(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
+def batches(model: PreTrainedModel) -> list[dict[str, torch.Tensor]]:
     """Two batches of texts of different lengths, padded on the right."""
     found = own_words(model)
     found[0]["attention_mask"][:3, 8:] = 0
@@ -30,25 +31,26 @@ def batches(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def seen(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> States:
+def seen(model: PreTrainedModel, batches: list[dict[str, torch.Tensor]]) -> States:
     return states_of(model, batches, "base")
 
 
-def residual_streams(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> list[list[torch.Tensor]]:
+def residual_streams(model: PreTrainedModel, batches: list[dict[str, torch.Tensor]]) -> list[list[torch.Tensor]]:
     """By batch, the L + 1 states: transformers' own, but for the last, which it gives past the final norm."""
     found = []
     for batch in batches:
         last: list[torch.Tensor] = []
-        hook = model.model.layers[-1].register_forward_hook(lambda _m, _a, out, to=last: to.append(out))
+        decoder: Any = model.get_decoder()
+        hook = decoder.layers[-1].register_forward_hook(lambda _m, _a, out, to=last: to.append(out))
         with torch.inference_mode():
-            out = model(**batch, output_hidden_states=True)
+            out = decoder(**batch, output_hidden_states=True)
         hook.remove()
         found.append([*out.hidden_states[:-1], last[0] if torch.is_tensor(last[0]) else last[0][0]])
     return found
 
 
 def test_states_are_compared_as_the_formulas_say(
-    model: torch.nn.Module, batches: list[dict[str, torch.Tensor]], seen: States
+    model: PreTrainedModel, batches: list[dict[str, torch.Tensor]], seen: States
 ) -> None:
     streams = residual_streams(model, batches)
     masks = [batch["attention_mask"].bool() for batch in batches]
@@ -96,7 +98,7 @@ def test_cka_is_unbiased_and_sees_through_turns_and_scales() -> None:
 
 
 def test_tokens_are_bounded_and_too_few_are_refused(
-    model: torch.nn.Module, batches: list[dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+    model: PreTrainedModel, batches: list[dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(states, "SAMPLED", 10)
     assert n_sampled(batches) == 10 and len(states_of(model, batches, "base").cka) == 7
