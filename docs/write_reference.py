@@ -107,7 +107,8 @@ def _reference(schema: Any) -> str | None:
     """The name of the record, or of the set of words, that a property refers to, however deep."""
     if isinstance(schema, Mapping) and "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
-    below = [*schema.get("anyOf", ()), schema.get("items")] if isinstance(schema, Mapping) else []
+    forms = [*schema.get("anyOf", ()), *schema.get("oneOf", ())] if isinstance(schema, Mapping) else []
+    below = [*forms, schema.get("items")] if isinstance(schema, Mapping) else []
     return next(filter(None, map(_reference, below)), None)
 
 
@@ -133,8 +134,8 @@ def _values(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     if "$ref" in schema:
         found = definitions[_reference(schema) or ""]
         return "see below" if "properties" in found else _values(found, definitions)
-    if "anyOf" in schema:
-        words = [_values(one, definitions) for one in schema["anyOf"] if one.get("type") != "null"]
+    if forms := schema.get("anyOf") or schema.get("oneOf"):
+        words = [_values(one, definitions) for one in forms if one.get("type") != "null"]
         return " or ".join(word for word in words if not (word == "whole number" and "number" in words))
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{word}`" for word in schema.get("enum", [schema.get("const")]))

@@ -149,11 +149,12 @@ def redundancy(arguments: argparse.Namespace) -> int:
     from gptailor.commands.redundancy import redundancy as look
     from gptailor.commands.redundancy import tell
     from gptailor.spec import load_spec
+    from gptailor.store.asked import spec_of
 
     is_file = Path(arguments.run).suffix in (".yaml", ".yml")
     arguments.run_id = arguments.run
     folder = None if is_file else _at_home(arguments)
-    spec = load_spec(arguments.run if folder is None else folder.spec, arguments.set)
+    spec = load_spec(arguments.run, arguments.set) if folder is None else spec_of(folder, arguments.set)
     say = _say(arguments)
     runs = arguments.runs if folder is None else folder.root
     tell(look(spec, say, runs, arguments.examples, folder), spec, say)

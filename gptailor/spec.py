@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -17,10 +17,14 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     Strict,
+    Tag,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -29,10 +33,13 @@ from gptailor.errors import UserError
 from gptailor.plan import BASE
 from gptailor.runfile import apply_change, explain, kind, load_yaml, read_text
 from gptailor.trial import benchmark_name
+from gptailor.wording import removal
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$"
 _SPLIT = re.compile(r"(train|validation|test)(\[(?P<start>\d{0,9}):(?P<end>\d{0,9})\])?")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_PLAIN, _KEYED = "<plain>", "<keyed>"  # of two forms of one key, which no path into a run file names
 Whole = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
@@ -48,6 +55,34 @@ def parse_duration(text: str) -> float:
     if not seconds:
         raise ValueError("must be longer than nothing, such as 90s, 45m, 2h or 1h30m")
     return seconds
+
+
+def parse_bytes(text: str) -> float:
+    """Bytes of '9GB', '512 MiB' and the like. Raises ValueError."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?) ?([MGT]i?B)", text.strip())
+    if found is None or not float(found[1]):
+        raise ValueError("must be an amount such as 9GB or 512MiB")
+    return float(found[1]) * _BYTES[found[2]]
+
+
+def _share(value: Any) -> Any:
+    """The share that a text such as '25%' means; anything else as it is."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?) ?%", value.strip()) if isinstance(value, str) else None
+    return float(found[1]) / 100 if found else value
+
+
+def _number_of_layers(value: Any) -> Any:
+    value = _share(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(
+            "must be a number of layers such as 8, a fraction of them such as 0.25, or keys such as {parameters: 20%}, "
+            "{memory: 9GB} or {speed: 1.3}"
+        )
+    if value < 0 or not math.isfinite(value) or (isinstance(value, float) and value >= 1 and value != int(value)):
+        raise ValueError("must be a whole number of layers such as 8, or a fraction between 0 and 1 such as 0.25")
+    if isinstance(value, float) and value == 1:
+        raise ValueError("could mean one layer or all of them; write 1 for one layer, or a fraction below 1")
+    return int(value) if value >= 1 else value
 
 
 def _interval(value: tuple[float, float], *, lowest: float, highest: float) -> tuple[float, float]:
@@ -243,6 +278,60 @@ class Merge(_Record):
         return _interval(value, lowest=-2.0, highest=4.0)
 
 
+_PERCENT = {"type": "string", "pattern": r"^\d+(\.\d+)? ?%$"}
+Share = Annotated[float, WithJsonSchema({"anyOf": [{"type": "number"}, _PERCENT]})]
+Count = Annotated[
+    int | float,
+    BeforeValidator(_number_of_layers),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "number"}, _PERCENT]}),
+]
+"""Layers: a number of them, or a share."""
+
+
+class Removal(_Record):
+    """How much is to go, in another measure than layers: one of these."""
+
+    parameters: Share | None = None
+    """Share of the base's parameters that is to go, such as 20%: the fewest layers that hold as many, whichever go."""
+    memory: str | None = None
+    """What the weights of the shorter model may take in the run's number type, such as 9GB: the fewest layers without
+    which they fit, whichever go."""
+    speed: Number | None = None
+    """How many times as fast as the dense base new tokens are to be, such as 1.3: measured before the search begins, on
+    its device, in plain transformers, one text at a time. The fewest layers without which that is reached."""
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _part(cls, value: Any) -> Any:
+        share = _share(value)
+        if value is not None and (type(share) is not float or not 0 < share < 1):
+            raise ValueError("must be a share such as 20% or 0.2")
+        return share
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _amount(cls, value: Any) -> Any:
+        if value is not None:
+            parse_bytes(str(value))
+        return value
+
+    @field_validator("speed")
+    @classmethod
+    def _faster(cls, value: float | None) -> float | None:
+        if value is not None and not 1 < value <= 100:
+            raise ValueError("must be above 1, which is as fast as the dense base, such as 1.3")
+        return value
+
+    @model_validator(mode="after")
+    def _one(self) -> Removal:
+        if sum(way is not None for way in (self.parameters, self.memory, self.speed)) != 1:
+            raise ValueError("must say one of parameters, memory or speed")
+        return self
+
+    def __str__(self) -> str:
+        return removal(self.model_dump())
+
+
 class Repair(_Record):
     """How a cut model is repaired. Nothing is trained: weights are fitted to what a dense model makes of some texts."""
 
@@ -372,8 +461,12 @@ class RunSpec(_Record):
     candidates: dict[str, Place] = {}
     """Fine-tunes of the base that may lend layers, each under a name: folders or hub ids of full models or of LoRA
     adapters (PEFT folders)."""
-    remove: int | float
-    """How many layers to leave out: a number such as 8, or a share of them such as 0.25, rounded up."""
+    remove: Annotated[
+        Annotated[Count, Tag(_PLAIN)] | Annotated[Removal, Tag(_KEYED)],
+        Discriminator(lambda value: _KEYED if isinstance(value, (Mapping, Removal)) else _PLAIN),
+    ]
+    """How many layers to leave out: a number such as 8, or a share of them such as 0.25 or 25%, rounded up. Or the
+    measure that they are to reach: `{parameters: 20%}`, `{memory: 9GB}`, `{speed: 1.3}`."""
     operations: tuple[SpaceOperation, ...] = DEFAULT_OPERATIONS
     """What may happen to layers. remove: leave layers out. select: take a layer from one candidate. merge: make one of
     several. fold: put a removed layer's weights, by a searched factor, into the kept layer before it. repair: fit the
@@ -454,17 +547,6 @@ class RunSpec(_Record):
         if len(value) > 16:
             raise ValueError(f"{len(value)} candidates; at most 16 are supported")
         return value
-
-    @field_validator("remove", mode="before")
-    @classmethod
-    def _number_of_layers(cls, value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError("must be a number of layers such as 8, or a fraction of them such as 0.25")
-        if value < 0 or not math.isfinite(value) or (isinstance(value, float) and value >= 1 and value != int(value)):
-            raise ValueError("must be a whole number of layers such as 8, or a fraction between 0 and 1 such as 0.25")
-        if isinstance(value, float) and value == 1:
-            raise ValueError("could mean one layer or all of them; write 1 for one layer, or a fraction below 1")
-        return int(value) if value >= 1 else value
 
     @field_validator("operations")
     @classmethod
@@ -611,11 +693,19 @@ class RunSpec(_Record):
         return None if self.trial_walltime is None else parse_duration(self.trial_walltime)
 
     def n_removed(self, n_layers: int) -> int:
-        """Layers to remove from a base of `n_layers`: a fraction is rounded up, as in the paper. Raises UserError."""
+        """Layers to remove from a base of `n_layers`: a fraction is rounded up, as in the paper. Raises UserError.
+
+        Where `remove` says another measure, gptailor/family/removal.py puts the number in its place.
+        """
+        assert not isinstance(self.remove, Removal), "the number of layers is not known before the base is read"
         count = self.remove if isinstance(self.remove, int) else math.ceil(self.remove * n_layers - 1e-9)
         if not 0 <= count < n_layers:
             raise UserError(f"remove: {self.remove} takes {count} of {n_layers} layers; at least one must stay")
         return int(count)
+
+    def removing(self, n_removed: int) -> RunSpec:
+        """The same run with this number of layers for `remove`."""
+        return self.model_copy(update={"remove": n_removed})
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -644,6 +734,8 @@ def build_spec(data: dict[str, Any], where: str = "run file") -> RunSpec:
         found = error.errors(include_url=False)
         if len(found) > 1:  # a list whose one entry is wrong is too short as well, says pydantic
             found = [problem for problem in found if problem["type"] != "too_short" or not problem["input"]]
+        for problem in found:
+            problem["loc"] = tuple(part for part in problem["loc"] if part not in (_PLAIN, _KEYED))
         lines = [explain(dict(problem), keys_at) for problem in found]
         raise UserError("\n".join([f"{where}: {len(lines)} problem{'s' * (len(lines) > 1)}", *lines])) from error
 

@@ -12,7 +12,7 @@ import math
 import re
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -64,6 +64,17 @@ def now_and_then(say: Callable[[str], None], seconds: float = 10.0) -> Callable[
             say(f"{what}, {share:.0%} done")
 
     return told
+
+
+def removal(asked: Mapping[str, Any] | float | None) -> str:
+    """What a run file's `remove` asks for, as people say it: '8', '20 % of the parameters'; '' for nothing known."""
+    if not isinstance(asked, Mapping):
+        return "" if asked is None else f"{asked:g}"
+    if asked.get("parameters") is not None:
+        return f"{100 * asked['parameters']:g} % of the parameters"
+    if asked.get("memory") is not None:
+        return f"down to {asked['memory']} of weights"
+    return "" if asked.get("speed") is None else f"{asked['speed']:g} times the speed"
 
 
 def duration(seconds: float | None) -> str:

@@ -34,6 +34,12 @@ REFUSALS = [
     ("remove=.nan", r"remove: must be a whole number .*, got nan"),
     ("remove=true", r"remove: must be a number of layers such as 8, .*, got true"),
     ("remove=many", r"remove: must be a number of layers such as 8, .*, got 'many'"),
+    ("remove={}", r"remove: must say one of parameters, memory or speed, got {}"),
+    ("remove={speed: 1.3, memory: 9GB}", r"remove: must say one of parameters, memory or speed, got"),
+    ("remove={parameters: 20}", r"remove\.parameters: must be a share such as 20% or 0\.2, got 20"),
+    ("remove={memory: 9}", r"remove\.memory: must be an amount such as 9GB or 512MiB, got 9"),
+    ("remove={speed: 1}", r"remove\.speed: must be above 1, which is as fast as the dense base, such as 1\.3, got 1"),
+    ("remove={share: 1}", r"remove\.share: unknown key; accepted here: parameters, memory, speed"),
     ("remove=0", r"remove: is 0, but operations lists remove"),
     ("operations=[cut]", r"operations\.0: must be 'remove', 'select', 'merge', 'fold' or 'repair', got 'cut'"),
     ("operations=remove", r"operations: must be a list such as \[A, B\], got 'remove'"),
@@ -117,6 +123,7 @@ WHOLE = (
     "selection=[{benchmark: boolq}]",
     "merge={method: ties}",
     "budget={min: 9}",
+    "remove={speed: 2}",
     "workers={slurm: {jobs: 2}}",
 )
 """What makes every record of a run file stand in MINIMAL."""
@@ -225,8 +232,8 @@ def test_rungs_are_hyperbands() -> None:
     assert Budget(min=1, max=81).rungs == (1, 3, 9, 27, 81)
 
 
-@pytest.mark.parametrize(("asked", "n_layers", "expected"), [(8, 30, 8), (0.25, 30, 8), (0.25, 12, 3), (0.1, 10, 1)])
-def test_a_fraction_is_rounded_up(asked: float, n_layers: int, expected: int) -> None:
+@pytest.mark.parametrize(("asked", "n_layers", "expected"), [(8, 30, 8), (0.25, 30, 8), ("25%", 12, 3), (0.1, 10, 1)])
+def test_a_fraction_is_rounded_up(asked: float | str, n_layers: int, expected: int) -> None:
     data = {"name": "x", "base_model": "b", "candidates": {"a": "p", "c": "q"}, "objectives": [{"benchmark": "t"}]}
     assert build_spec(data | {"remove": asked}).n_removed(n_layers) == expected
 

@@ -20,7 +20,7 @@ from gptailor.errors import UserError
 from gptailor.schedule import Rung, n_examples, schedule
 from gptailor.scoring.device_speed import matmul_speed, type_advice
 from gptailor.scoring.memory import ELSEWHERE, Memory, local_workers, predict_memory, repair_of_a_plan
-from gptailor.spec import RunSpec, SpaceOperation
+from gptailor.spec import Removal, RunSpec, SpaceOperation
 from gptailor.store.folder import runs_root
 from gptailor.wording import duration, gigabytes, size
 
@@ -51,15 +51,28 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Fit:
-    """The family, and how much of it is removed. kept: share of the base's parameters that stays."""
+    """The family, and how much of it is removed.
+
+    asked: the measure that `remove` says, where it is another than layers. n_removed, kept: layers that go, and the
+    share of the base's parameters that stays; None where that is measured when the run begins.
+    """
 
     architecture: str
     dtype: str
     n_parameters: int
     n_layers: int
-    n_removed: int
-    kept: float
+    n_removed: int | None
+    kept: float | None
     licences: Mapping[str, str]
+    asked: str = ""
+
+    @property
+    def removal(self) -> str:
+        """What goes, in words."""
+        if self.n_removed is None or self.kept is None:
+            return f"{self.n_layers} layers; how many go for {self.asked} is measured when the run begins"
+        measure = f"{self.asked}: " if self.asked else ""
+        return f"{measure}{self.n_removed} of {self.n_layers} layers go, {self.kept:.1%} of the parameters stay"
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ def check(spec: RunSpec, runs: str | Path | None = None) -> Check:
     problems = [*_benchmark_problems(spec), *_merge_problems(spec), *_text_problems(spec)]
     try:
         found, reader = try_family(spec)
-        family = _fit(spec, found)
+        found, family = _fit(spec, found)
         memory = predict_memory(spec, found)
     except UserError as error:
         lines = str(error).splitlines()  # several problems stand under a heading
@@ -108,7 +121,7 @@ def check(spec: RunSpec, runs: str | Path | None = None) -> Check:
         ),
         family=family,
         memory=memory,
-        estimate=_estimate(spec, planned, found, memory.device, family.kept, Path(runs or runs_root())),
+        estimate=_estimate(spec, planned, found, memory.device, family.kept or 1.0, Path(runs or runs_root())),
     )
 
 
@@ -152,11 +165,28 @@ def _text_problems(spec: RunSpec) -> Iterator[str]:
             yield f"repair.texts: {name}: no such file"
 
 
-def _fit(spec: RunSpec, found: Preflight) -> Fit:
-    removed = spec.n_removed(found.n_layers)
-    gone = removed * sum(found.layer_parameters) / found.n_layers
-    kept = 1 - gone / found.n_parameters
-    return Fit(found.architecture, found.dtype, found.n_parameters, found.n_layers, removed, kept, dict(found.licences))
+def _fit(spec: RunSpec, found: Preflight) -> tuple[Preflight, Fit]:
+    """The family, and the preflight with the number of layers that go, as far as that is known. Raises UserError."""
+    removed = found.n_removed
+    if removed is None and isinstance(spec.remove, Removal):
+        removed = _for_speed(spec, found)
+        found = dataclasses.replace(found, n_removed=removed)
+    gone = None if removed is None else removed * sum(found.layer_parameters) / found.n_layers
+    kept = None if gone is None else 1 - gone / found.n_parameters
+    asked = str(spec.remove) if isinstance(spec.remove, Removal) else ""
+    known = (found.architecture, found.dtype, found.n_parameters, found.n_layers)
+    return found, Fit(*known, removed, kept, dict(found.licences), asked)
+
+
+def _for_speed(spec: RunSpec, found: Preflight) -> int | None:
+    """Layers that go for the speed that is asked for: measured where the base is small, else where it was before."""
+    from gptailor.family.models import SMALL
+    from gptailor.scoring.removal_speed import answer_of, known_ratios, layers_for_speed
+
+    assert isinstance(spec.remove, Removal) and spec.remove.speed is not None
+    if found.n_parameters <= SMALL:
+        return layers_for_speed(spec)
+    return answer_of(known_ratios(spec), spec.remove.speed)
 
 
 def check_text(spec: RunSpec, runs: str | Path | None = None) -> str:
@@ -168,8 +198,8 @@ def check_text(spec: RunSpec, runs: str | Path | None = None) -> str:
     family = found.family
     lines = [
         f"{spec.name}: the models fit together",
-        f"  {family.architecture}, {size(family.n_parameters)} parameters in {family.dtype}, "
-        f"{family.n_layers} layers; {family.n_removed} are removed, which leaves {family.kept:.1%} of the parameters",
+        f"  {family.architecture}, {size(family.n_parameters)} parameters in {family.dtype}",
+        f"  {family.removal}",
     ]
     lines += [f"  note: {note}" for note in found.notes]
     if found.memory is not None:
@@ -191,6 +221,8 @@ def check_json(spec: RunSpec, runs: str | Path | None = None) -> dict[str, Any]:
     """The check as plain data, problems included."""
     found = check(spec, runs)
     data = dataclasses.asdict(found)
+    if found.family is not None:
+        data["family"]["removal"] = found.family.removal
     if found.memory is not None:
         data["memory"] |= {"needed": found.memory.needed, "verdict": found.memory.verdict}
     return data

@@ -17,9 +17,10 @@ from gptailor.results.summary import summarise
 from gptailor.scoring.item_cache import evaluation_of
 from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.scoring.provenance import Provenance, without
-from gptailor.spec import HeldOut, RunSpec, load_spec
+from gptailor.spec import HeldOut, RunSpec
 from gptailor.stopwatch import Part
 from gptailor.store import queries
+from gptailor.store.asked import spec_of
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
 from gptailor.wording import now_and_then
@@ -40,7 +41,7 @@ def evaluate(
     Raises UserError: no such subject or benchmark, other models than the run's, or its engine is at work (a run has one
     writer at a time).
     """
-    spec = load_spec(folder.spec)
+    spec = spec_of(folder)
     if examples is not None and examples < 1:
         raise UserError(f"--examples {examples}: give 1 or more, or leave it out for all")
     chosen = _chosen(spec, benchmarks)

@@ -20,9 +20,10 @@ from gptailor.formats.published import BaseAt, read_family, read_plan, strip_tex
 from gptailor.launch.events import Event, Say
 from gptailor.plan import BASE, StitchPlan
 from gptailor.results import worth
-from gptailor.spec import Repair, RunSpec, load_spec
+from gptailor.spec import Repair, RunSpec
 from gptailor.stitch.edits.registry import healed_subject
 from gptailor.store import queries
+from gptailor.store.asked import spec_of
 from gptailor.store.folder import RunFolder
 from gptailor.trial import DENSE, BenchmarkKey, Score, Subject, TrialStatus
 from gptailor.wording import gigabytes, now_and_then
@@ -58,7 +59,7 @@ def export_model(
         hub.refuse_name(push)
     tables = queries.read_run(folder)
     plan = plan_of(tables, config_id)
-    spec = load_spec(folder.spec)
+    spec = spec_of(folder)
     if old := refuse_other_models(folder, spec, plan.candidates):
         say(Event(old))
     stale = stale_scores(folder, spec, lambda text: say(Event(text)))
@@ -95,7 +96,7 @@ def export_mergekit(folder: RunFolder, config_id: int, out: Path, say: Say) -> N
     plan = plan_of(queries.read_run(folder), config_id)
     if out.exists():
         raise UserError(f"export: {out} is there already; name a file that is not")
-    spec = load_spec(folder.spec)
+    spec = spec_of(folder)
     if old := refuse_other_models(folder, spec, plan.candidates):  # the file names them by their places
         say(Event(old))
     text = _mergekit_text(spec, plan)
@@ -316,7 +317,7 @@ def generate(
     if not 1 <= max_tokens <= 2048:
         raise UserError(f"tokens: must be 1 to 2048, got {max_tokens}")
     plan = plan_of(queries.read_run(folder), config_id)
-    spec = load_spec(folder.spec, [f"device={device}"] if device is not None else [])
+    spec = spec_of(folder, [f"device={device}"] if device is not None else [])
     from gptailor.scoring.provenance import refuse_other_models
 
     if old := refuse_other_models(folder, spec, plan.candidates):

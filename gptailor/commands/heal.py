@@ -36,12 +36,13 @@ from gptailor.plan import Edit, StitchPlan, Texts
 from gptailor.results.story import stored_plans
 from gptailor.results.summary import summarise
 from gptailor.scoring.plan_scorer import SELECTION_EXAMPLES, PlanScorer
-from gptailor.spec import RunSpec, load_spec
+from gptailor.spec import RunSpec
 from gptailor.stitch.edits.case import most_kept
 from gptailor.stitch.edits.healed import HealedFolders, Tensors, digest_of
 from gptailor.stitch.edits.registry import EDITS, healed_subject, keeps_shapes
 from gptailor.stitch.edits.registry import HEALED as HEALED_EDIT
 from gptailor.store import queries
+from gptailor.store.asked import spec_of
 from gptailor.store.folder import RunFolder, write_atomically
 from gptailor.store.writer import RunWriter
 from gptailor.trial import HEALED, Subject
@@ -65,7 +66,7 @@ def heal(folder: RunFolder, who: str, out: Path, asked: HealAsked, say: Say, dev
     if _is_main() and is_alive(folder):
         raise UserError(f"run {folder.run_id}: its engine is at work; heal its plans when it has ended")
     name = f"config:{who}" if who.isdigit() else who
-    spec = load_spec(folder.spec, _device(device))
+    spec = spec_of(folder, _device(device))
     chosen = find_subjects(folder, [name])
     if len(chosen) != 1 or chosen[0].subject.kind in ("dense", "candidate"):
         raise UserError(f"heal {who}: must be one shorter plan: a configuration's number, or baseline:NAME[@CANDIDATE]")

@@ -28,7 +28,8 @@ from gptailor.launch.events import Event, Say
 from gptailor.plan import StitchPlan
 from gptailor.results.summary import summarise
 from gptailor.results.worth import line
-from gptailor.spec import RunSpec, load_spec
+from gptailor.spec import RunSpec
+from gptailor.store.asked import spec_of
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
 from gptailor.trial import DENSE, Measurement, Quantity, Subject, now
@@ -47,7 +48,7 @@ def measure(folder: RunFolder, say: Say, subjects: Sequence[str] = DEFAULT_SUBJE
     device: another than the run's. Raises UserError: no such subject, nothing to measure, the run's engine is at work,
     or a model that plain transformers cannot open or that does not fit.
     """
-    spec = load_spec(folder.spec, [f"device={device}"] if device is not None else [])
+    spec = spec_of(folder, [f"device={device}"] if device is not None else [])
     asked = [(one, one.plan) for one in find_subjects(folder, subjects) if one.subject != DENSE]
     if not asked:
         raise UserError("measure: the run has no plan yet that was scored at the full budget")

@@ -36,6 +36,7 @@ from gptailor.results.redundancy import Agreement, ModelFound, Redundancy, Score
 from gptailor.scoring.item_cache import items_key
 from gptailor.scoring.plan_scorer import CALIBRATION_TEXTS, PlanScorer, open_run_benchmarks
 from gptailor.scoring.provenance import digests_of, refuse_other_models
+from gptailor.scoring.removal_speed import counted_here
 from gptailor.spec import Benchmark, RunSpec
 from gptailor.store.folder import RunFolder
 from gptailor.trial import now
@@ -84,7 +85,7 @@ def redundancy(
 
 def tell(found: Redundancy, spec: RunSpec, say: Say) -> None:
     """The verdict, what it rests on, and a table by layer; for programs, all that was found."""
-    seen = outlook(found, spec)
+    seen = outlook(found, counted_here(spec))
     legend = (
         "kept: what the objectives keep, above guessing, without the layer; BI: Block Influence; far: distance from "
         "the base's layer, of its norm; a~b: cosine between what two candidates changed"

@@ -12,9 +12,10 @@ from gptailor.plan import StitchPlan
 from gptailor.results import scores
 from gptailor.results.story import stored_plans
 from gptailor.scoring.plan_scorer import CALIBRATION_TEXTS, PlanScorer
-from gptailor.spec import Baseline, RunSpec, load_spec
+from gptailor.spec import Baseline, RunSpec
 from gptailor.stitch.edits.registry import healed_subject
 from gptailor.store import queries
+from gptailor.store.asked import spec_of
 from gptailor.store.folder import RunFolder
 from gptailor.trial import DENSE, Subject, SubjectKind
 
@@ -35,7 +36,7 @@ def find_subjects(folder: RunFolder, names: Sequence[str]) -> list[Asked]:
     """The subjects asked for, each once; one-shot cuts have no plan yet."""
     tables = queries.read_run(folder)
     n_layers = int(tables.runs.iloc[0].n_layers)
-    spec = load_spec(folder.spec)
+    spec = spec_of(folder)
     plans = stored_plans(tables)
     rows = scores.of_kind(tables.evaluations, SubjectKind.BASELINE).dropna(subset="config_id")
     stored = {Subject.parse(str(row.subject)): int(row.config_id) for row in rows.itertuples()}

@@ -19,7 +19,7 @@ import yaml
 
 from gptailor import shipped
 from gptailor.errors import UserError
-from gptailor.spec import Benchmark, RunSpec, build_spec, load_spec
+from gptailor.spec import Benchmark, Removal, RunSpec, build_spec, load_spec
 
 PRESETS = (shipped.ROOT / shipped.PRESETS, shipped.PRESETS)
 """Folders of run files that are offered to begin with: those shipped, and those in the folder that the dashboard was
@@ -27,6 +27,7 @@ started in."""
 LONG_TITLE = 60
 
 KEYS = {
+    "remove_by": "remove",
     "merge_method": "merge.method",
     "factor_low": "merge.factor",
     "factor_high": "merge.factor",
@@ -91,7 +92,8 @@ def values_of(spec: RunSpec) -> dict[str, Any]:
         "name": spec.name,
         "base_model": spec.base_model,
         "candidates": "\n".join(f"{name}: {location}" for name, location in spec.candidates.items()),
-        "remove": str(spec.remove) if isinstance(spec.remove, int) else f"{100 * spec.remove:g} %",
+        "remove_by": _measure(spec),
+        "remove": _removal_text(spec),
         "operations": [str(operation) for operation in spec.operations],
         "baselines": [str(name) for name in spec.baselines],
         "merge_method": spec.merge.method,
@@ -162,9 +164,12 @@ def draft(values: Values, preset: RunSpec) -> Draft:
     def workers(text: str) -> Any:
         return _workers(text, preset)
 
+    def remove(text: str) -> Any:
+        return _remove(text, values["remove_by"])
+
     for name, read in (
         ("candidates", _candidates),
-        ("remove", _remove),
+        ("remove", remove),
         ("objectives", _benchmarks),
         ("held_out", _benchmarks),
         ("selection", _benchmarks),
@@ -212,14 +217,42 @@ def _candidates(text: str) -> dict[str, str]:
     return found
 
 
-def _remove(text: str) -> int | float:
+LAYERS = "layers"
+MEASURES = {
+    LAYERS: "a number of layers such as 8, or a share such as 25 %",
+    "parameters": "a share of the parameters such as 20 %",
+    "memory": "what the weights may take, such as 9GB",
+    "speed": "how many times as fast, such as 1.3",
+}
+"""What `remove` may be given in, with how it is written."""
+
+
+def _measure(spec: RunSpec) -> str:
+    if not isinstance(spec.remove, Removal):
+        return LAYERS
+    return next(key for key, value in spec.remove.model_dump().items() if value is not None)
+
+
+def _removal_text(spec: RunSpec) -> str:
+    asked = spec.remove
+    if isinstance(asked, Removal):
+        return f"{100 * asked.parameters:g} %" if asked.parameters else asked.memory or f"{asked.speed:g}"
+    return str(asked) if isinstance(asked, int) else f"{100 * asked:g} %"
+
+
+def _remove(text: str, measure: str) -> Any:
+    """The value of `remove`; a memory is text in the run file too."""
     cleaned = text.replace(" ", "").replace(",", ".")
+    if measure == "memory":
+        return {measure: cleaned}
     try:
         if cleaned.endswith("%"):
-            return float(cleaned[:-1]) / 100
-        return int(cleaned) if cleaned.isdecimal() else float(cleaned)
+            number: int | float = float(cleaned[:-1]) / 100
+        else:
+            number = int(cleaned) if cleaned.isdecimal() else float(cleaned)
     except ValueError:
-        raise ValueError(f"write a number of layers such as 8, or a share such as 25 %; got {text!r}") from None
+        raise ValueError(f"write {MEASURES[measure]}; got {text!r}") from None
+    return number if measure == LAYERS else {measure: number}
 
 
 def _benchmarks(text: str) -> list[dict[str, Any]]:
@@ -293,5 +326,7 @@ def command_line(spec: RunSpec, preset: Preset, runs: Path) -> str:
 
 
 def _set(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        value = {name: one for name, one in value.items() if one is not None}
     plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w./-]*", value) and yaml.safe_load(value) == value
     return f"--set {shlex.quote(f'{key}={value if plain else json.dumps(value, ensure_ascii=False)}')}"

@@ -62,7 +62,11 @@ def fields(preset: Preset, values: Mapping[str, Any], draft: Draft) -> None:
         "Candidates",
         "One a line, as `name: folder or hub id`. For none, leave it empty and set the operations to remove alone.",
     )
-    f.text("remove", "Layers to remove", "A share may be given in percent: 25 %.")
+    measure, amount = st.columns([1, 2])
+    with measure:
+        f.choice("remove_by", "How much goes, in", list(form.MEASURES))
+    with amount:
+        f.text("remove", "How much goes", f"Write {form.MEASURES[values['remove_by']]}.")
     f.whole_run_errors()
     with f.folded("What may happen to layers", ":material/content_cut:", LAYERS):
         f.show(

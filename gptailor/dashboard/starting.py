@@ -110,8 +110,7 @@ def _verdict(spec: RunSpec, answer: Answer) -> bool:
         st.success(
             wording.safe(
                 f"The models fit together: {family['architecture']}, {wording.size(family['n_parameters'])} "
-                f"parameters in {family['dtype']}. {family['n_removed']} of {family['n_layers']} layers go, "
-                f"{family['kept']:.0%} of the parameters stay.",
+                f"parameters in {family['dtype']}. {family['removal']}.",
                 400,
             ),
             icon=":material/check_circle:",

@@ -60,9 +60,13 @@ class _Clock(StoppingCriteria):
 
 
 def opened(folder: str, setting: Setting) -> PreTrainedModel:
-    """The model of a folder (or of a name on the hub), to write greedily, whatever ends a text."""
+    """The model of a folder (or of a name on the hub), ready."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, setting.dtype))
-    model = model.to(setting.device).eval()
+    return ready(model.to(setting.device).eval())
+
+
+def ready(model: Any) -> PreTrainedModel:
+    """The model, to write greedily, whatever ends a text."""
     model.generation_config = GenerationConfig(do_sample=False, use_cache=True, pad_token_id=0)
     return model
 

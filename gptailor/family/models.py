@@ -183,7 +183,7 @@ def _open(spec: RunSpec, found: Inspection) -> Family:
     visitors = None
     if devices[0].type != "cpu":
         visitors = settle(model, candidates, rooms_for(n_bytes(tensors_of([model])), devices))
-    prove(model, found.renumbering, spec.n_removed(preflight.n_layers))
+    prove(model, found.renumbering, preflight.n_removed or 1)
     labels = {name: checkpoint.label for name, checkpoint in checkpoints.items()}
     family = Family(model, tokenizer, candidates, preflight, found.renumbering, devices[0], spec, labels, visitors)
     if spec.output_scale is not None:
@@ -214,7 +214,7 @@ def try_family(spec: RunSpec) -> tuple[Preflight, Reader | None]:
 
 def _prove_few(spec: RunSpec, found: Inspection) -> None:
     """The proof, where the base's weights are few. Raises UserError."""
-    base, n_removed = found.checkpoints[BASE], spec.n_removed(found.preflight.n_layers)
+    base, n_removed = found.checkpoints[BASE], found.preflight.n_removed or 1
     if found.preflight.n_parameters > SMALL:
         return
     with without_progress_bars():

@@ -21,6 +21,7 @@ from gptailor.errors import UserError
 from gptailor.family.adapters import adapter_notes, adapter_problems, adapter_targets
 from gptailor.family.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo, Unreadable, has_tokenizer, is_built_in
 from gptailor.family.hub import open_checkpoint
+from gptailor.family.removal import Sizes, counted
 from gptailor.family.renumbering import Renumbering, find_renumbering
 from gptailor.family.settings import differing_settings
 from gptailor.family.skeleton import (
@@ -33,7 +34,7 @@ from gptailor.family.skeleton import (
 from gptailor.family.structure import find_layers, layer_list
 from gptailor.family.weights import distance, first_non_finite
 from gptailor.plan import BASE
-from gptailor.spec import RunSpec
+from gptailor.spec import Removal, RunSpec
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 MAX_LINES_A_MODEL = 5
@@ -50,7 +51,7 @@ class Preflight:
     once). model_bytes: what each model adds in the run's type if nothing is shared, candidates by their layers alone;
     distinct_bytes: their sum, an upper bound of what the open family holds. licences: by model, where one is named.
     fixed: layers that every plan keeps, as no configuration can do without them.
-    inner_size: of the MLP.
+    inner_size: of the MLP. n_removed: layers that the run removes; None where that is yet to be measured.
     """
 
     architecture: str
@@ -65,6 +66,7 @@ class Preflight:
     notes: tuple[str, ...] = ()
     fixed: tuple[int, ...] = ()
     inner_size: int = 0
+    n_removed: int | None = None
 
     @property
     def n_parameters(self) -> int:
@@ -121,10 +123,13 @@ def inspect_family(spec: RunSpec, *, download: bool = False) -> Inspection:
     if problems or judge.skeleton is None:
         raise _refusal(problems)
     try:
-        renumbering = find_renumbering(judge.skeleton, spec.n_removed(base.n_layers or 0))
+        known = counted(spec, _sizes(judge))
+        n_removed = None if isinstance(known.remove, Removal) else known.n_removed(base.n_layers or 0)
+        renumbering = find_renumbering(judge.skeleton, 1 if n_removed is None else n_removed)
     except UserError as error:
         raise _refusal([f"base_model: {error}"]) from error
-    return Inspection(_summary(judge, checkpoints, renumbering), checkpoints, judge.skeleton, renumbering)
+    summary = _summary(judge, checkpoints, renumbering, n_removed)
+    return Inspection(summary, checkpoints, judge.skeleton, renumbering)
 
 
 def _refusal(problems: Sequence[str]) -> UserError:
@@ -315,14 +320,22 @@ def _shapes(skeleton: PreTrainedModel) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
 
 
-def _summary(judge: BaseJudge, checkpoints: Mapping[str, Checkpoint], renumbering: Renumbering) -> Preflight:
-    base, skeleton, spec = judge.base, judge.skeleton, judge.spec
-    assert skeleton is not None
-    layer_parameters = tuple(sum(p.numel() for p in layer.parameters()) for layer in layer_list(skeleton))
-    total = sum(p.numel() for p in skeleton.parameters())
-    dtype = _dtype(base.tensors, spec)
+def _sizes(judge: BaseJudge) -> Sizes:
+    assert judge.skeleton is not None
+    layers = tuple(sum(p.numel() for p in layer.parameters()) for layer in layer_list(judge.skeleton))
+    total = sum(p.numel() for p in judge.skeleton.parameters())
+    dtype = _dtype(judge.base.tensors, judge.spec)
     width = DTYPE_BYTES[next(short for short, long in FLOATS.items() if long == dtype)]
-    model_bytes = {BASE: total * width}
+    return Sizes(layers, total - sum(layers), width)
+
+
+def _summary(
+    judge: BaseJudge, checkpoints: Mapping[str, Checkpoint], renumbering: Renumbering, n_removed: int | None
+) -> Preflight:
+    base, skeleton, sizes = judge.base, judge.skeleton, _sizes(judge)
+    assert skeleton is not None
+    layer_parameters, width = tuple(sizes.layers), sizes.width
+    model_bytes = {BASE: sizes.n_parameters * width}
     shapes = _shapes(skeleton)
     notes: list[str] = [*judge.notes]
     for name, candidate in checkpoints.items():
@@ -342,15 +355,16 @@ def _summary(judge: BaseJudge, checkpoints: Mapping[str, Checkpoint], renumberin
         n_layers=renumbering.n_layers,
         hidden_size=base.size("hidden_size", "n_embd", "d_model") or 0,
         vocab_size=base.size("vocab_size") or 0,
-        dtype=dtype,
+        dtype=_dtype(base.tensors, judge.spec),
         layer_parameters=layer_parameters,
-        other_parameters=total - sum(layer_parameters),
+        other_parameters=sizes.others,
         model_bytes=model_bytes,
         licences={name: found.licence for name, found in checkpoints.items() if found.licence},
         notes=tuple(notes),
         fixed=tuple(sorted(renumbering.fixed)),
         inner_size=base.size("intermediate_size", "n_inner", "ffn_dim", "d_ff")
         or 4 * (base.size("hidden_size", "n_embd", "d_model") or 0),
+        n_removed=n_removed,
     )
 
 

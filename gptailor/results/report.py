@@ -67,7 +67,7 @@ def _asked(spec: StoredSpec) -> str:
     rows = [
         ("Base model", spec.base_model),
         ("Candidates", "; ".join(f"{name}: {place}" for name, place in spec.candidates.items()) or "none"),
-        ("Layers to remove", "" if spec.remove is None else spec.remove),
+        ("How much goes", spec.removal),
         ("Operations", ", ".join(spec.operations)),
         ("Objectives", named(spec.objectives)),
         ("Selection", named(spec.selection)),

@@ -104,7 +104,7 @@ def repair_of_a_plan(spec: RunSpec, family: Preflight) -> Cost:
     """What the run's repair takes of one plan, where it has one. family: its preflight."""
     assert spec.repairs is not None
     itemsize = 4 if family.dtype == "float32" else 2
-    n, removed = family.n_layers, spec.n_removed(family.n_layers)
+    n, removed = family.n_layers, family.n_removed or 1
     each = sum(family.layer_parameters) // n
     return repair_cost(spec.repairs, Sizes(n, n - removed, family.hidden_size, family.inner_size, each, itemsize))
 

@@ -25,13 +25,15 @@ from gptailor.launch.signals import heartbeat, stop_on_signal
 from gptailor.launch.supervisor import DEATHS
 from gptailor.results.redundancy import adopt
 from gptailor.scoring.memory import predict_memory
+from gptailor.scoring.removal_speed import layers_for_speed
 from gptailor.search.baseline_run import BaselineRun
 from gptailor.search.loop import Search
 from gptailor.search.progress import Progress
 from gptailor.search.recording import blame_the_trial, open_writer
 from gptailor.search.run_base import RunBase
-from gptailor.spec import RunSpec, load_spec
+from gptailor.spec import Removal, RunSpec, load_spec
 from gptailor.stopwatch import Part, Stopwatch
+from gptailor.store.asked import spec_of
 from gptailor.store.connection import StoreUnwritable
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
@@ -46,10 +48,10 @@ def run_engine(folder: RunFolder, progress: Progress) -> RunStatus:
     Raises UserError where it cannot begin (a wrong path, an unfit family); the run is then marked failed.
     """
     watch = Stopwatch(began(), Part.START)
-    spec = load_spec(folder.spec)
     with EngineLock(folder), stop_on_signal() as signalled:
-        writer = open_writer(folder, spec)
+        writer = open_writer(folder, load_spec(folder.spec))
         writer.watch = watch
+        spec = spec_of(folder)
         error: str | None = None
         with heartbeat(writer.heartbeat):
             try:
@@ -62,6 +64,7 @@ def run_engine(folder: RunFolder, progress: Progress) -> RunStatus:
                 adopt(folder, spec, work.provenance.known.weights)
                 with _devices(folder, spec, progress.note, watch):
                     writer.set_status(RunStatus.RUNNING)
+                    work.spec = _with_number(spec, writer, progress.note)
                     status, error = work.run()
                 watch.turn_to(Part.LOADING)
                 work.provenance.models()  # files may have been replaced while it was at work
@@ -88,6 +91,16 @@ def _end(writer: RunWriter, status: RunStatus, error: str | None = None) -> None
     with writer.batch():
         writer.record_seconds()
         writer.set_status(status, error)
+
+
+def _with_number(spec: RunSpec, writer: RunWriter, say: Callable[[str], None]) -> RunSpec:
+    """The run file with a number of layers for `remove`: what a speed comes to is measured now, once, and stored."""
+    if not isinstance(spec.remove, Removal):
+        return spec
+    n_removed = layers_for_speed(spec, say)
+    say(f"remove: {spec.remove}: {n_removed} layers")
+    writer.record_run({"n_removed": n_removed})
+    return spec.removing(n_removed)
 
 
 @contextmanager

@@ -59,8 +59,7 @@ def open_writer(folder: RunFolder, spec: RunSpec) -> RunWriter:
             _refuse_merge(spec)
         device = "workers" if spec.workers else str(pick_device(spec.device))
         noted = record.versions | {"device": device, "dtype": found.dtype}
-        n_removed = spec.n_removed(found.n_layers)
-        record = replace(record, n_layers=found.n_layers, n_removed=n_removed, versions=noted)
+        record = replace(record, n_layers=found.n_layers, n_removed=found.n_removed or 0, versions=noted)
     except UserError as problem:
         RunWriter.create(folder, record, spec.to_yaml(), summarise=summarise).set_status(RunStatus.FAILED, str(problem))
         raise

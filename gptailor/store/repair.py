@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from gptailor.errors import UserError
-from gptailor.spec import load_spec
+from gptailor.spec import Removal, load_spec
 from gptailor.store.connection import StoreDamaged, open_reader
 from gptailor.store.folder import RunFolder
 from gptailor.store.journal import read_journal
@@ -54,5 +54,6 @@ def _asked(folder: RunFolder, n_layers: int | None) -> dict[str, object]:
     with suppress(UserError):  # without its run file, a run is still its trials
         spec = load_spec(folder.spec)
         row |= {"name": spec.name, "spec": spec.model_dump(mode="json"), "base_model": spec.base_model}
-        row |= {"seed": spec.seed, "n_removed": spec.n_removed(n_layers) if n_layers else None}
+        known = n_layers if not isinstance(spec.remove, Removal) else None
+        row |= {"seed": spec.seed, "n_removed": spec.n_removed(known) if known else None}
     return row

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from gptailor.trial import BenchmarkKey, benchmark_name
+from gptailor.wording import removal
 
 T = TypeVar("T")
 
@@ -66,6 +67,12 @@ class StoredSpec:
     device: str = "auto"
     dtype: str = "auto"
     keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def removal(self) -> str:
+        """How much was to go, in words; '' where that is not known."""
+        asked = self.keys.get("remove")
+        return removal(asked if isinstance(asked, Mapping) else self.remove)
 
 
 def read_stored_spec(stored: object) -> StoredSpec:

@@ -67,7 +67,7 @@ def test_a_family_that_fits(home: Path) -> None:
 @pytest.mark.usefixtures("home")
 def test_text_and_json_say_the_same() -> None:
     text = check_text(spec_of())
-    assert "tiny: the models fit together" in text and "2 are removed" in text
+    assert "tiny: the models fit together" in text and "2 of 6 layers go" in text
     assert "    9 trials of 10 examples a benchmark" in text and "2,280 examples to score" in text
     data = json.loads(json.dumps(check_json(spec_of())))
     assert data["problems"] == [] and data["rungs"][0] == {"budget": 10, "trials": 9, "examples": 90}

@@ -56,6 +56,9 @@ def test_fields_are_read() -> None:
         ({"candidates": ""}, "candidates", "selecting or merging needs at least one"),
         ({"remove": "a few"}, "remove", "write a number of layers such as 8, or a share such as 25 %"),
         ({"remove": "250 %"}, "remove", "must be a whole number of layers"),
+        ({"remove_by": "speed", "remove": "fast"}, "remove", "write how many times as fast, such as 1.3; got 'fast'"),
+        ({"remove_by": "memory", "remove": "9"}, "remove", "memory: must be an amount such as 9GB"),
+        ({"remove_by": "parameters", "remove": "20"}, "remove", "parameters: must be a share such as 20% or 0.2"),
         ({"remove": "0"}, "remove", "is 0, but operations lists remove"),
         ({"operations": []}, "operations", "must list each of remove, select, merge"),
         ({"objectives": ""}, "objectives", "at least 1 item"),
@@ -105,6 +108,23 @@ def test_how_to_repair_stays_as_in_the_preset_and_goes_with_the_operation() -> N
     assert form.draft(values, preset).spec == preset
     without = form.draft(values | {"operations": ["remove"]}, preset).spec
     assert without is not None and without.repair is None
+
+
+@pytest.mark.parametrize(
+    ("measure", "text", "asked"),
+    [
+        ("parameters", "20 %", {"parameters": 0.2}),
+        ("memory", "1.5 GB", {"memory": "1.5GB"}),
+        ("speed", "1,3", {"speed": 1.3}),
+    ],
+)
+def test_how_much_goes_in_other_measures(measure: str, text: str, asked: dict[str, object]) -> None:
+    spec = draft(remove_by=measure, remove=text).spec
+    assert spec is not None and spec == build_spec(DEMO.spec.model_dump(mode="json") | {"remove": asked})
+    preset = form.Preset(DEMO.path, DEMO.title, DEMO.about, spec)
+    assert form.draft(form.values_of(spec), preset.spec).spec == spec
+    words = shlex.split(form.command_line(spec, DEMO, Path("data/runs")).replace("\\\n", " "))
+    assert load_spec(words[4], [words[at + 1] for at, word in enumerate(words) if word == "--set"]) == spec
 
 
 def test_run_file_and_command_say_the_same() -> None:

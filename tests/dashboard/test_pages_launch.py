@@ -56,6 +56,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
             "n_removed": 2,
             "n_layers": 6,
             "kept": 0.5,
+            "removal": "2 of 6 layers go, 50.0% of the parameters stay",
         },
         "memory": {"parts": {"base": 10**9}, "needed": 10**9, "free": 2 * 10**9, "device": "cpu", "verdict": "fits"},
         "estimate": {"seconds": 90.0, "how": "as in run x"},
@@ -155,6 +156,10 @@ def test_what_is_wrong_is_shown_as_text_at_its_field() -> None:
     change(app, "text_input", "remove", "2")
     change(app, "text_area", "candidates", "math: a\ncode: b")
     assert not start(app).disabled
+    change(app, "selectbox", "remove_by", "memory")
+    assert "must be an amount such as 9GB" in words(app) and start(app).disabled
+    change(app, "text_input", "remove", "12 MB")
+    assert not start(app).disabled and any("memory: 12MB" in code.value for code in app.code)
 
 
 @pytest.mark.usefixtures("root")
