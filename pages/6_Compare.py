@@ -119,6 +119,7 @@ elif all(entry.best is None for entry in runs):
     widgets.empty("None of these runs has scored a plan yet.", ":material/hourglass_empty:")
 else:
     show_scores()
+    judging.show_ratios(runs, named)
     st.divider()
     show_curves()
     st.divider()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from gptailor.commands.findings import findings
 from gptailor.errors import UserError
 from gptailor.launch.engine import EngineLock, prepare, state
 from gptailor.launch.process import python
@@ -35,9 +36,11 @@ from gptailor.wording import as_table
 if TYPE_CHECKING:
     import pandas as pd
 
-KEYS = ("name", "run", "runs", "evaluate")
-SHORT = ("first_candidates", "first_objectives", "metric")
-"""The run file's first so many candidates or objectives; one metric for all objectives."""
+KEYS = ("name", "run", "seeds", "runs", "evaluate")
+SHORT = ("first_candidates", "first_objectives", "metric", "model")
+"""The run file's first so many candidates or objectives; one metric for all objectives; one model by itself, as if it
+were the base and had no candidates: 0 is the base, 1 the first candidate."""
+MOST_SEEDS = 100
 SHARES = {"retention": "{:.1%}", "gap": "{:+.1%}"}
 """Columns that need the dense base to be judged too."""
 JUDGED_ALIKE = (
@@ -65,11 +68,12 @@ class Experiment:
 
 
 def load_experiment(path: str | Path, run_file: str | None = None, changes: Sequence[str] = ()) -> Experiment:
-    """Read an experiment: `name`, `run` (a run file), `runs` (label -> changed keys), `evaluate` (subjects).
+    """Read an experiment: `name`, `run` (a run file), `seeds`, `runs` (label -> changed keys), `evaluate` (subjects).
 
-    Among a run's changed keys, those of SHORT stand for others that depend on the run file, so that one experiment fits
-    any family. run_file: another run file to start from, for another family or size; changes: `key=value` for every
-    run, of which keys of SHORT then take the first so many. Raises UserError.
+    seeds: how many of each run, from seed 0 on. Among a run's changed keys, those of SHORT stand for others that depend
+    on the run file, so that one experiment fits any family. run_file: another run file to start from, for another
+    family or size; changes: `key=value` for every run, of which keys of SHORT then take the first so many. Raises
+    UserError.
     """
     path = Path(path)
     data = load_yaml(read_text(path, "experiment"), f"experiment {path}")
@@ -81,8 +85,11 @@ def load_experiment(path: str | Path, run_file: str | None = None, changes: Sequ
     if not isinstance(start, str):
         raise UserError(f"experiment {path}: run: name the run file to start from, here or with --run")
     name = str(data.get("name") or path.stem)
+    seeds = data.get("seeds", 1)
+    if type(seeds) is not int or not 1 <= seeds <= MOST_SEEDS:
+        raise UserError(f"experiment {path}: seeds: expected a number from 1 to {MOST_SEEDS}; got {seeds!r}")
     runs = {}
-    for label, changed in data["runs"].items():
+    for label, changed in _over_seeds(data["runs"], seeds):
         if not isinstance(changed, Mapping):
             raise UserError(f"experiment {path}: runs.{label}: expected keys of a run file and their values")
         plain = {key: value for key, value in changed.items() if key not in SHORT}
@@ -92,6 +99,14 @@ def load_experiment(path: str | Path, run_file: str | None = None, changes: Sequ
             keys += _settings(_spelled_out(short, load_spec(start, [*changes]), f"experiment {path}: runs.{label}"))
         runs[str(label)] = load_spec(start, [*keys, *_settings({"name": f"{name}: {label}"[:80]})])
     return Experiment(name, runs, tuple(data.get("evaluate") or ()))
+
+
+def _over_seeds(runs: Mapping[Any, Any], seeds: int) -> Iterator[tuple[str, Any]]:
+    """Each run once a seed, all of one seed before the next: what is stopped half-way has every run once."""
+    for seed in range(seeds):
+        for label, changed in runs.items():
+            several = seeds > 1 and isinstance(changed, Mapping)
+            yield (f"{label}, seed {seed}", changed | {"seed": seed}) if several else (str(label), changed)
 
 
 def _settings(keys: Mapping[str, Any]) -> list[str]:
@@ -105,6 +120,15 @@ def _spelled_out(short: Mapping[str, Any], spec: RunSpec, where: str) -> dict[st
         count, most = short.get(key), len(getattr(spec, kind))
         if key in short and (type(count) is not int or not 1 <= count <= most):
             raise UserError(f"{where}.{key}: expected a number from 1 to {most}, the {kind} there are; got {count!r}")
+    if "model" in short:
+        models = [spec.base_model, *spec.candidates.values()]
+        number = short["model"]
+        if type(number) is not int or not 0 <= number < len(models):
+            raise UserError(
+                f"{where}.model: expected a number from 0, the base, to {len(models) - 1}, the last candidate; "
+                f"got {number!r}"
+            )
+        found |= {"base_model": models[number], "candidates": {}}
     if "first_candidates" in short:
         found["candidates"] = dict(list(spec.candidates.items())[: short["first_candidates"]])
     if "first_objectives" in short or "metric" in short:
@@ -132,6 +156,9 @@ def run_experiment(experiment: Experiment, root: str | Path, say: Callable[[str]
     if len(seeds := over_seeds(folders)) > 1:
         say("")
         say(as_table(seeds))
+    for text in findings(folders):
+        say("")
+        say(text)
     say(f"Side by side: the dashboard's Compare page, ?runs={','.join(f.run_id for f in folders.values())}")
     return folders
 

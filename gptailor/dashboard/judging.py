@@ -13,6 +13,7 @@ from gptailor.dashboard import actions, widgets
 from gptailor.dashboard.readers import Run
 from gptailor.results import scores, statistics
 from gptailor.results.frames import held_out as frames
+from gptailor.results.frames import ratios
 from gptailor.results.frames.compare import Entry, averages_of_runs
 from gptailor.results.frames.view import View
 from gptailor.store import queries
@@ -23,6 +24,11 @@ NOTE = (
     "Mean over the held-out benchmarks whose scores are shares of examples (perplexities, F1 and BLEU have units of "
     "their own); only subjects that were judged on every benchmark. Bars are one standard error. Compare with the "
     "candidates and the one-shot cuts, not with the dense base alone."
+)
+
+RATIOS = (
+    "Each run's best plan, and the same repaired or healed where it was judged. Runs that differ in their seed alone "
+    "are one point; bars are 95 % intervals. A ring is the limit: the first ratio whose interval touches guessing."
 )
 
 
@@ -75,6 +81,33 @@ def show_of_runs(runs: Sequence[Entry]) -> None:
         alt="Held-out averages of all subjects of the compared runs",
         key="compare.held-out",
     )
+
+
+def show_ratios(runs: Sequence[Entry], stored: Sequence[Run]) -> None:
+    """Quality against layers removed, and the limit of each series; nothing where all runs remove as much."""
+    points = ratios.points(runs)
+    if points.empty:
+        return
+    from gptailor.results.charts import ratios as charts
+
+    curve = ratios.curve(points)
+    answers = {
+        entry.label: _answers(
+            str(run.folder.path.resolve()), entry.view.tables.version, ratios.hashes(points, entry.label)
+        )
+        for entry, run in zip(runs, stored, strict=True)
+    }
+    st.divider()
+    widgets.show_chart(
+        charts.by_ratio(curve),
+        curve,
+        title="How far can it be cut?",
+        note=RATIOS,
+        alt="Held-out average against the share of layers removed, between the dense base and guessing",
+        key="compare.ratios",
+    )
+    for limit in ratios.limits(points, answers):
+        st.caption(wording.safe(limit.text, 400))
 
 
 def report_button(view: View, run: Run) -> None:

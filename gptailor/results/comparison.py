@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -12,14 +12,16 @@ from gptailor.results.charts import compare as charts
 from gptailor.results.charts import held_out as held_out_charts
 from gptailor.results.charts import layers as layer_charts
 from gptailor.results.charts import progress as progress_charts
+from gptailor.results.charts import ratios as ratio_charts
 from gptailor.results.charts import theme
 from gptailor.results.charts import tradeoffs as front_charts
 from gptailor.results.frames import compare as frames
-from gptailor.results.frames import held_out
+from gptailor.results.frames import held_out, ratios
 from gptailor.results.frames.compare import Entry
 from gptailor.results.frames.view import View
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
+from gptailor.store.queries import Answers
 from gptailor.trial import now
 from gptailor.versions import VERSION
 
@@ -34,17 +36,24 @@ def write_comparison(title: str, folders: Sequence[RunFolder], out: Path, labels
     """
     views = [View(queries.read_run(folder)) for folder in folders]
     names = labels or [view.facts.name for view in views]
-    return document.write(out, html(title, frames.entries(list(zip(names, views, strict=True)))))
+    runs = frames.entries(list(zip(names, views, strict=True)))
+    return document.write(out, html(title, runs, frames.answers_of(runs, folders)))
 
 
-def html(title: str, runs: Sequence[Entry]) -> str:
-    """The page."""
+def html(title: str, runs: Sequence[Entry], answers: Mapping[str, Answers]) -> str:
+    """The page. answers: what the examples gave that the limits are told by, by run."""
     title = wording.plain(title, 120)
     at = wording.moment(now())
     written = f"{wording.plural(len(runs), 'run')}. Written by gptailor {VERSION} on {at}."
     parts = [f"<h1>{escape(title)}</h1>", document.note(written)]
     if frames.share_objectives(runs) and any(entry.best is not None for entry in runs):
-        parts += ["<h2>Which is better?</h2>", *_scores(runs), "<h2>How they came there</h2>", *_curves(runs)]
+        parts += [
+            "<h2>Which is better?</h2>",
+            *_scores(runs),
+            *_ratios(runs, answers),
+            "<h2>How they came there</h2>",
+            *_curves(runs),
+        ]
     else:
         parts.append(document.note("These runs share no objective, or none has scored a plan yet."))
     parts += ["<h2>The best plans, layer by layer</h2>", *_layers(runs)]
@@ -70,6 +79,16 @@ def _scores(runs: Sequence[Entry]) -> Iterable[str]:
         )
     if len(everybody):
         yield document.frame(held_out.shown(everybody))
+
+
+def _ratios(runs: Sequence[Entry], answers: Mapping[str, Answers]) -> Iterable[str]:
+    points = ratios.points(runs)
+    if len(points):
+        curve = ratios.curve(points)
+        yield "<h2>How far can it be cut?</h2>"
+        yield document.picture(ratio_charts.by_ratio(curve), "Held-out average against the share of layers removed")
+        yield document.frame(curve)
+        yield from (document.note(limit.text) for limit in ratios.limits(points, answers))
 
 
 def _curves(runs: Sequence[Entry]) -> Iterable[str]:

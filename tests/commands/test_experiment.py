@@ -13,6 +13,7 @@ import yaml
 from helpers.command_line import gptailor, write_benchmark
 from helpers.tiny_run import CONFIG, PLAN, make_tiny_run, tiny_spec
 
+from gptailor.commands.check import check
 from gptailor.commands.experiment import lend, load_experiment, over_seeds, table
 from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
@@ -50,9 +51,48 @@ def test_every_experiment_fits_every_family(path: Path, family: str, monkeypatch
     monkeypatch.chdir(ROOT)
     found, spec = load_experiment(path, family), load_spec(family)
     for asked in found.runs.values():
-        assert asked.base_model == spec.base_model and set(asked.candidates) <= set(spec.candidates)
+        assert asked.base_model in (spec.base_model, *spec.candidates.values())
+        assert set(asked.candidates) <= set(spec.candidates)
         named = [objective.benchmark for objective in spec.objectives]
         assert [objective.benchmark for objective in asked.objectives] == named[: len(asked.objectives)]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem != "worth"], ids=lambda path: path.stem)
+def test_every_experiment_passes_check_for_llama(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the weights, which are not here: its last run, which asks for most."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(ROOT / "nowhere"))
+    spec = list(load_experiment(path, "data/presets/llama-2-7b.yaml").runs.values())[-1]
+    problems = check(spec).problems
+    assert len(problems) == 1 + len(spec.candidates)
+    assert all("not in the local hub cache" in problem for problem in problems)
+
+
+def test_each_run_once_a_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    file = tmp_path / "x.yaml"
+    file.write_text("run: data/presets/demo.yaml\nseeds: 2\nruns: {a: {}, b: {operations: [remove]}}")
+    found = load_experiment(file).runs
+    assert list(found) == ["a, seed 0", "b, seed 0", "a, seed 1", "b, seed 1"]
+    assert [spec.seed for spec in found.values()] == [0, 0, 1, 1]
+    for wrong in ("0", "1.5", "yes", "101"):
+        file.write_text(f"run: data/presets/demo.yaml\nseeds: {wrong}\nruns: {{a: {{}}}}")
+        with pytest.raises(UserError, match=r"seeds: expected a number from 1 to 100; got "):
+            load_experiment(file)
+
+
+def test_one_model_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    file = tmp_path / "x.yaml"
+    runs = {f"{number}": {"model": number, "operations": ["remove"]} for number in range(4)}
+    file.write_text(yaml.safe_dump({"run": "data/presets/demo.yaml", "runs": runs}))
+    demo, found = load_spec("data/presets/demo.yaml"), load_experiment(file).runs
+    assert [spec.base_model for spec in found.values()] == [demo.base_model, *demo.candidates.values()]
+    assert not any(spec.candidates for spec in found.values())
+    file.write_text("run: data/presets/demo.yaml\nruns: {a: {model: 4, operations: [remove]}}")
+    with pytest.raises(UserError, match=r"runs.a.model: expected a number from 0, the base, to 3, the last candidate"):
+        load_experiment(file)
 
 
 def test_short_keys_depend_on_the_run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

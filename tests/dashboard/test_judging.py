@@ -9,9 +9,10 @@ from helpers.tiny_run import CONFIG, NOW, PLAN, make_tiny_run
 from streamlit.testing.v1 import AppTest
 
 from gptailor.dashboard import readers
+from gptailor.plan import StitchPlan
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
-from gptailor.trial import Evaluation, Score, Subject
+from gptailor.trial import Evaluation, Origin, Outcome, Score, Subject, Trial, TrialStatus
 
 ROOT = Path(__file__).resolve().parents[2]
 RIGHT = {f"config:{CONFIG}": 10, "baseline:sleb@math": 4}
@@ -56,6 +57,25 @@ def test_the_models_page_sets_the_plan_against_the_strongest_cut(runs: list[RunF
     shown = words(open_page("7_Models", run=runs[0].run_id))
     assert "Held-out averages" in shown
     assert "Plan 7 is ahead of sleb on math by 0.375 in acc on words" in shown and "more than noise explains" in shown
+
+
+def test_the_compare_page_says_how_far_a_model_can_be_cut(runs: list[RunFolder]) -> None:
+    shown = words(open_page("6_Compare", runs=",".join(folder.run_id for folder in runs)))
+    assert "How far can it be cut?" not in shown, "both remove as much"
+    shorter = StitchPlan.without({1, 2, 3}, 6)
+    writer = RunWriter.open(runs[1])
+    with writer.batch():
+        writer.record_plan(CONFIG + 1, shorter, 30_000)
+        writer.start_trial(Trial(1, CONFIG + 1, 10, 0, Origin.MODEL, {}, NOW, 0.1))
+        writer.finish_trial(
+            1, Outcome(TrialStatus.SUCCESS, NOW, (Score("words", "acc", 0.9, 0.1, 10, True),), 0.1, 0.2)
+        )
+        score = Score("words", "acc", 0.25, 0.11, 16, True)
+        best = Subject.config(CONFIG + 1)
+        writer.record_evaluation(Evaluation(best, CONFIG + 1, "test", score, NOW, shorter.hash, 0.25))
+        writer.record_examples(shorter.hash, "words", "acc", "test", 0, [1] * 4 + [0] * 12)
+    shown = words(open_page("6_Compare", runs=",".join(folder.run_id for folder in runs)))
+    assert "How far can it be cut?" in shown and "the limit is 50% removed" in shown
 
 
 def test_the_compare_page_shows_baselines_beside_the_fronts(runs: list[RunFolder]) -> None:

@@ -18,6 +18,7 @@ from gptailor.results.charts import fidelity as fidelity_charts
 from gptailor.results.charts import files, theme
 from gptailor.results.charts import layers as layer_charts
 from gptailor.results.charts import progress as progress_charts
+from gptailor.results.charts import ratios as ratio_charts
 from gptailor.results.charts import tradeoffs as front_charts
 from gptailor.results.frames import compare, fidelity, layers, progress, tradeoffs
 from gptailor.results.frames.importance import importance
@@ -82,7 +83,17 @@ def drawn(view: View) -> dict[str, Any]:
         "fronts": front_charts.fronts_of_runs(compare.fronts(runs, x, y), x, y, labels),
         "best origins": layer_charts.origins(origins, everybody),
         "overlap": compare_charts.overlap(compare.removed_overlap(runs), labels),
+        "ratios": ratio_charts.by_ratio(_curve()),
     }
+
+
+def _curve() -> pd.DataFrame:
+    """Two series over three ratios; the second meets guessing at the last."""
+    row = {"runs": 3, "error": 0.02, "dense": 0.8, "chance": 0.5, "retention": 0.9}
+    places = [(series, removed, removed / 8) for series in ("search", HOSTILE) for removed in (2, 4, 6)]
+    found = pd.DataFrame(places, columns=["series", "removed", "ratio"]).assign(average=0.8 - 0.3 * 0.5, **row)
+    found["average"] = [0.75, 0.7, 0.6, 0.7, 0.6, 0.5]
+    return found.assign(low=found["average"] - 0.04, high=found["average"] + 0.04, limit=found["average"] == 0.5)
 
 
 NAMES = [
@@ -109,6 +120,7 @@ NAMES = [
     "fronts",
     "best origins",
     "overlap",
+    "ratios",
 ]
 
 
@@ -247,10 +259,20 @@ def test_shares_are_read_in_percent_and_scores_in_their_unit(drawn: dict[str, An
         ("curves", "line", "strokeDash", "run"),
         ("fronts", "point", "shape", "run"),
         ("fronts", "line", "strokeDash", "run"),
+        ("ratios", "line", "strokeDash", "run"),
     ],
 )
 def test_colour_never_speaks_alone(drawn: dict[str, Any], name: str, mark: str, channel: str, field: str) -> None:
     assert encoding(drawn[name].to_dict(), mark, channel)["field"] == field
+
+
+def test_the_limit_is_ringed_between_the_dense_base_and_guessing(drawn: dict[str, Any]) -> None:
+    spec = drawn["ratios"].to_dict()
+    levels = [data for data in spec["datasets"].values() if "level" in data[0]]
+    assert {row["level"]: round(row["at"], 3) for row in levels[0]} == {"dense base": 0.8, "guessing": 0.5}
+    [rings] = [part for part in parts(spec) if part.get("transform") == [{"filter": "datum.limit"}]]
+    assert rings["mark"]["color"] == theme.ACCENT and rings["encoding"]["y"]["field"] == "average"
+    assert encoding(spec, "rule", "y2")["field"] == "high"
 
 
 def test_a_click_on_the_front_names_the_plan(drawn: dict[str, Any]) -> None:

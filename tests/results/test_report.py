@@ -133,15 +133,15 @@ def test_the_command_writes_one_file(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_several_runs_side_by_side() -> None:
-    said = Tags(comparison.html(HOSTILE, entries([("one", view()), (HOSTILE, view(held_out=False))])))
+    said = Tags(comparison.html(HOSTILE, entries([("one", view()), (HOSTILE, view(held_out=False))]), {}))
     words = "".join(said.words)
     assert "script" not in said.tags and HOSTILE in words, "names are text"
     assert all(link.startswith("data:image/svg+xml;base64,") for link in said.links) and len(said.links) == 5
     assert "one is ahead of" in words and "wiki/ppl" in words and "Held-out results" in words
-    many = Tags(comparison.html("x", entries([(f"run {n}", view()) for n in range(8)])))
+    many = Tags(comparison.html("x", entries([(f"run {n}", view()) for n in range(8)]), {}))
     assert "The 6 runs with the best averages" in "".join(many.words)
     nothing = View(run_tables(spec=RUN))
-    said = Tags(comparison.html("x", entries([("a", nothing), ("b", nothing)])))
+    said = Tags(comparison.html("x", entries([("a", nothing), ("b", nothing)]), {}))
     assert "none has scored a plan yet" in "".join(said.words) and not said.links
 
 

@@ -19,6 +19,8 @@ from gptailor.results import scores
 from gptailor.results.frames import layers, progress, tradeoffs, trials
 from gptailor.results.frames.facts import Average, Facts
 from gptailor.results.frames.view import View
+from gptailor.store import queries
+from gptailor.store.folder import RunFolder
 from gptailor.trial import Subject, asked_key
 from gptailor.wording import plain, plural, value
 
@@ -76,6 +78,15 @@ def entries(named: Sequence[tuple[str, View]]) -> list[Entry]:
             continue
         table = trials.trial_table(view.tables, facts)
         found.append(Entry(label, view, facts, table, tradeoffs.plan_table(view.tables, table, facts)))
+    return found
+
+
+def answers_of(runs: Sequence[Entry], folders: Sequence[RunFolder]) -> dict[str, queries.Answers]:
+    """By run, what the examples gave all its plans that were judged outside the search."""
+    found = {}
+    for entry, folder in zip(runs, folders, strict=True):
+        judged = entry.view.held_out
+        found[entry.label] = queries.answers_of(folder, set(judged["plan_hash"].dropna().astype(str)))
     return found
 
 

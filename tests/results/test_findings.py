@@ -1,0 +1,187 @@
+"""What several runs say together: the limit of removal, where the spread comes from, whether a front is one."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.run_tables import SPEC, run_tables
+from scipy import stats
+
+from gptailor.commands.findings import _components, _ends
+from gptailor.plan import StitchPlan
+from gptailor.results.frames import compare, front_ends, ratios, variance
+from gptailor.results.frames.compare import Entry
+from gptailor.results.frames.view import View
+from gptailor.store.queries import Answers
+from gptailor.trial import REPAIRED, ItemKey
+
+HELD_OUT = [{"benchmark": "piqa", "metric": "acc", "split": "test"}]
+N = 400
+
+
+def plan_less(removed: int, n_layers: int = 8) -> StitchPlan:
+    return StitchPlan.without(set(range(removed)), n_layers)
+
+
+def judged(subject: str, score: float, plan: StitchPlan, split: str = "test", name: str = "piqa/acc") -> dict[str, Any]:
+    error = float(np.sqrt(score * (1 - score) / N))
+    known = {"plan_hash": plan.hash, "chance": 0.5, "aggregation": "mean", "stderr": error}
+    return {"subject": subject, "name": name, "score": score, "n_samples": N, "split": split} | known
+
+
+def run(
+    removed: int, score: float, seed: int = 0, more: list[dict[str, Any]] | None = None, **asked: Any
+) -> tuple[str, View]:
+    """A run that is judged by one benchmark: the dense base gets 0.8, guessing 0.5, its best plan `score`."""
+    spec = SPEC | {"held_out": HELD_OUT, "remove": removed, "seed": seed} | asked
+    plan = plan_less(removed)
+    trial = {"config_id": 1, "budget": 900, "scores": {"piqa/acc": 0.7, "wiki/ppl": 9.0}}
+    evaluations = [judged("dense", 0.8, StitchPlan.dense(8)), judged("config:1", score, plan), *(more or ())]
+    tables = run_tables([trial], {1: plan, REPAIRED + 1: plan}, evaluations, spec, n_layers=8, n_removed=removed)
+    remark = ", one-shot" if asked.get("baselines") else ""
+    return f"{removed / 8:.0%}{remark}, seed {seed}", View(tables)
+
+
+def entries(*runs: tuple[str, View]) -> list[Entry]:
+    return compare.entries(list(runs))
+
+
+def test_the_curve_and_its_limit() -> None:
+    one_shot: dict[str, Any] = {"baselines": ["last"]}
+    runs = entries(
+        *(run(removed, score, seed) for removed, score in ((2, 0.7), (4, 0.6), (6, 0.5)) for seed in (0, 1)),
+        *(run(removed, score, **one_shot) for removed, score in ((2, 0.65), (4, 0.53), (6, 0.51))),
+    )
+    curve = ratios.curve(ratios.points(runs)).set_index(["series", "ratio"])
+    assert list(dict.fromkeys(curve.index.get_level_values(0))) == ["search", "one-shot"]
+    assert curve.loc[("search", 0.25), "runs"] == 2 and curve.loc[("one-shot", 0.25), "runs"] == 1
+    row = curve.loc[("search", 0.5)]
+    assert row["average"] == 0.6 and row["dense"] == 0.8 and row["retention"] == pytest.approx(0.75)
+    assert row["error"] == pytest.approx(np.sqrt(0.24 / N)), "both seeds answered the same examples"
+    assert row["low"] == pytest.approx(0.6 - 1.96 * row["error"])
+    assert curve[curve["limit"]].index.to_list() == [("search", 0.75), ("one-shot", 0.5)]
+    assert ratios.points(runs[:2]).empty, "all remove as much"
+    elsewhere = [{"benchmark": "piqa", "metric": "acc", "split": "validation[900:]"}]
+    assert ratios.points(entries(run(2, 0.7), run(4, 0.6, held_out=elsewhere))).empty, "judged by others"
+
+
+def test_seeds_with_examples_of_their_own_share_the_error() -> None:
+    part = [{"benchmark": "piqa", "metric": "acc", "split": "test[0:400]"}]
+
+    def on_part(removed: int, score: float, seed: int) -> tuple[str, View]:
+        more = [judged("config:1", score, plan_less(removed), "test[0:400]")]
+        return run(removed, score, seed, more, held_out=part)
+
+    runs = entries(*(on_part(removed, 0.6, seed) for removed in (2, 4) for seed in range(4)))
+    curve = ratios.curve(ratios.points(runs))
+    assert curve["error"].tolist() == pytest.approx([np.sqrt(0.24 / N / 4)] * 2)
+
+
+def test_how_sure_a_limit_is() -> None:
+    runs = entries(*(run(removed, score) for removed, score in ((2, 0.7), (4, 0.55), (6, 0.48), (7, 0.47))))
+    points = ratios.points(runs)
+    answers = {}
+    for row in points.itertuples():
+        right = round(row.average * N)
+        key = ItemKey(row.plan_hash, "piqa", "acc", "test")
+        answers[row.run] = Answers({key: [1.0] * right + [0.0] * (N - right)})
+    [limit] = ratios.limits(points, answers)
+    assert (limit.series, limit.ratio, limit.low, limit.high) == ("search", 0.75, 0.5, 0.75)
+    assert limit.share > 0.99 and "the limit is 75% removed" in limit.text and "50% to 75%" in limit.text
+    [without] = ratios.limits(points, {})
+    assert (without.ratio, without.low) == (0.75, 0.5), "as far as standard errors tell"
+    [never] = ratios.limits(ratios.points(entries(run(2, 0.75), run(4, 0.7))), {})
+    assert never.ratio is None and never.share == 0.0 and "no limit up to 50% removed" in never.text
+
+
+def test_repaired_and_healed_plans_are_lines_of_their_own() -> None:
+    def both(removed: int) -> tuple[str, View]:
+        plan = plan_less(removed)
+        return run(
+            removed,
+            0.6,
+            more=[judged(f"config:{REPAIRED + 1}", 0.65, plan), judged("healed:config:1/1M", 0.7, plan)],
+        )
+
+    points = ratios.points(entries(both(2), both(4)))
+    found = points.groupby("series")["average"].mean().round(3).to_dict()
+    assert found == {"search": 0.6, "repaired": 0.65, "healed": 0.7}
+    assert set(points["removed"]) == {2, 4}
+
+
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "search": {},
+    "random": {"suggester": "random"},
+    "greedy": {"baselines": ["greedy"]},
+}
+OBJECTIVES = {
+    metric: [{"benchmark": "piqa", "metric": metric}, {"benchmark": "wiki", "metric": "ppl"}]
+    for metric in ("acc", "acc_norm")
+}
+
+
+def test_where_the_spread_comes_from() -> None:
+    noise = iter(np.random.default_rng(3).normal(0, 0.01, 18))
+    rows = [
+        (objective, algorithm, seed, 0.5 + 0.1 * (objective == "acc") + next(noise))
+        for objective, algorithm, seed in itertools.product(OBJECTIVES, ALGORITHMS, range(3))
+    ]
+    found = pd.DataFrame(rows, columns=["objective", "algorithm", "seed", "average"])
+    parts = variance.components(found)
+    assert parts is not None
+    by_source = parts.set_index("source")
+    assert by_source["degrees"].to_list() == [1, 2, 2, 2, 10]
+    assert by_source["share"].sum() == pytest.approx(1.0) and by_source.loc["objective", "share"] > 0.9
+    assert by_source.loc["objective", "deviation"] == pytest.approx(0.1 / np.sqrt(2), abs=0.01)
+    assert by_source.loc["left over", "deviation"] == pytest.approx(0.01, abs=0.005)
+    assert by_source.loc["algorithm", "p"] > 0.05 > by_source.loc["objective", "p"]
+    f = by_source.loc["objective", "F"]
+    assert by_source.loc["objective", "p"] == pytest.approx(stats.f.sf(f, 1, 10))
+    squares = found.groupby("objective")["average"].mean().var(ddof=0) * len(found)
+    whole = found["average"].var(ddof=0) * len(found)
+    assert by_source.loc["objective", "share"] == pytest.approx(squares / whole)
+    assert variance.components(found.iloc[1:]) is None, "a cell lacks a seed"
+    assert _components(parts)[1][0] == "objective"
+
+
+def test_objectives_and_algorithms_are_read_off_the_run_files() -> None:
+    runs = entries(
+        *(
+            run(2, 0.6, objectives=objectives, **algorithm)
+            for objectives, algorithm in itertools.product(OBJECTIVES.values(), ALGORITHMS.values())
+        )
+    )
+    found = variance.table(runs)
+    assert set(found["algorithm"]) == {"search", "random search", "greedy"} and found["objective"].nunique() == 2
+    assert variance.components(found) is None, "one seed says nothing of chance"
+
+
+def test_the_ends_of_a_front() -> None:
+    held_out = [*HELD_OUT, {"benchmark": "wiki", "metric": "acc", "split": "test"}]
+    spec = SPEC | {"held_out": held_out, "objectives": [{"benchmark": b, "metric": "acc"} for b in ("piqa", "wiki")]}
+    plans = {config: plan_less(config) for config in (1, 2, 3)}
+    searched = {1: (0.7, 0.5), 2: (0.6, 0.6), 3: (0.5, 0.7)}
+    trials = [
+        {"config_id": config, "budget": 900, "scores": {"piqa/acc": piqa, "wiki/acc": wiki}}
+        for config, (piqa, wiki) in searched.items()
+    ]
+    held = {(1, "piqa"): 0.7, (3, "piqa"): 0.5, (1, "wiki"): 0.6, (3, "wiki"): 0.6}
+    evaluations = [judged(f"config:{c}", score, plans[c], name=f"{b}/acc") for (c, b), score in held.items()]
+    items = {
+        ItemKey(plans[c].hash, b, "acc", "test"): [1.0] * round(score * N) + [0.0] * (N - round(score * N))
+        for (c, b), score in held.items()
+    }
+    [entry] = entries(("front", View(run_tables(trials, plans, evaluations, spec, n_layers=8))))
+    table = front_ends.table(entry, Answers(items)).set_index("benchmark")
+    assert table.loc["piqa", ["end", "other", "plans"]].to_list() == [1, 3, 3]
+    assert table.loc["piqa", "difference"] == pytest.approx(0.2)
+    error = np.sqrt(0.2 * 0.8 / N)  # of the differences, a fifth of which are 1 and the rest 0
+    assert table.loc["piqa", "apart"] == pytest.approx(0.2 / error, rel=0.1)
+    assert table.loc["wiki", "difference"] == 0.0 and not table.loc["wiki", "apart"] > 0
+    assert _ends(table.reset_index())[1][3] == "Plan 1 0.700"
+    mean = View(run_tables(trials, plans, evaluations, spec | {"aim": "mean"}, n_layers=8))
+    assert front_ends.table(entries(("mean", mean))[0], Answers(items)).empty
