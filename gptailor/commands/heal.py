@@ -26,8 +26,9 @@ from gptailor.evaluate.unseen import Unseen
 from gptailor.family.spread import devices_of
 from gptailor.formats.huggingface import export_hf, refuse_folder
 from gptailor.heal.asked import HealAsked, count_text
-from gptailor.heal.batches import batches_of
+from gptailor.heal.batches import Batch, batches_of
 from gptailor.heal.cost import Sizes, heal_bytes
+from gptailor.heal.teaching import kept_bytes
 from gptailor.launch.engine import EngineLock, is_alive
 from gptailor.launch.events import Event, Say
 from gptailor.launch.signals import stop_on_signal
@@ -50,6 +51,7 @@ from gptailor.wording import duration, gigabytes, now_and_then, plural, size
 
 if TYPE_CHECKING:
     from gptailor.heal.distil import Distilled
+    from gptailor.heal.student import Student
 
 ALL_EXAMPLES = None
 """Of the benchmarks whose rows must not be among the texts."""
@@ -147,9 +149,9 @@ class Healer:
         texts, left_out = self._texts()
         batches = batches_of(texts, self.asked.tokens, self.asked.seed)
         stitcher = self.scorer.stitcher
-        student = Student(stitcher.stitch(self.plan, self.scorer.told), self.asked.lora, self.asked.seed)
         in_bfloat16 = computes_faster_in_bfloat16(self.scorer.family.device)
-        self._say_memory(student.n_trained, in_bfloat16)
+        student = Student(stitcher.stitch(self.plan, self.scorer.told), self.asked.lora, self.asked.seed, in_bfloat16)
+        self._say_memory(student, batches, in_bfloat16)
         before = self._judge(None) if self.spec.selection else None
         teacher = stitcher.stitch(self.dense)
         with stop_on_signal() as stop:
@@ -219,12 +221,20 @@ class Healer:
         asked = [*self.spec.held_out, *self.spec.selection]
         return self.scorer.open_benchmarks(self.scorer.family, self.spec, asked, ALL_EXAMPLES)
 
-    def _say_memory(self, trained: int, in_bfloat16: bool) -> None:
-        family = self.scorer.family
+    def _say_memory(self, student: Student, batches: Sequence[Batch], in_bfloat16: bool) -> None:
+        family, trained = self.scorer.family, student.n_trained
         config = family.model.config.get_text_config()
         parameters = self.scorer.stitcher.n_parameters(self.plan)
-        inner = int(getattr(config, "intermediate_size", 0) or 4 * config.hidden_size)
-        sizes = Sizes(len(self.plan.kept), config.hidden_size, inner, config.vocab_size, parameters, trained)
+        sizes = Sizes(
+            len(self.plan.kept),
+            config.hidden_size,
+            int(getattr(config, "intermediate_size", 0) or 4 * config.hidden_size),
+            config.vocab_size,
+            parameters if self.asked.lora else parameters - trained,
+            trained,
+            config.num_attention_heads if student.writes_out else 0,
+            kept_bytes(family.model, batches, in_bfloat16) if family.device.type == "cpu" else 0,
+        )
         needed, free = heal_bytes(sizes, in_bfloat16), _free(family.device)
         number = "bfloat16" if in_bfloat16 else "float32"
         text = f"{size(trained)} of {size(parameters)} parameters are trained in {number}; it takes {gigabytes(needed)}"

@@ -45,6 +45,15 @@ def _lists_of(model: nn.Module, part: nn.Module, length: int) -> list[str]:
     return [name for name in fitting if not any(name.startswith(f"{other}.") for other in fitting)]
 
 
+def decoder_of(model: PreTrainedModel) -> Any:
+    """What gives the states that the output head reads; transformers' get_decoder is something else in a few models."""
+    decoder: Any = model.get_decoder()
+    layers = layer_list(model)
+    if decoder is not model and any(module is layers for module in decoder.modules()):
+        return decoder
+    return model.get_submodule(find_layers(model).rpartition(".")[0])
+
+
 def layer_list(model: PreTrainedModel) -> nn.ModuleList:
     """The layers as the model runs them now. Raises UserError (see find_layers)."""
     found = model.get_submodule(find_layers(model))

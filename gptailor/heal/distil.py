@@ -1,9 +1,9 @@
 """Distillation by transformers' Trainer: the student learns the teacher's next-token distributions on some texts.
 
-The loss is KL(teacher || student), the mean over tokens; its gradient needs no labels. Trainer brings steps, mixed
-precision, several devices (accelerate) and checkpoints; ours is the loss, the watch over time and signals, and the
-early stop. trl's DistillationTrainer learns on what the student writes itself, which costs several times as much, and
-would be one more dependency.
+The loss is KL(teacher || student), the mean over tokens (loss.py); its gradient needs no labels. Trainer brings steps,
+mixed precision, several devices (accelerate) and checkpoints; ours is the loss, the watch over time and signals, and
+the early stop. trl's DistillationTrainer learns on what the student writes itself, which costs several times as much,
+and would be one more dependency.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils.checkpoint import checkpoint
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -32,14 +31,14 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from gptailor.heal.batches import Batch
+from gptailor.heal.loss import Head, divergence
 from gptailor.heal.student import Student
+from gptailor.heal.teaching import Teaching, kept_bytes
 from gptailor.stitch.edits.case import padded
 from gptailor.stitch.edits.healed import Tensors
 from gptailor.store.folder import write_atomically
 from gptailor.wording import duration
 
-LOSS_ROWS = 512
-"""Tokens whose distributions are compared at a time."""
 WARM_UP = 0.05
 CHECKPOINTS, JUDGEMENTS = 20, 8
 """Of a whole heal."""
@@ -92,30 +91,16 @@ class Distilled:
 DONE, STOPPED, TIME_UP, NO_BETTER = "done", "stopped", "time is up", "no better on the selection split"
 
 
-def divergence(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """KL(wanted || found) in nats, the mean over rows. found, wanted: logits, [rows, vocabulary]."""
-
-    def part(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-        mine, theirs = mine.float().log_softmax(-1), theirs.float().log_softmax(-1)
-        return torch.nn.functional.kl_div(mine, theirs, log_target=True, reduction="sum")
-
-    parts = zip(found.split(LOSS_ROWS), wanted.split(LOSS_ROWS), strict=True)
-    total = sum(checkpoint(part, mine, theirs, use_reentrant=False) for mine, theirs in parts)  # never all at once
-    return total / len(found)
-
-
 class Distiller(Trainer):
-    """Trainer with the teacher's distributions as the goal. teacher: live, evaluated on the student's own batches."""
+    """Trainer with the teacher's distributions as the goal; its model gives last hidden states, not logits."""
 
-    def __init__(self, teacher: PreTrainedModel, **settings: Any) -> None:
+    def __init__(self, teaching: Teaching, head: Head, **settings: Any) -> None:
         super().__init__(**settings)
-        self.teacher = teacher
+        self.teaching, self.head = teaching, head
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *_: Any, **__: Any) -> torch.Tensor:
-        real = inputs["attention_mask"].bool()
-        with torch.no_grad():
-            wanted = self.teacher(**inputs, use_cache=False).logits[real]
-        return divergence(model(**inputs, use_cache=False).logits[real], wanted)
+        wanted = self.teaching.states(int(inputs.pop("batch")))
+        return divergence(self.head, model(**inputs)[inputs["attention_mask"].bool()], wanted)
 
 
 def distil(
@@ -163,12 +148,14 @@ def distil(
     )
     settings._n_gpu = min(1, settings.n_gpu)  # several GPUs are accelerate's, one a process, not nn.DataParallel's
     watch = Watch(student, work, steps, minutes, should_stop, say, judge)
+    keeps = kept_bytes(teacher, batches, in_bfloat16, n_devices) > 0
     trainer = Distiller(
-        teacher,
+        Teaching(teacher, batches, keeps, in_bfloat16),
+        Head(student.plain),
         model=student.model,
         args=settings,
-        train_dataset=list(batches),
-        data_collator=lambda of_one: padded(of_one[0], torch.device("cpu")),
+        train_dataset=list(range(len(batches))),
+        data_collator=lambda of_one: padded(batches[of_one[0]], torch.device("cpu")) | {"batch": torch.tensor(of_one)},
         callbacks=[watch],
     )
     trainer.remove_callback(PrinterCallback)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.command_line import WORDS, write_benchmark
+from helpers.every_model import tiny_of
 from streamlit.testing.v1 import AppTest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -27,8 +28,9 @@ from gptailor.evaluate.unseen import Unseen
 from gptailor.heal.asked import HealAsked, count_text, parse_count
 from gptailor.heal.batches import BATCH_TOKENS, batches_of
 from gptailor.heal.cost import Sizes, heal_bytes
-from gptailor.heal.distil import divergence
+from gptailor.heal.loss import Head, compared, divergence
 from gptailor.heal.student import Student
+from gptailor.heal.teaching import Teaching, kept_bytes
 from gptailor.launch.engine import prepare
 from gptailor.launch.events import Event
 from gptailor.plan import StitchPlan
@@ -105,7 +107,13 @@ def apart(model: Any, teacher: Any, tokenizer: Any) -> float:
     texts = [" ".join(rng.choices(WORDS, k=12)) for _ in range(64)]
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(tokenizer(text)["input_ids"]) for text in texts], True)
     with torch.inference_mode():
-        return float(divergence(model(ids).logits.flatten(0, 1), teacher(ids).logits.flatten(0, 1)))
+        return float(by_the_book(model(ids).logits.flatten(0, 1), teacher(ids).logits.flatten(0, 1)))
+
+
+def by_the_book(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """KL in nats, the mean over rows of logits."""
+    mine, theirs = found.double().log_softmax(-1), wanted.double().log_softmax(-1)
+    return torch.nn.functional.kl_div(mine, theirs, log_target=True, reduction="batchmean")
 
 
 def test_a_healed_plan_is_nearer_to_its_teacher_and_a_plain_folder(run, healed, tmp_path) -> None:
@@ -282,12 +290,62 @@ def test_batches_are_bounded_and_reach_the_tokens() -> None:
     assert found == batches_of(texts, 10_000, 0) != batches_of(texts, 10_000, 1)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "cohere", "granite", "gpt2"])
+def test_loss_and_gradient_by_pieces_are_those_of_whole_logits(model_type: str, monkeypatch) -> None:
+    """Behind the decoder models scale or cap their logits: what is taken piece by piece is what their forward gives."""
+    monkeypatch.setattr("gptailor.heal.loss.HEAD_ROWS", 7)
+    monkeypatch.setattr("gptailor.heal.loss.CHUNK_ELEMENTS", 600)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_of(model_type)).eval()
+    ids = torch.randint(3, 90, (2, 11))
+    states = model.get_decoder()(input_ids=ids, use_cache=False)[0].flatten(0, 1).detach()
+    wanted = states + 0.3 * torch.randn_like(states)
+    states.requires_grad_()
+    head = Head(model)
+    assert torch.allclose(head(states), model(input_ids=ids, use_cache=False).logits.flatten(0, 1), atol=1e-6)
+    loss, told = divergence(head, states, wanted), by_the_book(head(states), head(wanted))
+    (found,) = torch.autograd.grad(2 * loss, states)
+    assert loss.item() == pytest.approx(told.item(), rel=1e-3) and told.item() > 1e-6
+    assert torch.allclose(found, torch.autograd.grad(2 * told, states)[0], rtol=1e-3, atol=1e-8)
+
+
+def test_logits_far_from_zero_have_a_finite_divergence() -> None:
+    logits = torch.tensor([[900.0, 0.0, -900.0], [-900.0, -901.0, -902.0]])
+    nats, slope = compared(logits, logits.flip(1))
+    assert float(nats) == pytest.approx(len(logits) * float(by_the_book(logits, logits.flip(1))), rel=1e-6)
+    assert torch.allclose(slope, logits.softmax(-1) - logits.flip(1).softmax(-1), atol=1e-6)
+
+
+def test_a_teacher_is_asked_once_for_a_text_and_says_the_same_after_a_kill(tiny_family, monkeypatch) -> None:
+    teacher = AutoModelForCausalLM.from_pretrained(tiny_family / "base").eval()
+    rng = random.Random(0)
+    texts = [[rng.randrange(3, 90) for _ in range(rng.randrange(2, 60))] for _ in range(200)]
+    n_tokens = sum(map(len, texts))
+    once, thrice = batches_of(texts, n_tokens, 0), batches_of(texts, 3 * n_tokens, 0)
+    assert kept_bytes(teacher, thrice, False) == n_tokens * teacher.config.hidden_size * 4
+    assert not kept_bytes(teacher, once, False) and not kept_bytes(teacher, thrice, False, n_devices=4)
+    monkeypatch.setattr("gptailor.heal.teaching.KEPT_BYTES", 1000)
+    assert not kept_bytes(teacher, thrice, False), "no more than there is room for"
+    asked: list[int] = []
+    teacher.get_decoder().register_forward_hook(lambda *_: asked.append(1))
+    whole, after = (Teaching(teacher, thrice, True, False) for _ in range(2))
+    said = [whole.states(number) for number in range(len(thrice))]
+    assert len(asked) < 0.4 * len(thrice)
+    fresh = Teaching(teacher, thrice, False, False)
+    for number in range(2 * len(thrice) // 3, len(thrice)):
+        assert torch.equal(after.states(number), said[number]), "bit for bit"
+        assert torch.allclose(fresh.states(number), said[number], atol=1e-5)
+
+
+@pytest.mark.parametrize("in_bfloat16", [False, True])
 @pytest.mark.parametrize("lora", [8, 0])
-def test_the_memory_that_is_said_is_enough_and_not_twice_too_much(tiny_family, make_spec, lora: int) -> None:
+def test_the_memory_that_is_said_is_enough_and_not_twice_too_much(
+    tiny_family, make_spec, lora: int, in_bfloat16: bool
+) -> None:
     from gptailor.family.models import open_family
 
     family = open_family(make_spec(tiny_family))
-    student = Student(Stitcher(family).stitch(StitchPlan.without([2], 6)), lora, 0)
+    student = Student(Stitcher(family).stitch(StitchPlan.without([2], 6)), lora, 0, in_bfloat16)
     config, kept = student.plain.config, {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -295,18 +353,36 @@ def test_the_memory_that_is_said_is_enough_and_not_twice_too_much(tiny_family, m
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    known = {p.untyped_storage().data_ptr() for p in student.model.parameters()}
+    trained = [p for p in student.plain.parameters() if p.requires_grad]
+    held = sum(p.nbytes for p in student.plain.parameters())
+    known = {p.untyped_storage().data_ptr() for p in student.plain.parameters()}
     ids = torch.randint(3, 100, (BATCH_TOKENS // 128, 128))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        found = student.model(input_ids=ids, use_cache=False).logits
-        loss = divergence(found.flatten(0, 1), torch.zeros_like(found).flatten(0, 1))
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        found = student.model(input_ids=ids).flatten(0, 1)
+        loss = divergence(Head(student.plain), found, torch.zeros_like(found))
     loss.backward()
+    assert all(p.grad is not None and p.grad.dtype == p.dtype == torch.float32 for p in trained)
     activations = sum(size for place, size in kept.items() if place not in known)
-    parameters = sum(p.numel() for p in student.plain.parameters())
-    weights = 4 * parameters + 12 * student.n_trained
-    inner, vocabulary = config.intermediate_size, config.vocab_size
-    said = heal_bytes(Sizes(5, config.hidden_size, inner, vocabulary, parameters, student.n_trained), False)
+    weights = held + 12 * student.n_trained
+    frozen = sum(p.numel() for p in student.plain.parameters()) - student.n_trained
+    heads = config.num_attention_heads if student.writes_out else 0
+    sizes = (5, config.hidden_size, config.intermediate_size, config.vocab_size, frozen, student.n_trained, heads)
+    said = heal_bytes(Sizes(*sizes), in_bfloat16)
     assert weights + activations <= said <= 2 * (weights + activations)
+
+
+def test_a_student_in_bfloat16_loses_nothing_of_what_is_not_trained(tiny_family, make_spec) -> None:
+    """Adapters that changed nothing yet give the plan's own float32 weights back, not what they are rounded to."""
+    from gptailor.family.models import open_family
+
+    stitched = Stitcher(open_family(make_spec(tiny_family))).stitch(StitchPlan.without([2], 6))
+    student = Student(stitched, 4, 0, in_bfloat16=True)
+    assert student.plain.get_output_embeddings().weight.dtype == torch.bfloat16
+    for layer, state in zip(stitched.model.layers, student.layers(), strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in layer.state_dict().items())
 
 
 def test_the_models_page_heals_and_says_how_to_judge_it(run, tmp_path, monkeypatch) -> None:
