@@ -25,14 +25,14 @@ class Head:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model, self._decoder = model, decoder_of(model)
-        self.dtype: torch.dtype = model.get_output_embeddings().weight.dtype  # type: ignore[union-attr]
+        self.dtype: torch.dtype = model.get_output_embeddings().weight.dtype
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """states: [tokens, hidden] -> logits, [tokens, vocabulary]."""
-        given = _LastStates(last_hidden_state=states[None].to(self.dtype))  # type: ignore[arg-type]
+        given = _LastStates(last_hidden_state=states[None].to(self.dtype))
         ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
         model: Any = self._model
-        self._decoder.forward = lambda *_, **__: given  # type: ignore[method-assign]
+        self._decoder.forward = lambda *_, **__: given
         try:
             return type(model).forward(model, input_ids=ids, use_cache=False).logits[0]
         finally:
@@ -49,13 +49,13 @@ class _LastStates(BaseModelOutputWithPast):
 
 def divergence(head: Head, found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """KL(wanted || found) in nats, the mean over tokens. found, wanted: last hidden states, [tokens, hidden]."""
-    loss: torch.Tensor = _Divergence.apply(found, wanted, head)  # type: ignore[no-untyped-call]
+    loss: torch.Tensor = _Divergence.apply(found, wanted, head)
     return loss
 
 
 class _Divergence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, found: torch.Tensor, wanted: torch.Tensor, head: Head) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, found: torch.Tensor, wanted: torch.Tensor, head: Head) -> torch.Tensor:
         gradient = torch.empty_like(found)
         nats = torch.zeros((), device=found.device)
         rows = zip(*(states.split(HEAD_ROWS) for states in (found, wanted, gradient)), strict=True)
@@ -71,7 +71,7 @@ class _Divergence(torch.autograd.Function):
         return nats / len(found)
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return ctx.saved_tensors[0] * upstream, None, None
 
 

@@ -57,7 +57,7 @@ class Student:
         self._fused = self.plain.config._attn_implementation
         self.writes_out = in_bfloat16 and self.plain.device.type == "cpu" and self._fused == "sdpa"
         # no bound method: accelerate would bind it to the model
-        self.plain.forward = lambda *args, **inputs: self._states(*args, **inputs)  # type: ignore[method-assign]
+        self.plain.forward = lambda *args, **inputs: self._states(*args, **inputs)
 
     def _states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: object) -> torch.Tensor:
         if self.writes_out:
