@@ -20,17 +20,14 @@ import yaml
 
 from gptailor.commands.findings import findings
 from gptailor.errors import UserError
-from gptailor.launch.engine import EngineLock, prepare, state
+from gptailor.launch.engine import prepare, state
 from gptailor.launch.process import python
-from gptailor.plan import BASE, StitchPlan
 from gptailor.results import scores
-from gptailor.results.summary import summarise
 from gptailor.runfile import load_yaml, read_text
 from gptailor.spec import RunSpec, load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
-from gptailor.store.writer import RunWriter
-from gptailor.trial import Digests, RunStatus
+from gptailor.trial import RunStatus
 from gptailor.wording import as_table
 
 if TYPE_CHECKING:
@@ -43,19 +40,6 @@ were the base and had no candidates: 0 is the base, 1 the first candidate."""
 MOST_SEEDS = 100
 SHARES = {"retention": "{:.1%}", "gap": "{:+.1%}"}
 """Columns that need the dense base to be judged too."""
-JUDGED_ALIKE = (
-    "base_model",
-    "held_out",
-    "include_path",
-    "seed",
-    "device",
-    "dtype",
-    "batch_size",
-    "chat_template",
-    "chat_template_args",
-    "trust_remote_code",
-)
-"""Keys of a run file on which a plan's held-out answers, and their order, depend."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +132,6 @@ def run_experiment(experiment: Experiment, root: str | Path, say: Callable[[str]
         if not is_finished(folder):
             _command(folder, "engine")
         if is_finished(folder) and spec.held_out and experiment.evaluate and not _is_judged(folder):
-            lend(folder, spec, [(folders[other], experiment.runs[other]) for other in folders])
             asked = dict.fromkeys([*experiment.evaluate, "best"])  # which the table shows
             _command(folder, "evaluate", "--subjects", ",".join(asked))
     say("")
@@ -241,68 +224,6 @@ def _judged(folder: RunFolder, tables: queries.RunTables) -> pd.Series | None:
     found = scores.averages(scores.judged(tables), scores.calibration(tables))
     own = found[(found["subject"] == str(scores.best(tables))) & (found["benchmarks"] == len(judges))]
     return own.iloc[0] if len(own) else None
-
-
-def lend(folder: RunFolder, spec: RunSpec, others: Sequence[tuple[RunFolder, RunSpec]]) -> None:
-    """Copy what this run's plans and the dense base answered when other runs of the family were judged.
-
-    To judge takes long, and runs often end with the same plan. Answers of the same models alone, by their digests, and
-    with the digests of the examples that were answered: this run compares them with the examples that there are when it
-    is judged itself.
-    """
-    tables = queries.read_run(folder)
-    plans = {StitchPlan.dense(int(tables.runs["n_layers"].iloc[0])).hash, *tables.plans["plan_hash"].astype(str)}
-    judges = {(judge.key, judge.metric, judge.split) for judge in spec.held_out}
-    own, mine = queries.items_of(folder, plans), queries.load_digests(folder)
-    read = {key: list(digests) for key, digests in mine.examples.items()}
-    for other, asked in others:
-        if other == folder or not is_finished(other) or not _is_judged_alike(spec, asked):
-            continue
-        digests = queries.load_digests(other)
-        if not are_same_models(mine, digests):
-            continue
-        theirs = queries.items_of(other, plans)
-        found = {
-            key: items
-            for key, items in theirs.items()
-            if key.of in judges and key not in own and _agree(read.get(key.of), digests.examples.get(key.of))
-        }
-        if found:
-            with EngineLock(folder):
-                writer = RunWriter.open(folder, summarise=summarise)
-                with writer.batch():
-                    for key, items in found.items():
-                        of = key.of
-                        known, more = read.get(of, []), digests.examples[of]
-                        if len(known) < len(more):
-                            writer.record_example_digests(of, len(known), more[len(known) :])
-                            read[of] = more
-                        writer.record_examples(*key, 0, items[: len(read[of])])
-            own |= found
-
-
-def are_same_models(one: Digests, other: Digests) -> bool:
-    """Whether both runs kept digests, and models of the same name, the base among them, are the same files."""
-    shared = {name for name, _ in one.weights} & {name for name, _ in other.weights}
-    mine, theirs = (
-        {key: digest for key, digest in digests.weights.items() if key[0] in shared} for digests in (one, other)
-    )
-    return BASE in shared and mine == theirs and one.settings == other.settings
-
-
-def _agree(known: list[str] | None, theirs: list[str] | None) -> bool:
-    """Whether the examples that a run read are those that another one answered."""
-    if theirs is None:
-        return False
-    return all(one == two for one, two in zip(known or (), theirs, strict=False))
-
-
-def _is_judged_alike(one: RunSpec, other: RunSpec) -> bool:
-    """Whether a plan of both runs means the same model, and the same answers in the same order."""
-    shared = one.candidates.keys() & other.candidates.keys()
-    return all(getattr(one, key) == getattr(other, key) for key in JUDGED_ALIKE) and all(
-        one.candidates[name] == other.candidates[name] for name in shared
-    )
 
 
 def _status(folder: RunFolder) -> RunStatus | None:

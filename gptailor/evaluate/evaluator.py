@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gptailor.evaluate.benchmarks import OpenBenchmark
 from gptailor.evaluate.direct import is_plain, keep_freed_memory
 from gptailor.evaluate.examples import Encoder, Example, Prompt
-from gptailor.evaluate.forward import Scored, position_switch, score_direct, score_rows, score_tree
+from gptailor.evaluate.forward import Scored, begin_direct, position_switch, score_direct, score_rows, score_tree
 from gptailor.evaluate.generation import batches_of, run_batches
 from gptailor.evaluate.packing import Pack, build_pack, pack_examples
 from gptailor.evaluate.scoring import NonFinite, item_of, needs_greedy, score_of
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 CPU_TOKENS = 1024  # tokens of a pack; more does not make a CPU's products faster, and leaves its caches
 BYTES_PER_TOKEN = 2**20  # device memory put aside for one token of a pack, logits apart
 PROBE_TOKENS = 256  # of padded rows whose whole logits are in memory while the ways of scoring are compared
+KEPT_ON_DEVICE = 2**28  # bytes of packs: their tokens and who sees whom, some 100 bytes a token
 LOGITS = 2**26  # of one pack
 LOGIT_BYTES = 6  # a scored position's logit in half precision and, in chunks, in single
 
@@ -61,6 +62,8 @@ class Evaluator:
         self.rungs = tuple(sorted(set(rungs)))
         self._max_tokens: int | None = None if batch_tokens == "auto" else int(batch_tokens)
         self._packs: dict[tuple[Hashable, int, int], _Packed] = {}
+        self._moved: dict[tuple[Hashable, tuple[int, ...]], tuple[tuple[Example, ...], Pack]] = {}
+        self._moved_bytes = 0
         self._was_halved = False
         self.path: str | None = None  # "direct", "tree" or "rows", once the first model has been looked at
 
@@ -96,12 +99,20 @@ class Evaluator:
             if self._was_halved or not is_out_of_memory(error):
                 raise
             self._was_halved = True
-            self._max_tokens = max(1, self._pack_limit(model) // 2)
+            self._max_tokens = max(1, self.pack_limit(model) // 2)
             self._packs.clear()
+            self._moved.clear()
+            self._moved_bytes = 0
             log.warning("out of memory: packs are halved to %d tokens", self._max_tokens)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return self._items(model, asked, between)
+
+    def settle(self, path: str) -> None:
+        """Score in this way ("direct", "tree" or "rows") from now on: the first model's, which was looked at."""
+        self.path = path
+        if self.device.type == "cpu":
+            keep_freed_memory()  # from now on: the whole logits of the comparison are not to be kept
 
     def score(self, benchmark: OpenBenchmark, items: Sequence[Any]) -> Score:
         """lm-eval's aggregation of the items of examples 0, 1, ... with our standard error."""
@@ -116,7 +127,7 @@ class Evaluator:
         windows = dict(zip(spans, self._windows(model, list(spans.values()), between), strict=True))
         written: dict[Hashable, dict[int, list[str]]] = {key: {} for key in spans}
         for key, (benchmark, first, last) in spans.items():
-            for start, stop in self._chunks(benchmark, first, last):
+            for start, stop in self.chunks(benchmark, first, last):
                 written[key] |= self._texts(model, benchmark, start, stop, between)
         items: list[list[Any]] = []
         for key, (benchmark, first, last) in zip(readings, asked, strict=True):
@@ -129,7 +140,7 @@ class Evaluator:
             items.append(own)
         return items
 
-    def _chunks(self, benchmark: OpenBenchmark, first: int, last: int) -> list[tuple[int, int]]:
+    def chunks(self, benchmark: OpenBenchmark, first: int, last: int) -> list[tuple[int, int]]:
         """The fixed chunks of the nested order that hold [first, last)."""
         cuts = sorted({0, benchmark.n_examples, *(rung for rung in self.rungs if rung < benchmark.n_examples)})
         pairs = itertools.pairwise(cuts)
@@ -142,14 +153,12 @@ class Evaluator:
         jobs = [
             (number, pack)
             for number, (benchmark, first, last) in enumerate(asked)
-            for start, stop in self._chunks(benchmark, first, last)
+            for start, stop in self.chunks(benchmark, first, last)
             for pack in self._packs_of(model, benchmark, start, stop)
             if any(first <= member < last for member in pack.members)
         ]
         if jobs and self.path is None:
-            self.path = self._choose_path(model)
-            if self.device.type == "cpu":
-                keep_freed_memory()  # from now on: the whole logits of the comparison are not to be kept
+            self.settle(self._choose_path(model))
 
         def score(job: tuple[int, Pack]) -> list[Scored]:
             between()
@@ -157,6 +166,8 @@ class Evaluator:
 
         if self.path == "direct" and self.device.type == "cpu":
             scored = side_by_side(score, jobs, [len(pack.tokens) for _, pack in jobs])
+        elif self.path == "direct":
+            scored = self._one_behind(model, asked, jobs, between)
         else:
             scored = [score(job) for job in jobs]
         found: list[dict[int, list[Scored]]] = [{} for _ in asked]
@@ -166,13 +177,42 @@ class Evaluator:
                 found[number][member] = [next(left) for _ in asked[number][0].examples[member].windows]
         return found
 
+    def _one_behind(
+        self,
+        model: PreTrainedModel,
+        asked: Sequence[Span],
+        jobs: Sequence[tuple[int, Pack]],
+        between: Callable[[], None],
+    ) -> list[list[Scored]]:
+        """The packs' windows on an accelerator: each pack is read once the next one's work is on its way."""
+        scored: list[list[Scored]] = []
+        end: Callable[[], list[Scored]] | None = None
+        for number, pack in jobs:
+            between()
+            begun = begin_direct(model, self._there(asked[number][0], pack))
+            if end is not None:
+                scored.append(end())
+            end = begun
+        return [*scored, end()] if end is not None else scored
+
+    def _there(self, benchmark: OpenBenchmark, pack: Pack) -> Pack:
+        """The pack on the device: moved once, as long as there is room for what is kept."""
+        key = (_reading(benchmark), pack.members)
+        if key not in self._moved:
+            moved = pack.to(self.device)
+            if self._moved_bytes + moved.n_bytes > KEPT_ON_DEVICE:
+                return moved
+            self._moved[key] = (benchmark.examples, moved)
+            self._moved_bytes += moved.n_bytes
+        return self._moved[key][1]
+
     def _score(self, model: PreTrainedModel, benchmark: OpenBenchmark, pack: Pack) -> list[Scored]:
         if self.path == "direct":
             return score_direct(model, pack.to(self.device))
         if self.path == "tree":
             return score_tree(model, pack.to(self.device))
         windows = [window for member in pack.members for window in benchmark.examples[member].windows]
-        return score_rows(model, windows, self._pack_limit(model))
+        return score_rows(model, windows, self.pack_limit(model))
 
     def _texts(
         self, model: PreTrainedModel, benchmark: OpenBenchmark, start: int, stop: int, between: Callable[[], None]
@@ -182,7 +222,7 @@ class Evaluator:
         if not owners:
             return {}
         prompts: list[Prompt] = [prompt for _, prompt in owners]
-        batches = batches_of(prompts, self.encoder, self._pack_limit(model))
+        batches = batches_of(prompts, self.encoder, self.pack_limit(model))
         written = run_batches(model, prompts, batches, self.encoder, between)
         texts: dict[int, list[str]] = {}
         for (place, _), text in zip(owners, written, strict=True):
@@ -192,7 +232,7 @@ class Evaluator:
     def _packs_of(self, model: PreTrainedModel, benchmark: OpenBenchmark, start: int, stop: int) -> list[Pack]:
         key = (_reading(benchmark), start, stop)
         if key not in self._packs:
-            limit = self._pack_limit(model)
+            limit = self.pack_limit(model)
             scored = max(256, LOGITS // model.config.get_text_config().vocab_size)
             packs = pack_examples(
                 benchmark.examples,
@@ -205,7 +245,7 @@ class Evaluator:
             self._packs[key] = _Packed(benchmark.examples, packs)
         return self._packs[key].packs
 
-    def _pack_limit(self, model: PreTrainedModel) -> int:
+    def pack_limit(self, model: PreTrainedModel) -> int:
         """Tokens of a pack: as asked, else fixed on a CPU, and on a GPU by its free memory.
 
         What a quarter of it holds (of several, where least is free), down to a power of two, so that GPUs of one kind

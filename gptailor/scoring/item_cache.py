@@ -52,6 +52,11 @@ class Gap:
     end: int
     key: ItemKey
 
+    @property
+    def has_windows(self) -> bool:
+        """Whether any of them is read by log-likelihoods; others are written."""
+        return any(example.windows for example in self.benchmark.examples[self.first : self.end])
+
 
 @dataclass
 class ItemCache:

@@ -63,7 +63,8 @@ class LocalScorer:
         self.plan_scorer.reorder(orders)
 
     def score(self, plan: StitchPlan, budget: int, on: str = OBJECTIVES) -> PlanScores:
-        return self.plan_scorer.score(plan, budget, self._should_stop, self.plan_scorer.opened(on))
+        """One that other runs of the family ask for too, such as the dense base and one-shot cuts."""
+        return self.plan_scorer.score(plan, budget, self._should_stop, self.plan_scorer.opened(on), share=True)
 
     def repaired(self, plan: StitchPlan) -> StitchPlan:
         return self.plan_scorer.repaired(plan)
@@ -73,6 +74,10 @@ class LocalScorer:
 
     def influence_orders(self) -> list[tuple[str, list[int]]]:
         return self.plan_scorer.influence_orders()
+
+    def publish(self) -> None:
+        if self.plan_scorer.shared is not None:
+            self.plan_scorer.shared.publish()
 
     def close(self) -> None:
         """Nothing is held that does not end with the process."""

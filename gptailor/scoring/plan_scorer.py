@@ -23,6 +23,7 @@ from gptailor.evaluate.scoring import try_metric
 from gptailor.family.models import Family, Reader, open_family
 from gptailor.plan import BASE, StitchPlan, Texts
 from gptailor.scoring.item_cache import Gap, ItemCache, Items, PlanScores
+from gptailor.scoring.shared import Shared
 from gptailor.spec import Benchmark, Reading, RunSpec
 from gptailor.stitch.edits.case import Between
 from gptailor.stitch.edits.healed import HealedFolders
@@ -43,7 +44,11 @@ SELECTION_EXAMPLES = 1000
 
 @dataclass
 class PlanScorer:
-    """What one process that scores plans holds. told: of an edit's progress, while a plan is stitched."""
+    """What one process that scores plans holds.
+
+    told: of an edit's progress, while a plan is stitched. shared: what other runs of the family computed, if that is
+    used.
+    """
 
     family: Family
     stitcher: Stitcher
@@ -52,6 +57,7 @@ class PlanScorer:
     cache: ItemCache
     texts: TextReader
     told: Between = lambda _what, _share: None
+    shared: Shared | None = None
     others: dict[str, list[OpenBenchmark]] = field(default_factory=dict)
     orders: Mapping[Reading, list[int]] = field(default_factory=dict)
 
@@ -128,34 +134,80 @@ class PlanScorer:
         budget: int,
         should_stop: Callable[[], bool] | None = None,
         benchmarks: Sequence[OpenBenchmark] | None = None,
+        share: bool = False,
     ) -> PlanScores:
         """Score a plan on the first `budget` examples of each benchmark; only examples not yet known are computed.
 
-        For metrics that compare with the dense base, those include its answers, where it was not scored before. Raises
+        For metrics that compare with the dense base, those include its answers, where it was not scored before. share:
+        take what other runs computed of it, and let them have it: of plans that other runs will ask for too. Raises
         NonFinite for a model that yields NaN or infinity, Stopped when should_stop() says so.
         """
         started = time.monotonic()
         chosen = self.benchmarks if benchmarks is None else benchmarks
         gaps = self.cache.gaps(plan, budget, chosen)
-        answers, stitch_seconds = self.answers(gaps, should_stop)
+        answers, stitch_seconds = self.answers(gaps, should_stop, share)
         fresh = self.cache.enter(plan, budget, chosen, list(zip(gaps, answers, strict=True)))
         scores = self.cache.scores(plan, budget, chosen)
         return PlanScores(scores, stitch_seconds, time.monotonic() - started - stitch_seconds, tuple(fresh))
 
     def answers(
-        self, gaps: Sequence[Gap], should_stop: Callable[[], bool] | None = None
+        self, gaps: Sequence[Gap], should_stop: Callable[[], bool] | None = None, share: bool = False
     ) -> tuple[list[list[Any]], float]:
         """What is asked for, in its order, and the seconds that stitching took. Raises NonFinite, Stopped."""
         seconds = 0.0
         found: dict[int, list[Any]] = {}
         for plan in {gap.plan.hash: gap.plan for gap in gaps}.values():
-            places = [place for place, gap in enumerate(gaps) if gap.plan.hash == plan.hash]
+            if share and self.shared is not None:
+                found |= self._take(self.shared, plan, gaps)
+            places = [p for p, gap in enumerate(gaps) if gap.plan.hash == plan.hash and p not in found]
+            if not places:
+                continue
             started = time.monotonic()
             model = self.stitcher.stitch(plan, self.between(should_stop))
             seconds += time.monotonic() - started
             spans = [(gaps[place].benchmark, gaps[place].first, gaps[place].end) for place in places]
-            found |= zip(places, self.evaluator.items_of(model, spans, should_stop), strict=True)
+            is_first = self.evaluator.path is None
+            computed = dict(zip(places, self.evaluator.items_of(model, spans, should_stop), strict=True))
+            if share and self.shared is not None:
+                self._offer(self.shared, [(gaps[place], items) for place, items in computed.items()], is_first)
+            found |= computed
         return [found[place] for place in range(len(gaps))], seconds
+
+    def _take(self, shared: Shared, plan: StitchPlan, gaps: Sequence[Gap]) -> dict[int, list[Any]]:
+        """By their places, the gaps of this plan that another run has answered.
+
+        The way of scoring is settled by the first model; where that was this one, as it was then.
+        """
+        if self.evaluator.path is None and (path := shared.take(self._path_key(shared, plan))) is not None:
+            self.evaluator.settle(path)
+        own = {place: gap for place, gap in enumerate(gaps) if gap.plan.hash == plan.hash}
+        known = {
+            place: shared.take(self._key(shared, gap))
+            for place, gap in own.items()
+            if self.evaluator.path is not None or not gap.has_windows
+        }
+        return {place: items for place, items in known.items() if items is not None}
+
+    def _offer(self, shared: Shared, answers: Sequence[tuple[Gap, list[Any]]], is_first: bool) -> None:
+        """Let other runs have a plan's answers, and the way of scoring where its model settled that."""
+        if is_first and self.evaluator.path is not None:
+            shared.offer(self._path_key(shared, answers[0][0].plan), self.evaluator.path)
+        for gap, items in answers:
+            shared.offer(self._key(shared, gap), items)
+
+    def _key(self, shared: Shared, gap: Gap) -> str:
+        """The name of a gap's answers: with all examples that are computed together with it, and how."""
+        chunks = self.evaluator.chunks(gap.benchmark, gap.first, gap.end)
+        together = shared.examples(gap.benchmark, chunks[0][0], chunks[-1][1])
+        path = self.evaluator.path if gap.has_windows else None
+        return shared.key("answers", gap.plan, [together, chunks, gap.first, gap.end, path, self._pack_limit()])
+
+    def _path_key(self, shared: Shared, plan: StitchPlan) -> str:
+        read = [shared.examples(benchmark, 0, benchmark.n_examples) for benchmark in self.evaluator.benchmarks]
+        return shared.key("way of scoring", plan, read)
+
+    def _pack_limit(self) -> int:
+        return self.evaluator.pack_limit(self.stitcher.stitch(StitchPlan.dense(self.family.n_layers)))
 
     def between(self, should_stop: Callable[[], bool] | None) -> Between:
         """What is called while edits are computed: it tells how far they are, and raises Stopped when it is to stop."""
@@ -205,15 +257,27 @@ class PlanScorer:
         batches = self.calibration(benchmarks)
         orders = []
         for name in (BASE, *self.family.names):
-            model = self.stitcher.stitch(StitchPlan.dense(self.family.n_layers, name))
             try:
-                order = removal_order(block_influence(model, batches))
+                order = self._influence_order(name, batches)
                 orders.append((name, [layer for layer in order if layer not in self.family.renumbering.fixed]))
             except UserError as problem:
                 if name == BASE:
                     raise
                 log.warning("%s: %s; the search starts without its order", name, problem)
         return orders
+
+    def _influence_order(self, name: str, batches: Sequence[dict[str, torch.Tensor]]) -> list[int]:
+        """All layers of a dense model by rising Block Influence on these texts. Raises UserError for no numbers."""
+        model, key = StitchPlan.dense(self.family.n_layers, name), ""
+        if self.shared is not None:
+            texts = [[batch["input_ids"].tolist(), batch["attention_mask"].sum(1).tolist()] for batch in batches]
+            key = self.shared.key("block influence", model, texts)
+            if (known := self.shared.take(key)) is not None:
+                return list(known)
+        order = removal_order(block_influence(self.stitcher.stitch(model), batches))
+        if self.shared is not None:
+            self.shared.offer(key, order)
+        return order
 
 
 def _padded(texts: list[list[int]], device: torch.device, rows: int = 16) -> list[dict[str, torch.Tensor]]:

@@ -69,6 +69,9 @@ class Scorer(Protocol):
 
     def n_parameters(self, plan: StitchPlan) -> int: ...
     def influence_orders(self) -> list[tuple[str, list[int]]]: ...
+    def publish(self) -> None:
+        """Let other runs have what `score` and `influence_orders` computed: the models were found to be the same."""
+
     def close(self) -> None: ...
 
 

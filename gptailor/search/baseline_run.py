@@ -76,6 +76,7 @@ class BaselineRun(RunBase):
                 cut_by = [StitchPlan.without(set(order[:n_removed]), n_layers, name) for name, order in orders]
                 self._order(scorer, cut_by)
             self._reference(scorer, DENSE, StitchPlan.dense(n_layers))
+            self._publish(scorer)
         batches, allowed = plan_scorer.calibration(), _allowance(plan_scorer, spec)
         succeeded = bool(self.history.finished)
         for trial_id, cut in enumerate(asked):

@@ -72,12 +72,14 @@ class Search(RunBase):
                 if space.n_removed:  # the initial design begins so
                     one_shot = StitchPlan.without(set(initial[0].removed), space.n_layers)
                     self._reference(scorer, BLOCK_INFLUENCE, one_shot)
+                self._publish(scorer)
             self._record_seconds()
             with self.watch.of(Part.OTHER):
                 status, error = self._loop(scorer, space, initial)
             if status is RunStatus.FINISHED and spec.selection:
                 with self.watch.of(Part.SELECTION):
                     select(self.folder, spec, scorer, self.writer, self.provenance, self.progress.note)
+                    self._publish(scorer)
         return status, error
 
     @contextmanager

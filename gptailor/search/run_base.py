@@ -26,6 +26,7 @@ from gptailor.scoring.local import LocalScorer
 from gptailor.scoring.plan_scorer import OBJECTIVES
 from gptailor.scoring.provenance import Provenance
 from gptailor.scoring.scorer import Ended, Scorer
+from gptailor.scoring.shared import Shared
 from gptailor.search.example_order import known_orders, put_in_order, slopes, telling_orders
 from gptailor.search.progress import Progress
 from gptailor.search.replay import read_history
@@ -72,10 +73,19 @@ class RunBase(ABC):
         """This process as the one that scores. known: what each example gave, so far. Raises UserError."""
         scorer = LocalScorer(self.spec, known, self._stop_asked, self._give_up, self.folder)
         scorer.plan_scorer.told = now_and_then(self.progress.note)
+        scorer.plan_scorer.shared = Shared(self.folder, self.provenance.known)
         family = scorer.plan_scorer.family
         if advice := type_advice(family.device.type, family.preflight.hidden_size, family.preflight.dtype):
             self.progress.note(advice)
         return scorer
+
+    def _publish(self, scorer: Scorer) -> None:
+        """Let other runs have the references, if the models' files are still those that were opened.
+
+        Raises UserError where they are not.
+        """
+        self.provenance.models()
+        scorer.publish()
 
     def _give_up(self, trial_id: int, error: str) -> None:
         """The only trial under way hangs: record it, and go on in another process."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,14 @@ from typing import Any
 import pytest
 import yaml
 from helpers.command_line import gptailor, write_benchmark
-from helpers.tiny_run import CONFIG, PLAN, make_tiny_run, tiny_spec
+from helpers.tiny_run import CONFIG, make_tiny_run, tiny_spec
 
 from gptailor.commands.check import check
-from gptailor.commands.experiment import lend, load_experiment, over_seeds, table
+from gptailor.commands.experiment import load_experiment, over_seeds, table
 from gptailor.errors import UserError
-from gptailor.plan import StitchPlan
 from gptailor.spec import Baseline, SpaceOperation, load_spec
-from gptailor.store import queries
 from gptailor.store.writer import RunWriter
-from gptailor.trial import BenchmarkKey, Digests, Evaluation, Score, Subject
+from gptailor.trial import Evaluation, Score, Subject
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "data" / "experiments").glob("*.yaml"))
@@ -112,38 +109,6 @@ def test_short_keys_depend_on_the_run_file(tmp_path: Path, monkeypatch: pytest.M
             UserError, match=r"runs.a.first_candidates: expected a number from 1 to 3, the candidates there"
         ):
             load_experiment(tmp_path / "x.yaml")
-
-
-def test_a_plan_is_judged_once(tmp_path: Path) -> None:
-    dense, spec = StitchPlan.dense(6).hash, tiny_spec(tmp_path)
-    first, second, third, fourth = (make_tiny_run(tmp_path / "runs", tmp_path, f"run-{k}") for k in range(4))
-    digests = Digests({("base", "model.safetensors"): "b", ("math", "model.safetensors"): "m"}, {"dtype": "float32"})
-    for folder in (first, second, third, fourth):
-        RunWriter.open(folder).record_digests(digests)
-    writer = RunWriter.open(first)
-    writer.record_example_digests(BenchmarkKey("words", "acc", "test"), 0, ["x", "y", "z"])
-    writer.record_examples(dense, "words", "acc", "test", 0, [1.0, 0.0, 1.0])
-    writer.record_examples(dense, "words", "acc", "validation", 0, [0.0])
-    writer.record_examples(PLAN.hash, "words", "acc", "test", 0, [1.0])
-    writer.record_examples("a plan of that run alone", "words", "acc", "test", 0, [1.0])
-    lend(second, spec, [(first, spec)])
-    lent = {(dense, "words", "acc", "test"): [1.0, 0.0, 1.0], (PLAN.hash, "words", "acc", "test"): [1.0]}
-    assert queries.load_examples(second) == lent
-    assert queries.load_digests(second).examples == {("words", "acc", "test"): ["x", "y", "z"]}
-    other_model, other_rows = (
-        make_tiny_run(tmp_path / "runs", tmp_path, name) for name in ("other-model", "other-rows")
-    )
-    RunWriter.open(other_model).record_digests(replace(digests, weights={("base", "model.safetensors"): "c"}))
-    RunWriter.open(other_rows).record_digests(digests)
-    RunWriter.open(other_rows).record_example_digests(BenchmarkKey("words", "acc", "test"), 0, ["x", "other"])
-    for folder in (other_model, other_rows):
-        lend(folder, spec, [(first, spec)])
-        assert not queries.load_examples(folder), folder.run_id
-    lend(third, tiny_spec(tmp_path, seed=1), [(first, spec), (second, spec)])
-    assert not queries.load_examples(third), "another seed is another order of the examples"
-    elsewhere = spec.model_copy(update={"candidates": dict.fromkeys(spec.candidates, "another/folder")})
-    lend(fourth, elsewhere, [(first, spec)])
-    assert not queries.load_examples(fourth), "a candidate of that name is another model"
 
 
 def test_what_needs_the_dense_base_is_blank_without_it(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from helpers.evaluate_tools import CHOICE, GENERATION, opened, rows, write_task
 from helpers.store_samples import new_writer
 
 from gptailor.commands.evaluate import evaluate
-from gptailor.commands.experiment import lend
 from gptailor.commands.export import export_model, generate
 from gptailor.errors import UserError
 from gptailor.evaluate.digests import example_digests
@@ -314,23 +313,6 @@ def test_a_run_without_digests_opens_and_says_so(spec: RunSpec, tmp_path: Path) 
     evaluate(folder, said, ["dense"])
     assert sum("was made before digests were kept" in text for text in said) == 2
     assert queries.load_digests(folder).weights, "from now on they are known"
-
-
-def test_only_answers_of_the_same_models_and_examples_are_lent(spec: RunSpec, tmp_path: Path) -> None:
-    first, said = run(spec, tmp_path), Said()
-    evaluate(first, said, ["dense"])
-    again = spec.model_copy(update={"trials": 4})
-    second = run(again, tmp_path)
-    lend(second, again, [(first, spec)])
-    judged = {key for key in queries.load_examples(second) if key[1] == "judged"}
-    assert judged and queries.load_digests(second).examples[BenchmarkKey("judged", "acc", "test")]
-    correct(tmp_path, "judged")
-    evaluate(second, said, ["dense"])
-    assert any("are not those that this run read" in text for text in said), "what was lent is compared as its own"
-    change_one_number(tmp_path / "m" / "math" / "model.safetensors")
-    third = run(spec.model_copy(update={"trials": 3}), tmp_path)
-    lend(third, spec, [(first, spec)])
-    assert not {key for key in queries.load_examples(third) if key[1] == "judged"}
 
 
 def test_a_card_gives_no_scores_of_other_rows(spec: RunSpec, tmp_path: Path) -> None:

@@ -212,6 +212,9 @@ class DaskScorer:
             self._futures.pop(str(future.key), None)
             return found
 
+    def publish(self) -> None:
+        """Workers, who may be elsewhere, share nothing."""
+
     def close(self) -> None:
         self._workers.close()
         self._cancel(self._futures.values())
