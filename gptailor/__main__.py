@@ -21,11 +21,22 @@ if TYPE_CHECKING:
     from gptailor.store.folder import RunFolder
 
 OK, USER_ERROR, RUN_FAILED, INTERRUPTED = 0, 2, 1, 130
+WARM_ENGINES = "warm-engines"
+"""launch.warm.COMMAND, which is no command for people."""
+ENGINE_IMPORTS = (
+    "gptailor.search.engine",
+    "lm_eval.tasks",
+    "sklearn.ensemble",
+    "transformers.models.llama.modeling_llama",
+)
+"""What an engine has imported when its first trial begins, of what takes long."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. 0: done; 1: the run failed; 2: something asked is wrong; 130: interrupted or stopped."""
     given = sys.argv[1:] if argv is None else argv
+    if given[:1] == [WARM_ENGINES]:
+        return _warm_engines(int(given[1]))
     for word in given:
         if any("\ud800" <= letter <= "\udfff" for letter in word):  # Python's stand-in for a byte that is no UTF-8
             print(f"gptailor: argument {word!a}: is not UTF-8 text; rename the file", file=sys.stderr)
@@ -111,7 +122,7 @@ def engine(arguments: argparse.Namespace) -> int:
 
 def runs(arguments: argparse.Namespace) -> int:
     """List the saved runs."""
-    from gptailor.results.story import runs_json
+    from gptailor.results.run_list import runs_json
     from gptailor.results.story_text import runs_text
 
     print(json.dumps(runs_json(arguments.runs), indent=2) if arguments.json else runs_text(arguments.runs))
@@ -378,9 +389,10 @@ def _run_here(folder: RunFolder, arguments: argparse.Namespace) -> int:
 
 def _engine(folder: RunFolder) -> int:
     from gptailor.launch.supervisor import is_child, supervise
+    from gptailor.launch.warm import is_forked
 
     if not is_child():
-        return supervise(folder)
+        return supervise(folder, main if is_forked() else None)
     from gptailor.search.engine import run_engine
     from gptailor.search.progress import Report
     from gptailor.trial import RunStatus
@@ -391,6 +403,15 @@ def _engine(folder: RunFolder) -> int:
         logging.getLogger("gptailor").addHandler(handler)
     ended = run_engine(folder, Report())
     return {RunStatus.FINISHED: OK, RunStatus.STOPPED: INTERRUPTED}.get(ended, RUN_FAILED)
+
+
+def _warm_engines(channel: int) -> int:
+    """What a dashboard's engines are forked from, see launch/warm.py."""
+    import socket
+
+    from gptailor.launch.warm import serve
+
+    return serve(socket.socket(fileno=channel), ENGINE_IMPORTS, main)
 
 
 def _folder(arguments: argparse.Namespace, run_id: str | None = None) -> RunFolder:

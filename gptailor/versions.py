@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 VERSION = "0.2.0"
 """gptailor's own."""
@@ -12,6 +11,8 @@ PACKAGES = ("torch", "transformers", "smac", "ConfigSpace", "scikit-learn", "lm-
 
 def installed_versions() -> dict[str, str]:
     """What the run's results depend on: a replay on other versions may depart."""
+    from importlib.metadata import PackageNotFoundError, version  # slower to import than all of `--help`
+
     found = {"python": platform.python_version(), "gptailor": VERSION}  # a checkout's, whatever is installed
     for package in PACKAGES:
         try:

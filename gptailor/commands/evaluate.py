@@ -13,12 +13,14 @@ from gptailor.commands.subjects import find_subjects, plans_of
 from gptailor.errors import UserError
 from gptailor.launch.engine import EngineLock
 from gptailor.launch.events import Event, Say
+from gptailor.launch.process import began
 from gptailor.results.summary import summarise
 from gptailor.scoring.item_cache import evaluation_of
 from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.scoring.provenance import Provenance, without
+from gptailor.scoring.shared import Shared
 from gptailor.spec import HeldOut, RunSpec
-from gptailor.stopwatch import Part
+from gptailor.stopwatch import Part, Stopwatch
 from gptailor.store import queries
 from gptailor.store.asked import spec_of
 from gptailor.store.folder import RunFolder
@@ -48,18 +50,20 @@ def evaluate(
     asked = find_subjects(folder, subjects)
     with EngineLock(folder):
         writer = RunWriter.open(folder, summarise=summarise)
+        writer.watch = Stopwatch(began(), Part.START)
         provenance = Provenance(folder, spec, writer, lambda text: say(Event(text)))
         with writer.watch.of(Part.LOADING):
             provenance.models()
             plan_scorer = PlanScorer.open(spec, chosen, max_examples=examples, folder=folder)
             plan_scorer.told = now_and_then(lambda text: say(Event(text)))
+            plan_scorer.shared = Shared(folder, provenance.known)
             plan_scorer.known = without(queries.load_examples(folder), provenance.judges(plan_scorer.benchmarks))
         writer.watch.turn_to(Part.HELD_OUT)
         done, total = 0, len(asked) * len(plan_scorer.benchmarks)
         for one, plan in plans_of(asked, plan_scorer, spec):
             plan_scorer.stitcher.check(plan)
             for benchmark in plan_scorer.benchmarks:
-                result = plan_scorer.score(plan, examples or benchmark.n_examples, benchmarks=[benchmark])
+                result = plan_scorer.score(plan, examples or benchmark.n_examples, None, [benchmark], share=True)
                 with writer.batch():
                     for key, first, items in result.fresh:
                         writer.record_examples(*key, first, items)
@@ -72,6 +76,8 @@ def evaluate(
                 told = {"subject": str(one.subject), "split": benchmark.spec.split, **asdict(score)}
                 say(Event(f"{one.subject}  {found}", done / total, told))
             writer.record_seconds()
+        provenance.models()
+        plan_scorer.shared.publish()
 
 
 def _chosen(spec: RunSpec, names: Sequence[str]) -> list[HeldOut]:

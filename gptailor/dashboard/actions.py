@@ -19,7 +19,7 @@ from gptailor.dashboard.access import Role
 from gptailor.dashboard.checking import Answer
 from gptailor.dashboard.readers import Run
 from gptailor.errors import UserError
-from gptailor.launch import engine
+from gptailor.launch import engine, warm
 from gptailor.launch.engine import StopResult, delete_run, request
 from gptailor.launch.extend import extend as more_for
 from gptailor.launch.jobs import Job, JobStatus, job_state, list_jobs, start_job, stop_job
@@ -89,7 +89,7 @@ def _launched_once(spec: RunSpec) -> RunFolder:
     text = spec.to_yaml()
     for attempt in range(TRIES):  # an attempt that has ended makes room for the next
         token = hashlib.sha256(f"{attempt}\n{text}".encode()).hexdigest()
-        folder, is_new = engine.launch(readers.runs_root(), spec, token)
+        folder, is_new = engine.launch(readers.runs_root(), spec, token, warm.shared().spawn)
         if is_new or any(run.run_id == folder.run_id and run.is_active for run in readers.runs()):
             return folder
     raise UserError(f"this very search was run {TRIES} times; change its name or seed")
@@ -100,7 +100,7 @@ def pause(run: Run) -> None:
 
 
 def resume(run: Run) -> None:
-    _door("resume", run.run_id, lambda: engine.resume(run.folder), stop=_of(run))
+    _door("resume", run.run_id, lambda: engine.resume(run.folder, warm.shared().spawn), stop=_of(run))
 
 
 def stop(run: Run) -> StopResult:

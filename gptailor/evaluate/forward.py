@@ -7,7 +7,7 @@ rectangle as lm-eval does, for models whose attention cannot be driven.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,12 +50,27 @@ def position_switch(model: PreTrainedModel) -> int | None:
 @torch.inference_mode()
 def score_direct(model: PreTrainedModel, pack: Pack) -> list[Scored]:
     """Every window of the pack, in order, for models that `direct.is_plain` knows. Raises NonFinite."""
+    return begin_direct(model, pack)()
+
+
+@torch.inference_mode()
+def begin_direct(model: PreTrainedModel, pack: Pack) -> Callable[[], list[Scored]]:
+    """The same in two steps: what is returned waits for the device and gives the windows.
+
+    Up to there nothing waits, so that an accelerator has the next pack's work before this one's is read.
+    """
     states = scored_states(model, pack)
-    read = _read(logits_by_slices(model, states), len(states), pack.rows, pack.targets, pack.needs_greedy)
-    if read is None:  # sums of exponentials beyond what float32 holds
-        logits = torch.cat([part for _, part in logits_by_slices(model, states[: len(pack.scored)])], dim=1)
-        return _summarise(logits, pack.rows, pack.targets, pack.owners, pack.n_windows, pack.needs_greedy)
-    return _windows(*read, pack.owners, pack.n_windows, model.dtype)
+    slices = logits_by_slices(model, states)
+    read = _read(slices, len(states), pack.rows, pack.targets, pack.needs_greedy, states.device.type == "cpu")
+
+    @torch.inference_mode()
+    def end() -> list[Scored]:
+        if (found := read.checked()) is None:  # sums of exponentials beyond what float32 holds
+            logits = torch.cat([part for _, part in logits_by_slices(model, states[: len(pack.scored)])], dim=1)
+            return _summarise(logits, pack.rows, pack.targets, pack.owners, pack.n_windows, pack.needs_greedy)
+        return _windows(*found, pack.owners, pack.n_windows, model.dtype)
+
+    return end
 
 
 @torch.inference_mode()
@@ -116,14 +131,35 @@ def _summarise(
     needs_greedy: bool,
 ) -> list[Scored]:
     """logits [S, V]; for every predicted token its row, its id and its window -> one Scored a window."""
-    read = _read([(0, logits)], len(logits), rows, targets, needs_greedy)
+    waits = logits.device.type == "cpu"
+    read = _read([(0, logits)], len(logits), rows, targets, needs_greedy, waits).checked()
     if read is None:
         shifted = logits.float() - logits.amax(dim=-1, keepdim=True).float()
         if not bool(torch.isfinite(shifted).all()):
             raise NonFinite("the model's logits are not finite")
-        read = _read([(0, shifted)], len(logits), rows, targets, needs_greedy)
+        read = _read([(0, shifted)], len(logits), rows, targets, needs_greedy, waits).checked()
     assert read is not None, "a shifted row's sum is at least 1 and at most its length"
     return _windows(*read, owners, n_windows, logits.dtype)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Of predicted tokens the log-probabilities [P], float32, and whether each is the first of the most likely, [P].
+
+    Not yet waited for. is_safe: whether all sums of exponentials were within what float32 holds, one bool.
+    """
+
+    log_probs: torch.Tensor
+    is_best: torch.Tensor
+    is_safe: torch.Tensor
+
+    def checked(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Both, once they are there; None where the sums were not safe. Raises NonFinite."""
+        if not bool(self.is_safe):
+            return None
+        if not bool(torch.isfinite(self.log_probs).all()):
+            raise NonFinite("the model's logits are not finite")
+        return self.log_probs, self.is_best
 
 
 def _read(
@@ -132,13 +168,14 @@ def _read(
     rows: torch.Tensor,
     targets: torch.Tensor,
     needs_greedy: bool,
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Log-probabilities of predicted tokens, and whether each is the most likely one.
+    waits: bool,
+) -> _Reading:
+    """What logits say of predicted tokens, by a token's row and its id.
 
-    By a token's row and its id: [P], float32, and whether it is the first of the most likely ones, [P], bool. slices:
-    logits [S, tokens] by ranges of the vocabulary, ascending.
+    slices: logits [S, tokens] by ranges of the vocabulary, ascending. waits: whether it may look at values on its way,
+    which costs a processor nothing and saves it a pass; an accelerator would stand still.
 
-    Exponentials are summed without a shift, which spares a pass; None where that is not safe.
+    Exponentials are summed without a shift, which spares a pass.
     """
     device = rows.device
     sums, best = torch.zeros(n_rows, device=device), torch.full((n_rows,), -torch.inf, device=device)
@@ -147,22 +184,22 @@ def _read(
     is_best = torch.zeros(len(rows), dtype=torch.bool, device=device)
     for first, logits in slices:
         sums += _sums(logits)
-        here = ((targets >= first) & (targets < first + logits.shape[1])).nonzero()[:, 0]
-        chosen[here] = logits[rows[here], targets[here] - first].float()
+        here = (targets >= first) & (targets < first + logits.shape[1])
+        local = (targets - first).clamp_(0, logits.shape[1] - 1)
+        chosen = torch.where(here, logits[rows, local].float(), chosen)
         if needs_greedy:
             top = logits.amax(dim=-1).float()
             home = torch.where(top > best, first, home)
             best = torch.maximum(best, top)
-            check = here[chosen[here] == top[rows[here]]]  # argmax is slow and ties are rare: only where it can matter
-            is_best[check] = logits[rows[check]].argmax(dim=-1) == targets[check] - first
-    if not bool(((sums > SAFE_SUMS[0]) & (sums < SAFE_SUMS[1])).all()):
-        return None
+            if waits:  # argmax is slow and ties are rare: only where it can matter
+                check = (here & (chosen == top[rows])).nonzero()[:, 0]
+                is_best[check] = logits[rows[check]].argmax(dim=-1) == local[check]
+            else:
+                is_best = torch.where(here, logits.argmax(dim=-1)[rows] == local, is_best)
+    is_safe = ((sums > SAFE_SUMS[0]) & (sums < SAFE_SUMS[1])).all()
     if needs_greedy:
         is_best &= (chosen == best[rows]) & (targets >= home[rows])
-    log_probs = chosen - sums.log_()[rows]
-    if not bool(torch.isfinite(log_probs).all()):
-        raise NonFinite("the model's logits are not finite")
-    return log_probs, is_best
+    return _Reading(chosen - sums.log_()[rows], is_best, is_safe)
 
 
 def _windows(

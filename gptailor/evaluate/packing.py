@@ -85,6 +85,12 @@ class Pack:
             offset += n_rows * width
         return places
 
+    @property
+    def n_bytes(self) -> int:
+        """Of the tensors that an accelerator is given."""
+        own = (self.tokens, self.positions, self.ends, self.scored, self.rows, self.targets, self.owners, self.places)
+        return sum(t.nbytes for t in (*own, *(t for b in self.buckets for t in (b.queries, b.keys))))
+
     def to(self, device: torch.device) -> Pack:
         """This pack with its tensors on `device`, moved without waiting."""
         if device.type == "cpu":

@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -29,7 +29,6 @@ from gptailor.launch.process import (
     write_holder,
 )
 from gptailor.store.folder import STARTED_IN, RunFolder, new_run_id, write_atomically
-from gptailor.store.writer import RunWriter
 from gptailor.trial import RunStatus
 
 if TYPE_CHECKING:
@@ -41,6 +40,8 @@ GRACE = 15.0
 """Seconds that a freshly prepared run may be without an engine (which imports for a while) before it is lost."""
 STOP, PAUSE = "stop", "pause"
 Request = Literal["stop", "pause", "resume"]
+Spawn = Callable[[list[str], Path, Path], int | None]
+"""Starts a command that is to hold a lock and to write to a log; its process id, None where one runs already."""
 _ACTIVE = (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.PAUSED)
 
 
@@ -80,23 +81,26 @@ def prepare(root: str | Path, spec: RunSpec, token: str | None = None) -> RunFol
     return RunFolder.of(root, run_id)
 
 
-def launch(root: str | Path, spec: RunSpec, token: str) -> tuple[RunFolder, bool]:
+def launch(root: str | Path, spec: RunSpec, token: str, spawn: Spawn | None = None) -> tuple[RunFolder, bool]:
     """Prepare and start a run once for one token. Returns its folder, and whether it was this call that started it."""
     folder = prepare(root, spec, token)
     if folder.log.exists():  # it was started before, and may have ended since
         return folder, False
-    return folder, start(folder) is not None
+    return folder, start(folder, spawn) is not None
 
 
-def start(folder: RunFolder) -> int | None:
-    """Start the run's engine, also to go on with it: its process id, None where one runs. Raises UserError."""
+def start(folder: RunFolder, spawn_by: Spawn | None = None) -> int | None:
+    """Start the run's engine, also to go on with it: its process id, None where one runs. Raises UserError.
+
+    spawn_by: how, by default process.spawn.
+    """
     if not folder.path.is_dir():
         raise UserError(f"run {folder.run_id}: there is none in {folder.root}")
     command = python("engine", folder.run_id, "--runs", str(folder.root.resolve()))
     try:
         if not is_alive(folder):
             _clear(folder, STOP, PAUSE)
-        return spawn(command, folder.lock, folder.log)
+        return (spawn_by or spawn)(command, folder.lock, folder.log)
     except OSError as error:
         raise UserError(f"run {folder.run_id}: its engine cannot be started: {error}") from error
 
@@ -177,10 +181,10 @@ def asked(folder: RunFolder, what: Literal["stop", "pause"]) -> bool:
     return (folder.control / what).exists()
 
 
-def resume(folder: RunFolder) -> int | None:
+def resume(folder: RunFolder, spawn: Spawn | None = None) -> int | None:
     """Go on: lift a pause, or start the engine where none lives; its process id if it was started. Raises UserError."""
     request(folder, "resume")
-    return None if is_alive(folder) else start(folder)
+    return None if is_alive(folder) else start(folder, spawn)
 
 
 def stop(folder: RunFolder, patience: float = 8.0) -> StopResult:
@@ -217,6 +221,8 @@ def stop(folder: RunFolder, patience: float = 8.0) -> StopResult:
 
 
 def _note_stopped(folder: RunFolder) -> None:
+    from gptailor.store.writer import RunWriter  # pandas and DuckDB come with it, which a start does without
+
     # Nothing stored yet, or somebody started it again: then it is not for us to say.
     with suppress(UserError), EngineLock(folder):
         RunWriter.open(folder).note_stopped()

@@ -143,20 +143,26 @@ def spawn(command: list[str], lock: Path, log: Path) -> int | None:
     if handle is None:
         return None
     try:
-        with open(log, "ab") as output:
-            process = subprocess.Popen(
-                command,
-                env=clean_environment() | {LOCK_FD: str(handle)},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                close_fds=True,
-                pass_fds=[handle],
-            )
-        write_holder(handle, process.pid)
+        pid = start_process(command, handle, log)
+        write_holder(handle, pid)
+        return pid
     finally:
         os.close(handle)
+
+
+def start_process(command: list[str], handle: int, log: Path) -> int:
+    """Start a process of its own session that is handed a held lock and writes to `log`; its id. Raises OSError."""
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            command,
+            env=clean_environment() | {LOCK_FD: str(handle), BEGAN: str(time.time())},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            close_fds=True,
+            pass_fds=[handle],
+        )
     # Reaps it when it ends, so that a long-lived server collects no zombies.
     threading.Thread(target=process.wait, name=f"reap-{process.pid}", daemon=True).start()
     return process.pid

@@ -15,14 +15,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Protocol
 
 import psutil
 
 from gptailor.launch.engine import EngineLock, asked
 from gptailor.launch.process import BEGAN, FIXED, LOCK_FD, python
+from gptailor.launch.warm import leave
 from gptailor.store.folder import RunFolder
 
 SUPERVISOR = "GPTAILOR_SUPERVISOR"
@@ -47,9 +49,36 @@ def is_child() -> bool:
     return True
 
 
-def supervise(folder: RunFolder) -> int:
+class Child(Protocol):
+    """A process that was started or forked."""
+
+    def wait(self) -> int: ...
+    def send_signal(self, number: int) -> None: ...
+
+
+class Forked:
+    """A copy of this process that runs a command in an environment of its own, used like a subprocess.Popen."""
+
+    def __init__(self, run: Callable[[list[str]], int], command: list[str], environment: Mapping[str, str]) -> None:
+        self._pid = os.fork()
+        if not self._pid:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)  # ours pass signals on
+            os.environ.clear()
+            os.environ.update(environment)
+            leave(run, command)
+
+    def wait(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._pid, number)
+
+
+def supervise(folder: RunFolder, fork: Callable[[list[str]], int] | None = None) -> int:
     """Run the engine of this run in a child, again after each crash, and return its exit code.
 
+    fork: what runs a command here, where the child can be a copy of this process, which has imported all it needs.
     SIGINT and SIGTERM are passed on. Raises UserError where the run has an engine.
     """
     with EngineLock(folder) as lock, _passing_on() as (children, told):
@@ -59,10 +88,14 @@ def supervise(folder: RunFolder) -> int:
             environment = os.environ | FIXED | {SUPERVISOR: str(os.getpid()), LOCK_FD: str(lock.handle), BEGAN: since}
             if cause is not None and deaths == DEATHS_AT_A_TRIAL:
                 environment[DEATHS] = cause
-            command = python("engine", folder.run_id, "--runs", str(folder.root))
-            with subprocess.Popen(command, env=environment, pass_fds=[lock.handle]) as child:
-                children.append(child)
-                code = child.wait()
+            command = ["engine", folder.run_id, "--runs", str(folder.root)]
+            child: Child
+            if fork is not None:
+                child = Forked(fork, command, environment)
+            else:
+                child = subprocess.Popen(python(*command), env=environment, pass_fds=[lock.handle])
+            children.append(child)
+            code = child.wait()
             lock.is_mine()
             since = str(time.time())
             cause = _crash(code)
@@ -91,9 +124,9 @@ def _trials_ended(folder: RunFolder) -> int:
 
 
 @contextmanager
-def _passing_on() -> Iterator[tuple[list[subprocess.Popen[bytes]], list[int]]]:
+def _passing_on() -> Iterator[tuple[list[Child], list[int]]]:
     """Signals that ask for the end go to the newest child. Yields where children are put, and what was told."""
-    children: list[subprocess.Popen[bytes]] = []
+    children: list[Child] = []
     told: list[int] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import bdtr
 
 from gptailor.results.scores import BENCHMARK
 from gptailor.store.queries import Answers
@@ -133,8 +132,10 @@ def repairs(frame: pd.DataFrame, answers: Answers) -> list[Repaired]:
 
 def _mcnemar(apart: np.ndarray) -> float:
     """Exact McNemar test: of the examples that only one of the two got right, is the share of either a half?"""
+    from scipy.special import bdtr  # not scipy.stats, which takes a second to import, nor before a test is asked for
+
     wins, losses = int((apart > 0).sum()), int((apart < 0).sum())
-    return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))  # scipy.stats takes a second to import
+    return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
 
 
 def _bootstrap(apart: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,35 +15,9 @@ from gptailor.plan import StitchPlan
 from gptailor.results import scores, statistics
 from gptailor.results.frames import held_out
 from gptailor.results.frames.seconds import seconds
-from gptailor.results.summary import list_runs
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import BenchmarkKey, Subject, SubjectKind, TrialStatus, is_repaired
-
-
-def runs_json(root: str | Path) -> list[dict[str, Any]]:
-    """One object a run, newest first."""
-    listed = []
-    for summary in list_runs(root):
-        folder = RunFolder.of(root, summary.run_id)
-        listed.append(
-            {
-                "run_id": summary.run_id,
-                "name": summary.name,
-                "status": str(state(folder, summary.status)),
-                "trials": summary.n_done,
-                "trials_asked": summary.n_asked,
-                "failed": summary.n_failed,
-                "removed": summary.n_removed,
-                "layers": summary.n_layers,
-                "best_config": summary.best_config,
-                "retention": summary.retention,
-                "held_out": summary.held_out,
-                "created_at": summary.created_at.isoformat() if summary.created_at else None,
-                "problem": summary.problem,
-            }
-        )
-    return listed
 
 
 def run_json(folder: RunFolder) -> dict[str, Any]:

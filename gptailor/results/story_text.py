@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gptailor.results.story import runs_json
+from gptailor.results.run_list import runs_json
 from gptailor.wording import as_table, duration
 
 LEAST_SHARE = 0.005

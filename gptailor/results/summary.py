@@ -1,27 +1,34 @@
-"""The table of runs: a run's summary, worked out of its scores, or as its engine kept it beside the database."""
+"""The table of runs: a run's summary, worked out of its scores, or as its engine kept it beside the database.
+
+pandas takes a third of a second to import, and a table of kept summaries needs none of it: it is imported where scores
+are worked out.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from gptailor.results import scores
 from gptailor.store.connection import READER_PATIENCE, StoreError, StoreMissing
 from gptailor.store.folder import RunFolder, run_folders
-from gptailor.store.queries import ScoreTables, read_scores
 from gptailor.store.summary import RunSummary, read_summary, summary_of_run_file
 from gptailor.trial import RunStatus, Subject, TrialStatus
+
+if TYPE_CHECKING:
+    from gptailor.store.queries import ScoreTables
 
 
 def summarise(tables: ScoreTables, folder: RunFolder) -> RunSummary:
     """The summary of a run's tables."""
+    from pandas import isna
+
+    from gptailor.results import scores
+
     if tables.runs.empty:
         return summary_of_run_file(folder)
-    run = {str(k): None if pd.isna(v) else v for k, v in tables.runs.iloc[0].items()}
+    run = {str(k): None if isna(v) else v for k, v in tables.runs.iloc[0].items()}
     spec = tables.spec
     found = scores.searched(tables)
     named = scores.best(tables, found)
@@ -59,6 +66,8 @@ def summarise(tables: ScoreTables, folder: RunFolder) -> RunSummary:
 
 def _held_out(tables: ScoreTables, best: Subject) -> float | None:
     """The best plan's mean retention on what is held out, where it was scored on all of it and the dense base too."""
+    from gptailor.results import scores
+
     if not tables.spec.held_out:
         return None
     table = scores.averages(scores.judged(tables))
@@ -71,6 +80,8 @@ def run_summary(folder: RunFolder, patience: float = READER_PATIENCE) -> RunSumm
     kept = read_summary(folder)
     if kept is not None and _is_fresh(folder):
         return kept
+    from gptailor.store.queries import read_scores
+
     try:
         return summarise(read_scores(folder, patience), folder)
     except StoreMissing:
@@ -97,4 +108,4 @@ def _whole(value: Any) -> int | None:
 
 
 def _moment(value: Any) -> datetime | None:
-    return None if value is None else pd.Timestamp(value).to_pydatetime()
+    return None if value is None else value.to_pydatetime()

@@ -9,11 +9,12 @@ merges included:
     floor      multiply-adds of the distinct tokens through the kept layers and of the head at the scored positions
                over the rate that one large matrix product of the same shapes and type reaches in the same run
     products   the engine's own matrix products and nothing else: its packs, one a thread, through the plan's layers
-    search     a whole search against its own trials scored one by one by the resident peer
+    search     whole searches of 60 and 200 trials, start and references included, against their own trials scored one
+               by one by the resident peer and by the pipeline (of each rung a few are timed)
     suggest    SMAC's time, at 30 layers x 3 candidates and 40 x 4
     memory     peak memory of the engine against the bytes of the family's distinct tensors
 
-Writes bench-results/engine.json and prints a table. Takes about 40 minutes on two cores; --quick takes about 5.
+Writes bench-results/engine.json and prints a table. Takes about 90 minutes on two cores; --quick takes about 5.
 """
 
 from __future__ import annotations
@@ -249,14 +250,20 @@ def suggest_seconds(n_layers: int, n_candidates: int, trials: int) -> float:
     return spent / trials
 
 
-def search_rows(setting: Setting, peer: ResidentPeer, batch_size: int, sample: int) -> dict[str, float]:
-    """A whole search in a process of its own, and its trials by the resident peer (every k-th trial timed, by rung)."""
+def search_rows(
+    setting: Setting, n_trials: int, peer: ResidentPeer, batch_size: int, tasks: list[str], sample: int, piped: int
+) -> dict[str, Any]:
+    """A whole search in a process of its own, and its trials by its peers.
+
+    sample, piped: trials of each rung that the resident peer and the pipeline are timed on; the others count as these.
+    """
+    from gptailor.results.frames.seconds import seconds as parts_of
     from gptailor.store import queries
     from gptailor.store.folder import RunFolder
 
     with tempfile.TemporaryDirectory() as tmp:
         run_file = Path(tmp) / "run.yaml"
-        run_file.write_text(setting.spec.to_yaml())
+        run_file.write_text(setting.spec.model_copy(update={"trials": n_trials}).to_yaml())
         command = [sys.executable, "-m", "gptailor", "search", str(run_file), "--runs", f"{tmp}/runs"]
         seconds, done = timed(lambda: subprocess.run(command, cwd=ROOT, capture_output=True, text=True))
         if done.returncode:
@@ -264,20 +271,22 @@ def search_rows(setting: Setting, peer: ResidentPeer, batch_size: int, sample: i
         run_id = next(p.name for p in Path(f"{tmp}/runs").iterdir() if not p.name.startswith("."))
         tables = queries.read_run(RunFolder.of(f"{tmp}/runs", run_id))
     plans = {r.config_id: StitchPlan.from_json(json.loads(r.plan)) for r in tables.plans.itertuples()}
-    peer_seconds = 0.0
+    took = {"resident": 0.0, "pipeline": 0.0}
     for budget, trials in tables.trials.groupby("budget"):
-        chosen = list(trials.itertuples())[:: max(1, len(trials) // sample)]
-        measured = [peer.score(plans[t.config_id], int(budget), batch_size)[0] for t in chosen]
-        peer_seconds += statistics.mean(measured) * len(trials)
-        print(f"  rung {budget}: peer {statistics.mean(measured):.1f} s a trial ({len(measured)} timed)", flush=True)
-    return {
-        "seconds": seconds,
-        "peer_seconds": peer_seconds,
-        "suggest_seconds": float(tables.trials.suggest_seconds.sum()),
-        "stitch_seconds": float(tables.trials.stitch_seconds.sum()),
-        "evaluate_seconds": float(tables.trials.evaluate_seconds.sum()),
-        "trials": len(tables.trials),
-    }
+        n = int(budget)
+        ways: dict[str, tuple[int, Callable[[StitchPlan], float]]] = {
+            "resident": (sample, lambda plan, n=n: peer.score(plan, n, batch_size)[0]),  # type: ignore[misc]
+            "pipeline": (piped, lambda plan, n=n: pipeline(setting, plan, tasks, n)),  # type: ignore[misc]
+        }
+        for way, (count, score) in ways.items():
+            chosen = list(trials.itertuples())[:: max(1, len(trials) // count)][:count] if count else []
+            measured = [score(plans[trial.config_id]) for trial in chosen]
+            if measured:
+                took[way] += statistics.mean(measured) * len(trials)
+                each = f"{statistics.mean(measured):.1f} s a trial"
+                print(f"  rung {n}: {way} {each} ({len(measured)} of {len(trials)} timed)", flush=True)
+    parts = {row.part: row.seconds for row in parts_of(tables.seconds).itertuples()}
+    return {"seconds": seconds, "trials": len(tables.trials), "parts": parts, **took}
 
 
 def memory_row(setting: Setting) -> dict[str, float]:
@@ -315,7 +324,9 @@ def main() -> None:
     )
     parser.add_argument("--plans", type=int, help="score this many plans (by default 10, or 3 with --quick)")
     parser.add_argument("--pipeline-plans", type=int, help="time the pipeline on this many of the plans only")
-    parser.add_argument("--peer-trials", type=int, default=4, help="trials a rung that the peer is timed on")
+    parser.add_argument("--searches", default="60,200", help="trials of the searches (with --quick: 18)")
+    parser.add_argument("--peer-trials", type=int, default=4, help="trials a rung that the resident peer is timed on")
+    parser.add_argument("--pipeline-trials", type=int, default=1, help="the same for the pipeline; 0 leaves it out")
     arguments = parser.parse_args()
     rows = set(arguments.rows.split(","))
     this = setting(arguments.family, arguments.quick)
@@ -372,7 +383,10 @@ def main() -> None:
         shapes = [(30, 3), (40, 4)]
         results["suggest"] = {f"{a}x{b}": suggest_seconds(a, b, this.spec.trials) for a, b in shapes}
     if "search" in rows:
-        results["search"] = search_rows(this, peer, batch_size, arguments.peer_trials)  # type: ignore[arg-type]
+        assert peer is not None
+        asked = [this.spec.trials] if arguments.quick else [int(n) for n in arguments.searches.split(",")]
+        counts = (arguments.peer_trials, arguments.pipeline_trials)
+        results["searches"] = [search_rows(this, n, peer, batch_size, tasks, *counts) for n in asked]
     if "memory" in rows:
         results["memory"] = memory_row(this)
     results["peak_of_this_process"] = peak_memory()
@@ -400,14 +414,13 @@ def table(results: dict[str, Any]) -> str:
         lines.append(("answers other than the peer's", str(row["engine"]), f"of {row['of']}"))
         between = f"of {row['of']}, between batches of {row['batches'][0]} and {row['batches'][1]}"
         lines.append(("the peer's other than its own", str(row["resident"]), between))
-    if "search" in results:
-        row = results["search"]
+    for row in results.get("searches", ()):
         lines.append((f"search of {row['trials']} trials", f"{row['seconds']:.1f}", ""))
-        ratio = row["peer_seconds"] / row["seconds"]
-        lines.append(("its trials, resident peer", f"{row['peer_seconds']:.1f}", f"{ratio:.2f} x the search"))
-        for part in ("suggest", "stitch"):
-            share = row[f"{part}_seconds"] / row["seconds"]
-            lines.append((f"{part} in the search", f"{row[f'{part}_seconds']:.2f}", f"{share:.1%} of the search"))
+        for way in filter(row.__getitem__, ("resident", "pipeline")):
+            ratio = f"{row[way] / row['seconds']:.2f} x the search"
+            lines.append((f"its trials, {way}", f"{row[way]:.1f}", ratio))
+        whole = sum(row["parts"].values())
+        lines += [(f"{p} in the search", f"{took:.2f}", f"{took / whole:.1%}") for p, took in row["parts"].items()]
     for name, seconds in results.get("suggest", {}).items():
         lines.append((f"one suggestion, {name}", f"{seconds:.3f}", ""))
     if "memory" in results:

@@ -97,6 +97,34 @@ def test_buckets_say_what_blocks_say(model_type: str, benchmark: Any, monkeypatc
     assert [a.precise for a in buckets] == pytest.approx([a.precise for a in blocks], abs=1e-3)
 
 
+def test_an_accelerator_is_given_a_pack_without_waiting_for_it(
+    benchmark: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device nothing has a value, so whatever looks at one fails; packs read one behind say the same."""
+    from helpers.families import tiny_config
+
+    from gptailor.evaluate import evaluator as module
+    from gptailor.evaluate.forward import begin_direct, score_direct
+    from gptailor.evaluate.packing import build_pack
+
+    model = build("llama", tiny_config)
+    packs = [build_pack(benchmark.examples, range(n, n + 4)) for n in (0, 4, 8)]
+    engine, jobs, looks = evaluator([benchmark], tokenizer), [(0, pack) for pack in packs], []
+    for _ in range(2):
+        behind = engine._one_behind(model, [(benchmark, 0, 12)], jobs, lambda: looks.append(1))
+        assert behind == [score_direct(model, pack) for pack in packs]
+    assert len(looks) == 6 and len(engine._moved) == 3 and engine._moved_bytes == sum(pack.n_bytes for pack in packs)
+    assert engine._one_behind(model, [(benchmark, 0, 12)], [], lambda: None) == []
+    monkeypatch.setattr(module, "KEPT_ON_DEVICE", 0)
+    poor = evaluator([benchmark], tokenizer)
+    assert poor._one_behind(model, [(benchmark, 0, 12)], jobs, lambda: None) == behind and not poor._moved
+
+    nowhere = torch.device("meta")
+    end = begin_direct(model.to(nowhere), packs[0].to(nowhere))
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        end()
+
+
 def test_packs_of_examples_that_are_gone_are_not_taken_for_others(benchmark: Any, tokenizer: Any) -> None:
     """CPython gives a new object the place of one that was freed, and thus its identity."""
     from helpers.families import tiny_config
@@ -313,6 +341,8 @@ def test_a_vocabulary_in_slices_says_what_the_whole_says() -> None:
     rows, targets = torch.arange(200), logits.argmax(dim=-1)
     targets[::3] = torch.randint(0, 64, (67,))
     slices = [(first, logits[:, first : first + 24]) for first in (0, 24, 48)]
-    log_probs, is_best = _read(slices, 200, rows, targets, True) or pytest.fail("sums were not safe")
-    assert torch.allclose(log_probs, logits.log_softmax(dim=-1)[rows, targets], atol=1e-5)
-    assert torch.equal(is_best, logits.argmax(dim=-1) == targets)
+    for waits in (True, False):
+        read = _read(slices, 200, rows, targets, True, waits).checked()
+        assert read is not None, "sums were not safe"
+        assert torch.allclose(read[0], logits.log_softmax(dim=-1)[rows, targets], atol=1e-5)
+        assert torch.equal(read[1], logits.argmax(dim=-1) == targets), f"waits: {waits}"
