@@ -94,11 +94,32 @@ class Inspection:
 
 def preflight(spec: RunSpec) -> Preflight:
     """Check the base model and all candidates of a run. Raises UserError with one line for each problem found."""
-    return inspect_family(spec).preflight
+    return look_again(spec)[0]
+
+
+def look_again(spec: RunSpec, *, download: bool = False) -> tuple[Preflight, Mapping[str, Checkpoint]]:
+    """preflight and checkpoints; of headers and configurations that are the last family's, what was found of that.
+
+    A run looks at its files several times, and most of a look is building models on the meta device. Raises UserError.
+    """
+    opened = _open_all(spec, download)
+    if _last is None or opened[1] or (spec, opened[0]) != _last[:2]:
+        _inspect(spec, *opened)
+    assert _last is not None
+    return _last[2], opened[0]
+
+
+_last: tuple[RunSpec, Mapping[str, Checkpoint], Preflight] | None = None
+"""The family that was inspected last."""
 
 
 def inspect_family(spec: RunSpec, *, download: bool = False) -> Inspection:
     """preflight, and what was found on the way; `download` fetches hub models that are not here."""
+    return _inspect(spec, *_open_all(spec, download))
+
+
+def _open_all(spec: RunSpec, download: bool) -> tuple[dict[str, Checkpoint], list[str]]:
+    """The models' headers and configurations by name, and what is wrong with them as files."""
     problems: list[str] = []
     checkpoints: dict[str, Checkpoint] = {}
     for name, location in {BASE: spec.base_model, **spec.candidates}.items():
@@ -110,6 +131,11 @@ def inspect_family(spec: RunSpec, *, download: bool = False) -> Inspection:
         else:
             checkpoints[name] = checkpoint
             problems += [f"{where}: {problem}" for problem in checkpoint.problems]
+    return checkpoints, problems
+
+
+def _inspect(spec: RunSpec, checkpoints: Mapping[str, Checkpoint], problems: list[str]) -> Inspection:
+    global _last
     base = checkpoints.get(BASE)
     if base is None:
         raise _refusal(problems)
@@ -129,6 +155,7 @@ def inspect_family(spec: RunSpec, *, download: bool = False) -> Inspection:
     except UserError as error:
         raise _refusal([f"base_model: {error}"]) from error
     summary = _summary(judge, checkpoints, renumbering, n_removed)
+    _last = spec, checkpoints, summary
     return Inspection(summary, checkpoints, judge.skeleton, renumbering)
 
 

@@ -18,7 +18,7 @@ from gptailor.evaluate.digests import example_digests
 from gptailor.family.digests import checkpoint_digests
 from gptailor.family.hub import revision_of
 from gptailor.family.models import open_reader
-from gptailor.family.preflight import inspect_family
+from gptailor.family.preflight import look_again
 from gptailor.family.sameness import MAX_LINES, refuse_difference
 from gptailor.plan import BASE
 from gptailor.scoring.item_cache import OPTIONS, ORDER, Items
@@ -37,8 +37,7 @@ OLD = (
 
 def digests_of(spec: RunSpec) -> Digests:
     """Digests of the run's models and settings as they are now. Raises UserError as open_family does."""
-    found = inspect_family(spec, download=True)
-    preflight, checkpoints = found.preflight, found.checkpoints
+    preflight, checkpoints = look_again(spec, download=True)
     settings = {
         "dtype": preflight.dtype,
         "chat_template": json.dumps(spec.chat_template),

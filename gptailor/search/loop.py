@@ -179,7 +179,7 @@ class Search(RunBase):
     def _finish(self, queue: TrialQueue, running: dict[int, NextTrial], ended: Sequence[Ended]) -> str | None:
         """Record how trials ended, and tell. Returns what is wrong with all of them, if anything is."""
         outcomes: list[tuple[NextTrial, Outcome]] = []
-        with self.writer.batch():
+        with self.writer.batch(journal_only=True):  # `_begin` follows, with nothing to begin too
             for one in ended:
                 trial = running.pop(one.trial_id)
                 outcome = outcome_of(one, None if one.is_given_up else queue.n_told + len(outcomes))

@@ -95,14 +95,14 @@ class RunBase(ABC):
 
     def _reference(self, scorer: Scorer, subject: Subject, plan: StitchPlan) -> None:
         """Score a plan outside the search at every rung, for retention or as what the search has to beat."""
-        for budget in self.spec.budget.rungs:
-            result = scorer.score(plan, budget)
-            with self.writer.batch():
+        with self.writer.batch():  # of several rungs all is known by now
+            for budget in self.spec.budget.rungs:
+                result = scorer.score(plan, budget)
                 self._remember(result)
                 for objective, score in zip(self.spec.objectives, result.scores, strict=True):
                     self.writer.record_evaluation(Evaluation(subject, None, objective.split, score, now(), plan.hash))
-            if subject == DENSE:
-                self.dense = self.dense_at[budget] = {score.name: score.score for score in result.scores}
+                if subject == DENSE:
+                    self.dense = self.dense_at[budget] = {score.name: score.score for score in result.scores}
         self.progress.reference(subject, result.scores)
         if subject == DENSE:
             opened = scorer.opened(OBJECTIVES)

@@ -162,8 +162,11 @@ class RunWriter:
         return len(self._pending) + len(self._unwritten)
 
     @contextmanager
-    def batch(self) -> Iterator[None]:
-        """Everything recorded inside becomes one fsync and one transaction at its end, even if an error leaves it."""
+    def batch(self, journal_only: bool = False) -> Iterator[None]:
+        """Everything recorded inside becomes one fsync and one transaction at its end, even if an error leaves it.
+
+        journal_only: the database gets it with the next batch, which is to follow at once: that spares a transaction.
+        """
         with self._gate:
             self._in_batch += 1
             try:
@@ -171,7 +174,7 @@ class RunWriter:
             finally:
                 self._in_batch -= 1
                 if not self._in_batch:
-                    self.flush()
+                    self.flush(journal_only)
 
     def set_status(self, status: RunStatus, error: str | None = None) -> None:
         """State of the run; running notes who runs it, an end notes when. Raises StoreUnwritable."""
@@ -293,7 +296,7 @@ class RunWriter:
         rows = [{"began_at": at, "part": part, "seconds": spent} for part, spent in self.watch.seconds().items()]
         self._record({"event": "seconds", "rows": rows})
 
-    def flush(self) -> None:
+    def flush(self, journal_only: bool = False) -> None:
         """Journal what is in memory, then apply what waits. Raises StoreUnwritable; a database in trouble is logged."""
         with self._gate, self.watch.of(Part.STORE):
             while self._unwritten:
@@ -305,7 +308,7 @@ class RunWriter:
                     continue
                 self._pending += self._unwritten
                 self._unwritten = []
-            if self._pending:
+            if self._pending and not journal_only:
                 self._apply()
 
     def _record(self, event: Event) -> None:

@@ -15,6 +15,7 @@ from helpers.command_line import write_benchmark
 from gptailor.commands.evaluate import evaluate
 from gptailor.errors import UserError
 from gptailor.evaluate.evaluator import Evaluator
+from gptailor.family import preflight
 from gptailor.launch.engine import prepare
 from gptailor.plan import StitchPlan
 from gptailor.scoring import plan_scorer as scoring
@@ -101,8 +102,13 @@ def look(spec: RunSpec, root: Path) -> list[Any]:
     return [orders, scores, opened.known, opened.evaluator.path]
 
 
-def test_a_second_run_reads_nothing_again_and_says_the_same(spec: RunSpec, tmp_path: Path, computed: list[str]) -> None:
+def test_a_second_run_reads_nothing_again_and_says_the_same(
+    spec: RunSpec, tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspect, looks = preflight._inspect, []
+    monkeypatch.setattr(preflight, "_inspect", lambda *asked: (looks.append(asked[0]), inspect(*asked))[1])
     first = run(spec, tmp_path / "runs")
+    assert len(looks) == 2, "as the run begins and as the family is opened; later looks find the same headers"
     assert set(computed) == {"influence", "learnt", "chosen"} and computed.count("influence") == 2
     computed.clear()
     second = run(spec, tmp_path / "runs")

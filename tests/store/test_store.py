@@ -319,3 +319,15 @@ def test_made_runs_are_alike_and_telling(tmp_path: Path) -> None:
     assert set(failed.trials.status) == {"crashed"} and failed.scores.empty and failed.runs.error[0]
     live = queries.read_run(make_run(tmp_path, n_trials=8, failures=0, status=RunStatus.RUNNING))
     assert live.trials.status.tolist()[-1] == "running" and live.runs.status[0] == "running"
+
+
+def test_what_is_in_the_journal_alone_comes_with_the_next_batch(tmp_path: Path) -> None:
+    writer = new_writer(tmp_path)
+    writer.start_trial(a_trial())
+    with writer.batch(journal_only=True):
+        writer.finish_trial(0, success())
+    assert b"trial_finished" in writer.folder.journal.read_bytes() and writer.behind == 1
+    assert queries.read_run(writer.folder).trials.status.tolist() == ["running"]
+    with writer.batch():
+        pass
+    assert queries.read_run(writer.folder).trials.status.tolist() == ["success"] and not writer.behind
