@@ -106,7 +106,12 @@ def test_a_second_run_reads_nothing_again_and_says_the_same(
     spec: RunSpec, tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inspect, looks = preflight._inspect, []
-    monkeypatch.setattr(preflight, "_inspect", lambda *asked: (looks.append(asked[0]), inspect(*asked))[1])
+
+    def looked(*asked: Any) -> Any:
+        looks.append(asked)
+        return inspect(*asked)
+
+    monkeypatch.setattr(preflight, "_inspect", looked)
     first = run(spec, tmp_path / "runs")
     assert len(looks) == 2, "as the run begins and as the family is opened; later looks find the same headers"
     assert set(computed) == {"influence", "learnt", "chosen"} and computed.count("influence") == 2
