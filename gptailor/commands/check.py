@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from gptailor import shipped
 from gptailor.errors import UserError
+from gptailor.heal.asked import HealAsked, count_text
+from gptailor.heal.cost import Sizes, heal_bytes, heal_operations, lora_parameters
 from gptailor.schedule import Rung, n_examples, schedule
 from gptailor.scoring.device_speed import matmul_speed, type_advice
-from gptailor.scoring.memory import ELSEWHERE, Memory, local_workers, predict_memory, repair_of_a_plan
+from gptailor.scoring.memory import ELSEWHERE, Memory, costs_of_edits, local_workers, predict_memory
 from gptailor.spec import Removal, RunSpec, SpaceOperation
 from gptailor.store.folder import runs_root
 from gptailor.wording import duration, gigabytes, size
@@ -79,7 +81,8 @@ class Fit:
 class Check:
     """All that is known before the start. `problems` hinder the run; `notes` are worth knowing.
 
-    n_examples: scored in the whole search, at most. family: None where the models do not fit.
+    n_examples: scored in the whole search, at most. family: None where the models do not fit. later: what may be done
+    with a plan afterwards, and what it takes.
     """
 
     rungs: tuple[Rung, ...]
@@ -89,6 +92,7 @@ class Check:
     family: Fit | None = None
     memory: Memory | None = None
     estimate: Estimate | None = None
+    later: tuple[str, ...] = ()
 
 
 def check(spec: RunSpec, runs: str | Path | None = None) -> Check:
@@ -117,11 +121,12 @@ def check(spec: RunSpec, runs: str | Path | None = None) -> Check:
             *_rung_notes(spec, planned),
             *_worker_notes(spec),
             *_type_notes(memory.device, found),
-            *_repair_notes(spec, found, memory.device),
+            *_edit_notes(spec, found, memory.device),
         ),
         family=family,
         memory=memory,
         estimate=_estimate(spec, planned, found, memory.device, family.kept or 1.0, Path(runs or runs_root())),
+        later=tuple(_later(found, memory.device)),
     )
 
 
@@ -146,15 +151,37 @@ def _type_notes(device: str, found: Preflight) -> Iterator[str]:
         yield advice
 
 
-def _repair_notes(spec: RunSpec, found: Preflight, device: str) -> Iterator[str]:
-    """What a repair takes beside the rest: its memory is among the parts, its time is not in the estimate."""
-    if spec.repairs is None:
+def _edit_notes(spec: RunSpec, found: Preflight, device: str) -> Iterator[str]:
+    """What edits take: the memory of the greatest is among the parts, their time is not in the estimate."""
+    repairs, cuts = costs_of_edits(spec, found)
+    for what, cost in (repairs | cuts).items():
+        yield f"{what} {_taken(cost.operations, cost.n_bytes, found, device, found.dtype)} beside the models"
+
+
+def _later(found: Preflight, device: str) -> Iterator[str]:
+    """What the heal of a plan takes, as the command does it by default."""
+    if device == ELSEWHERE or not found.n_removed:
         return
-    cost = repair_of_a_plan(spec, found)
-    text = f"repair: {spec.repairs.method} on {spec.repairs.tokens:,} tokens of {spec.repairs.texts} takes"
-    speed = None if device == ELSEWHERE else matmul_speed(device, found.hidden_size, found.dtype)
-    time = "" if speed is None else f" about {duration(cost.operations / (EFFICIENCY * speed))} a plan and"
-    yield f"{text}{time} {gigabytes(cost.n_bytes)} beside the models"
+    import torch
+
+    from gptailor.commands.heal import computes_faster_in_bfloat16
+
+    asked = HealAsked()
+    in_bfloat16 = computes_faster_in_bfloat16(torch.device(device))
+    each, kept = sum(found.layer_parameters) // found.n_layers, found.n_layers - found.n_removed
+    trained = kept * lora_parameters(asked.lora, found.hidden_size, found.inner_size)
+    frozen = found.n_parameters - found.n_removed * each
+    sizes = Sizes(kept, found.hidden_size, found.inner_size, found.vocab_size, frozen, trained)
+    operations = heal_operations(sizes, asked.tokens, asked.text_tokens, each, found.n_layers, is_lora=True)
+    number = "bfloat16" if in_bfloat16 else "float32"
+    taken = _taken(operations, heal_bytes(sizes, in_bfloat16), found, device, number)
+    yield f"heal of a plan on {count_text(asked.tokens)} tokens: {taken} beside the models"
+
+
+def _taken(operations: float, n_bytes: int, found: Preflight, device: str, dtype: str) -> str:
+    speed = None if device == ELSEWHERE else matmul_speed(device, found.hidden_size, dtype)
+    time = "" if speed is None else f"about {duration(operations / (EFFICIENCY * speed))} and "
+    return f"{time}{gigabytes(n_bytes)}"
 
 
 def _text_problems(spec: RunSpec) -> Iterator[str]:
@@ -214,6 +241,7 @@ def check_text(spec: RunSpec, runs: str | Path | None = None) -> str:
     )
     if found.estimate is not None:
         lines.append(f"  about {duration(found.estimate.seconds)} ({found.estimate.how})")
+    lines += [f"  afterwards, if you want it: {what}" for what in found.later]
     return "\n".join(lines)
 
 

@@ -52,3 +52,21 @@ def heal_bytes(of: Sizes, in_bfloat16: bool) -> int:
     )
     head = HEAD_ROWS * of.vocabulary * OF_VOCABULARY * MASTER + BATCH_TOKENS * of.hidden * OF_LAST * MASTER
     return student + layers + head + of.kept
+
+
+def lora_parameters(rank: int, hidden: int, inner: int) -> int:
+    """Of the adapters of one layer, from above: four maps of attention, as wide as the stream, and three of the MLP."""
+    return rank * (4 * 2 * hidden + 3 * (hidden + inner))
+
+
+def heal_operations(of: Sizes, tokens: int, distinct: int, each: int, n_layers: int, is_lora: bool) -> float:
+    """Floating-point operations of a heal on so many tokens.
+
+    distinct: tokens of its texts, each of which the teacher reads once. each: parameters of a layer. n_layers: of the
+    teacher. A gradient of what is not trained is that of what it reads alone. Texts are as long as SHORT.
+    """
+    student = (4 if is_lora else 6) * each * of.n_layers + 6 * of.trained
+    teacher = 2 * each * n_layers * min(1.0, distinct / tokens)
+    head = 3 * 2 * of.hidden * of.vocabulary
+    attention = 4 * 4 * SHORT * of.hidden * of.n_layers
+    return tokens * float(student + teacher + head + attention)

@@ -93,20 +93,27 @@ def predict_memory(spec: RunSpec, family: Preflight) -> Memory:
         "merged layers": there * int(CACHE_SHARE * family.distinct_bytes) if makes_layers else 0,
         "working memory": there * (tokens * min(BYTES_PER_TOKEN, 64 * family.hidden_size) + logits),
     }
-    if spec.repairs is not None:
-        parts["repair"] = there * repair_of_a_plan(spec, family).n_bytes
+    repairs, cuts = costs_of_edits(spec, family)
+    for part, costs in (("repair", repairs), ("baselines", cuts)):  # one plan at a time
+        parts[part] = there * max((cost.n_bytes for cost in costs.values()), default=0)
     if device in ("cpu", "mps"):
         parts["libraries"] = (1 + len(names)) * PROCESS_BYTES
     return _placed({part: size for part, size in parts.items() if size}, family, devices)
 
 
-def repair_of_a_plan(spec: RunSpec, family: Preflight) -> Cost:
-    """What the run's repair takes of one plan, where it has one. family: its preflight."""
-    assert spec.repairs is not None
+def costs_of_edits(spec: RunSpec, family: Preflight) -> tuple[dict[str, Cost], dict[str, Cost]]:
+    """What the run's repair takes of a plan, where it has one; and what the edits of its baselines take."""
+    from gptailor.baselines.cost import edit_cost
+
     itemsize = 4 if family.dtype == "float32" else 2
     n, removed = family.n_layers, family.n_removed or 1
     each = sum(family.layer_parameters) // n
-    return repair_cost(spec.repairs, Sizes(n, n - removed, family.hidden_size, family.inner_size, each, itemsize))
+    sizes = Sizes(n, n - removed, family.hidden_size, family.inner_size, each, itemsize, family.vocab_size)
+    cuts = {f"{name}:": cost for name in spec.baselines if (cost := edit_cost(name, sizes)) is not None}
+    if (repair := spec.repairs) is None:
+        return {}, cuts
+    what = f"repair: {repair.method} on {repair.tokens:,} tokens of {repair.texts} takes"
+    return {what: repair_cost(repair, sizes)}, cuts
 
 
 def _placed(parts: Mapping[str, int], family: Preflight, devices: Sequence[str]) -> Memory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,8 +82,20 @@ def test_what_a_repair_takes_is_said() -> None:
     assert found.memory is not None and found.memory.parts["repair"] > 2000 * 32 * 4
     (note,) = [note for note in found.notes if note.startswith("repair: ")]
     assert note.startswith("repair: rcpu on 2,000 tokens of objectives takes about ") and "beside the models" in note
+    (later,) = found.later
+    assert re.fullmatch(r"heal of a plan on 1M tokens: about .+ and .+B beside the models", later)
     missing = check(spec_of(**changes, repair={"texts": "base+file:nowhere.txt"}))
     assert missing.problems == ("repair.texts: nowhere.txt: no such file",)
+
+
+@pytest.mark.usefixtures("home")
+def test_what_baselines_that_edit_weights_take_is_said() -> None:
+    names = ["last", "slimgpt", "llm_pruner", "besa", "angular_replaceme"]
+    found = check(spec_of(baselines=names, operations=["remove"]))
+    said = [note for note in found.notes if note.endswith("beside the models")]
+    assert [note.partition(":")[0] for note in said] == names[1:]
+    assert all(re.fullmatch(r"\w+: about .+ and .+B beside the models", note) for note in said)
+    assert found.memory is not None and found.memory.parts["baselines"] > 16_384 * 32 * 4
 
 
 @pytest.mark.usefixtures("home")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
@@ -17,6 +18,7 @@ import torch
 from helpers.command_line import WORDS, write_benchmark
 from helpers.every_model import tiny_of
 from streamlit.testing.v1 import AppTest
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptailor.__main__ import main
@@ -27,7 +29,7 @@ from gptailor.errors import UserError
 from gptailor.evaluate.unseen import Unseen
 from gptailor.heal.asked import HealAsked, count_text, parse_count
 from gptailor.heal.batches import BATCH_TOKENS, batches_of
-from gptailor.heal.cost import Sizes, heal_bytes
+from gptailor.heal.cost import Sizes, heal_bytes, heal_operations, lora_parameters
 from gptailor.heal.loss import Head, compared, divergence
 from gptailor.heal.student import Student
 from gptailor.heal.teaching import Teaching, kept_bytes
@@ -372,6 +374,24 @@ def test_the_memory_that_is_said_is_enough_and_not_twice_too_much(
     sizes = (5, config.hidden_size, config.intermediate_size, config.vocab_size, frozen, student.n_trained, heads)
     said = heal_bytes(Sizes(*sizes), in_bfloat16)
     assert weights + activations <= said <= 2 * (weights + activations)
+
+
+@pytest.mark.parametrize("lora", [8, 0])
+def test_the_arithmetic_that_is_told_is_what_a_step_takes(tiny_family, lora: int) -> None:
+    teacher = AutoModelForCausalLM.from_pretrained(tiny_family / "base").eval().requires_grad_(False)
+    cut = copy.deepcopy(teacher)
+    del cut.model.layers[2]
+    cut.config.num_hidden_layers = 5
+    student, batches = Student(cut, lora, 0), [[list(range(3, 99))] * 8]
+    with FlopCounterMode(display=False) as counted:
+        wanted = Teaching(teacher, batches, False, False).states(0)
+        divergence(Head(student.plain), student.model(torch.tensor(batches[0])).flatten(0, 1), wanted).backward()
+    config, each = teacher.config, sum(p.numel() for p in teacher.model.layers[0].parameters())
+    trained = student.n_trained if lora else 0
+    sizes = Sizes(5, config.hidden_size, config.intermediate_size, config.vocab_size, 0, trained)
+    told = heal_operations(sizes, 8 * 96, 8 * 96, each, 6, is_lora=bool(lora))
+    assert counted.get_total_flops() < told < 2.5 * counted.get_total_flops()
+    assert not lora or trained / 5 <= lora_parameters(lora, config.hidden_size, config.intermediate_size)
 
 
 def test_a_student_in_bfloat16_loses_nothing_of_what_is_not_trained(tiny_family, make_spec) -> None:

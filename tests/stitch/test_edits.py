@@ -13,6 +13,7 @@ from helpers.planted import family_with_a_linear_layer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from gptailor.baselines.cost import edit_cost
 from gptailor.errors import UserError
 from gptailor.evaluate.direct import is_plain
 from gptailor.evaluate.examples import Example, Window
@@ -22,10 +23,10 @@ from gptailor.family.models import open_family
 from gptailor.family.structure import with_tensors
 from gptailor.formats.huggingface import export_hf
 from gptailor.plan import Edit, LayerChoice, StitchPlan, Texts
-from gptailor.spec import Repair
+from gptailor.spec import Baseline, Repair
 from gptailor.stitch.edits import registry
 from gptailor.stitch.edits.case import EditCase
-from gptailor.stitch.edits.cost import Sizes, repair_cost
+from gptailor.stitch.edits.cost import Cost, Sizes, repair_cost
 from gptailor.stitch.edits.registry import EDITS, repair_edit
 from gptailor.stitch.edits.solve import Normal, best_ridge
 from gptailor.stitch.stitcher import Stitcher
@@ -329,13 +330,30 @@ class Live(TorchDispatchMode):
     ids=lambda asked: " ".join(asked.values()),
 )
 def test_what_a_repair_takes_is_told_before(family, asked) -> None:
-    """The formula of `check` is above what is held and what is computed, by less than a factor of 2.5."""
-    repair, some = Repair(**asked, tokens=3000), [list(range(3, 103))] * 30
+    repair = Repair(**asked, tokens=3000)
     plan = StitchPlan.without([2, 3], 6).edited(repair_edit(repair, TEXTS, 0))
-    stitcher = stitcher_of(family, some)
-    stitcher.stitch(StitchPlan.without([2, 3], 6))
+    _is_told_before(family, plan, repair_cost(repair, Sizes(6, 4, 32, 64, family.layer_parameters[0], 4)))
+
+
+@pytest.mark.parametrize("name", [Baseline.LLM_PRUNER, Baseline.LLM_PRUNER_MIXED, Baseline.SLIMGPT, Baseline.BESA])
+def test_what_the_edit_of_a_baseline_takes_is_told_before(family, name, monkeypatch) -> None:
+    monkeypatch.setattr("gptailor.baselines.narrower.TOKENS", 3000)
+    for module in ("besa", "cost"):
+        monkeypatch.setattr(f"gptailor.stitch.edits.{module}.STEPS", 6)
+    ratio = ("ratio", round(2 / 6, 6))
+    settings = (ratio, ("importance", "mixed")) if name is Baseline.LLM_PRUNER_MIXED else (ratio,)
+    plan = StitchPlan.dense(6).edited(Edit(name.removesuffix("_mixed"), settings, TEXTS))
+    vocabulary = family.model.config.vocab_size
+    told = edit_cost(name, Sizes(6, 4, 32, 64, family.layer_parameters[0], 4, vocabulary))
+    assert told is not None
+    _is_told_before(family, plan, told)
+
+
+def _is_told_before(family, plan: StitchPlan, told: Cost) -> None:
+    """The formula of `check` is above what is held and what is computed, by less than a factor of 3."""
+    stitcher = stitcher_of(family, [list(range(3, 103))] * 30)
+    stitcher.stitch(plan.unedited)
     with FlopCounterMode(display=False) as counted, Live() as live:
         stitcher.stitch(plan)
-    told = repair_cost(repair, Sizes(6, 4, 32, 64, family.layer_parameters[0], 4))
-    assert live.most < told.n_bytes < 2.5 * live.most
-    assert counted.get_total_flops() < told.operations < 2.5 * counted.get_total_flops()
+    assert live.most < told.n_bytes < 3 * live.most
+    assert counted.get_total_flops() < told.operations < 3 * counted.get_total_flops()

@@ -22,7 +22,7 @@ from gptailor.plan import Edit, Setting, StitchPlan, Texts
 from gptailor.stitch.edits.case import EditCase
 from gptailor.stitch.edits.llm_pruner import importances, spared
 from gptailor.stitch.edits.registry import settings_of
-from gptailor.stitch.edits.slimgpt import Surgeon
+from gptailor.stitch.edits.slimgpt import Surgeon, _squares
 from gptailor.stitch.edits.width import Cut, Widths, cuts
 from gptailor.stitch.stitcher import Stitcher
 
@@ -198,6 +198,15 @@ def test_what_slimgpt_removes_costs_less_than_anything_else() -> None:
     columns = Surgeon(weight, x.T @ x, 0.0).remove_columns(1).tolist()
     costs = {gone: cost([c for c in range(16) if c != gone]) for gone in range(16)}
     assert set(range(16)) - set(columns) == {min(costs, key=costs.__getitem__)}
+
+
+def test_half_precision_is_summed_as_exactly_as_in_float64() -> None:
+    x = torch.randn(5000, 24, generator=torch.Generator().manual_seed(4)) * torch.logspace(-3, 3, 24)
+    for dtype in (torch.bfloat16, torch.float32):
+        some = x.to(dtype)
+        exact = some.double().T @ some.double()
+        scale = exact.diagonal().sqrt()
+        assert float(((_squares(some) - exact) / scale / scale[:, None]).abs().max()) < 1e-6
 
 
 def test_a_block_of_channels_never_takes_both_of_a_pair() -> None:

@@ -25,6 +25,7 @@ from torch import nn
 
 from gptailor.errors import UserError
 from gptailor.stitch.edits.case import EditCase
+from gptailor.stitch.edits.solve import SLICE
 from gptailor.stitch.edits.walk import States, Walk, reading, wide
 from gptailor.stitch.edits.width import Cut, Widths, cuts, parameters_to_go, told, widths_of
 
@@ -37,55 +38,65 @@ SHARE_AT_ONCE = 64
 class Surgeon:
     """A projection that loses input columns, in float64.
 
-    weight: [out, columns left]. left: which these are. inverse: of the damped Hessian over them.
+    What is gone stays in its place, as zeros: to close the gaps after every removal would cost as much as the removals.
     """
 
     def __init__(self, weight: torch.Tensor, hessian: torch.Tensor, damping: float) -> None:
         """weight: [out, n]. hessian: [n, n]. Raises UserError where that has no inverse."""
-        hessian, self.weight = hessian.clone(), weight.clone()
+        hessian, self._weight = hessian.clone(), weight.clone()
         dead = hessian.diagonal() == 0
         hessian.diagonal()[dead] = 1.0
-        self.weight[:, dead] = 0.0
+        self._weight[:, dead] = 0.0
         hessian.diagonal().add_(damping * hessian.diagonal().mean())
         factor, failed = torch.linalg.cholesky_ex(hessian)
         if int(failed):
             raise UserError("slimgpt: inputs cannot be told apart on these calibration texts; give more or other texts")
-        self.inverse = torch.cholesky_inverse(factor)
-        self.left = torch.arange(weight.shape[1], device=weight.device)
+        self._inverse = torch.cholesky_inverse(factor)
+        self._stays = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+
+    @property
+    def left(self) -> torch.Tensor:
+        """Columns that are left, ascending."""
+        return self._stays.nonzero()[:, 0]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Theirs, [out, columns left]."""
+        return self._weight[:, self._stays]
 
     def errors(self) -> torch.Tensor:
-        """What the removal of each column would cost, [columns left]."""
-        return self.weight.square().sum(dim=0) / self.inverse.diagonal()
+        """What the removal of each column would cost, [n]; infinite for those that are gone."""
+        costs = self._weight.square().sum(dim=0) / self._inverse.diagonal()
+        return costs.masked_fill(~self._stays, torch.inf)
 
     def group_errors(self, width: int) -> torch.Tensor:
-        """What the removal of each span of so many columns would cost, [spans left]."""
-        n = len(self.left) // width
-        blocks = self.inverse.view(n, width, n, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        """What the removal of each span of so many columns would cost, [spans]; infinite for those that are gone."""
+        stays = self._stays.view(-1, width).all(dim=1)
+        n = len(stays)
+        blocks = self._inverse.view(n, width, n, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)[stays]
         spread = torch.linalg.cholesky(blocks).diagonal(dim1=1, dim2=2).square()
-        return (self.weight.square().sum(dim=0).view(n, width) / spread).sum(dim=1)
+        costs = torch.full((n,), torch.inf, dtype=spread.dtype, device=spread.device)
+        costs[stays] = (self._weight.square().sum(dim=0).view(n, width)[stays] / spread).sum(dim=1)
+        return costs
 
     def remove(self, columns: torch.Tensor) -> None:
-        """Leave out columns, numbered among those left; the others make up for them."""
-        stays = torch.ones(len(self.left), dtype=torch.bool, device=self.left.device)
-        stays[columns] = False
-        across = self.inverse[columns]
+        """Leave out columns; the others make up for them."""
+        across = self._inverse[columns]
         solved = torch.linalg.solve(across[:, columns], across)
-        self.weight = (self.weight - self.weight[:, columns] @ solved)[:, stays]
-        self.inverse = (self.inverse - across.T @ solved)[stays][:, stays]
-        self.left = self.left[stays]
+        self._weight.addmm_(self._weight[:, columns], solved, alpha=-1)
+        self._inverse.addmm_(across.T, solved, alpha=-1)
+        self._stays[columns] = False
 
     def remove_groups(self, n: int, width: int) -> torch.Tensor:
         """Leave out n spans of so many columns, one at a time; the spans that stay, ascending."""
-        spans = torch.arange(len(self.left) // width, device=self.left.device)
         for _ in range(n):
             worst = int(self.group_errors(width).argmin())
-            self.remove(torch.arange(worst * width, (worst + 1) * width, device=self.left.device))
-            spans = torch.cat([spans[:worst], spans[worst + 1 :]])
-        return spans
+            self.remove(torch.arange(worst * width, (worst + 1) * width, device=self._stays.device))
+        return self._stays.view(-1, width).all(dim=1).nonzero()[:, 0]
 
     def remove_columns(self, n: int) -> torch.Tensor:
         """Leave out n columns, in shrinking blocks; those that stay, ascending."""
-        least = min(SMALLEST, max(1, len(self.left) // SHARE_AT_ONCE))
+        least = min(SMALLEST, max(1, int(self._stays.sum()) // SHARE_AT_ONCE))
         while n:
             block = min(n, max(least, min(LARGEST, (n - OFFSET) // 2)))
             self.remove(self.errors().argsort(stable=True)[:block])
@@ -151,12 +162,27 @@ def _pruned(
 
 
 def _hessian(walk: Walk, layer: nn.Module, index: int, path: str, states: States) -> torch.Tensor:
-    """2 / n times the sum of x x^T over what enters a projection, padding left out, [columns, columns]."""
+    """2 / n times the sum of x x^T over what enters a projection, padding left out, [columns, columns], float64."""
     total, n = torch.zeros(0), 0
     for batch, entering in enumerate(states):
         with reading(layer, path) as seen:
             walk.run(layer, index, batch, entering)
-        x = wide(seen[0][0][walk.masks[batch].to(seen[0][0].device)])
-        total = x.T @ x if not n else total.addmm_(x.T, x)
-        n += len(x)
+        x = seen[0][0][walk.masks[batch].to(seen[0][0].device)]
+        for rows in x.split(SLICE):
+            added = _squares(rows)
+            total = total.add_(added) if n else added
+            n += len(rows)
     return total * (2.0 / n)
+
+
+def _squares(x: torch.Tensor) -> torch.Tensor:
+    """x^T x, in float64.
+
+    Of numbers in half precision in float32, which holds their products and is twice as fast: a slice's sum is more
+    exact than they are.
+    """
+    if x.dtype in (torch.bfloat16, torch.float16):
+        x = x.float()
+        return wide(x.T @ x)
+    x = wide(x)
+    return x.T @ x
