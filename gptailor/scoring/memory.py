@@ -103,17 +103,23 @@ def predict_memory(spec: RunSpec, family: Preflight) -> Memory:
 
 def costs_of_edits(spec: RunSpec, family: Preflight) -> tuple[dict[str, Cost], dict[str, Cost]]:
     """What the run's repair takes of a plan, where it has one; and what the edits of its baselines take."""
-    from gptailor.baselines.cost import edit_cost
+    repairs, cuts = {}, {}
+    if (repair := spec.repairs) is not None:
+        what = f"repair: {repair.method} on {repair.tokens:,} tokens of {repair.texts} takes"
+        repairs[what] = repair_cost(repair, _sizes(family))
+    if spec.baselines:
+        from gptailor.baselines.cost import edit_cost
 
+        costs = ((name, edit_cost(name, _sizes(family))) for name in spec.baselines)
+        cuts = {f"{name}:": cost for name, cost in costs if cost is not None}
+    return repairs, cuts
+
+
+def _sizes(family: Preflight) -> Sizes:
     itemsize = 4 if family.dtype == "float32" else 2
     n, removed = family.n_layers, family.n_removed or 1
     each = sum(family.layer_parameters) // n
-    sizes = Sizes(n, n - removed, family.hidden_size, family.inner_size, each, itemsize, family.vocab_size)
-    cuts = {f"{name}:": cost for name in spec.baselines if (cost := edit_cost(name, sizes)) is not None}
-    if (repair := spec.repairs) is None:
-        return {}, cuts
-    what = f"repair: {repair.method} on {repair.tokens:,} tokens of {repair.texts} takes"
-    return {what: repair_cost(repair, sizes)}, cuts
+    return Sizes(n, n - removed, family.hidden_size, family.inner_size, each, itemsize, family.vocab_size)
 
 
 def _placed(parts: Mapping[str, int], family: Preflight, devices: Sequence[str]) -> Memory:
