@@ -11,11 +11,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gptailor.spec import Budget, RunSpec
+from gptailor.spec import Budget, RunSpec, SpaceOperation
 
 REFERENCES = 5
 """Plans that are scored at the full budget before the first trial, where there are several rungs: the dense base and
 the first of the initial design, by which the examples are put in order (gptailor/search/example_order.py)."""
+
+SCREENED_FROM = 6
+"""Candidates from which on a run with `screen: auto` screens them: up to here, all merges of them can be chosen."""
+SWAPS = 2
+"""Single layers that a candidate is given a chance with (gptailor/search/screening.py)."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,29 @@ def schedule(budget: Budget, trials: int) -> tuple[Rung, ...]:
     return tuple(Rung(*row) for row in zip(budget.rungs, counts, fresh, strict=True))
 
 
+def is_screened(spec: RunSpec) -> bool:
+    """Whether the run's candidates are screened before its search."""
+    lends = {SpaceOperation.SELECT, SpaceOperation.MERGE} & set(spec.operations)
+    wanted = len(spec.candidates) >= SCREENED_FROM if spec.screen == "auto" else spec.screen
+    return bool(lends) and bool(wanted) and len(spec.candidates) > 1 and not spec.baselines
+
+
+def screening_rounds(spec: RunSpec) -> tuple[int, ...]:
+    """Examples of each objective that the rounds of a screening read: the two lowest rungs."""
+    return spec.budget.rungs[:2]
+
+
 def n_examples(spec: RunSpec) -> int:
     """Examples that the whole search scores, at most: a benchmark with fewer ends at its size.
 
     Beside the trials, the references are scored at the full budget: with one rung, the dense base and Block Influence's
-    pick.
+    pick. Candidates are screened, where they are, on the lowest rungs.
     """
     references = REFERENCES if len(spec.budget.rungs) > 1 else 2 if spec.remove else 1
     each = sum(rung.examples for rung in schedule(spec.budget, spec.trials)) + references * spec.budget.max
-    return each * len(spec.objectives)
+    rounds = screening_rounds(spec)
+    screened = len(spec.candidates) * (rounds[-1] + SWAPS * rounds[0]) if is_screened(spec) else 0
+    return (each + screened) * len(spec.objectives)
 
 
 def _trials(budget: Budget) -> Iterator[tuple[int, bool]]:

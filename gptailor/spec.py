@@ -495,6 +495,9 @@ class RunSpec(_Record):
     """Plans to try, each on one rung. The paper takes 500."""
     aim: Literal["front", "mean"] = "front"
     """Of several objectives: front looks for their best trade-offs, mean for the best mean retention."""
+    screen: Literal["auto"] | Flag = "auto"
+    """Whether candidates are screened before the search, so that those that help nowhere do not widen its space. auto:
+    from six candidates on."""
     suggester: Literal["smac", "random"] = "smac"
     """Who proposes plans. random is there to compare SMAC with: the same start and rungs, then plans drawn at
     random."""

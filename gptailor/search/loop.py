@@ -14,18 +14,20 @@ import math
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from gptailor.launch import engine
 from gptailor.plan import StitchPlan
-from gptailor.schedule import REFERENCES
+from gptailor.schedule import REFERENCES, is_screened
+from gptailor.scoring.item_cache import PlanScores
 from gptailor.scoring.plan_scorer import OBJECTIVES
 from gptailor.scoring.scorer import Ended, Scorer, last_line
 from gptailor.search.progress import Progress
 from gptailor.search.recording import outcome_of, trial_record
 from gptailor.search.replay import changed_versions
 from gptailor.search.run_base import RunBase, was_computed
+from gptailor.search.screening import SCREENING, Screening, screen, without_candidates
 from gptailor.search.selection import select
 from gptailor.search.space import PlanSpace, build_space, initial_design
 from gptailor.search.suggest import Suggester, cost
@@ -58,12 +60,13 @@ class Search(RunBase):
     ) -> None:
         super().__init__(folder, spec, writer, progress, signalled)
         self.failures: list[str] = []
+        self.orders: list[tuple[str, list[int]]] = []
         self.interrupted_at = math.nan
 
     def run(self) -> tuple[RunStatus, str | None]:
         spec = self.spec
         with self._scorer() as scorer:
-            space = build_space(spec, scorer.n_layers, merge_source_counts(spec.merge.method), scorer.fixed)
+            space = self._space(scorer, spec)
             self.progress.started(spec, len(self.history.finished))
             with self.watch.of(Part.REFERENCES):
                 initial = self._start(scorer, space)
@@ -73,6 +76,8 @@ class Search(RunBase):
                     one_shot = StitchPlan.without(set(initial[0].removed), space.n_layers)
                     self._reference(scorer, BLOCK_INFLUENCE, one_shot)
                 self._publish(scorer)
+                if is_screened(spec):
+                    space, initial = self._screened(scorer, space, initial)
             self._record_seconds()
             with self.watch.of(Part.OTHER):
                 status, error = self._loop(scorer, space, initial)
@@ -239,16 +244,43 @@ class Search(RunBase):
             return None
         return [cost(scores[name], dense, there[name], slope.get(name, 1.0)) for name, dense in self.dense.items()]
 
-    def _start(self, scorer: Scorer, space: PlanSpace) -> list[StitchPlan]:
-        """The plans to start from; kept in the run's folder, so that a resumed or extended run starts from the same."""
-        path = self.folder.path / "initial.json"
+    def _space(self, scorer: Scorer, spec: RunSpec) -> PlanSpace:
+        return build_space(spec, scorer.n_layers, merge_source_counts(spec.merge.method), scorer.fixed)
+
+    def _start(self, scorer: Scorer, space: PlanSpace, left_out: Collection[str] = ()) -> list[StitchPlan]:
+        """The plans to start from; kept in the run's folder, so that a resumed or extended run starts from the same.
+
+        left_out: candidates that count for nothing any more.
+        """
+        path = self.folder.path / ("initial_screened.json" if left_out else "initial.json")
         if path.exists():
             return [StitchPlan.from_json(plan) for plan in json.loads(path.read_text())]
         least = REFERENCES - 1 if len(self.spec.budget.rungs) > 1 else 1  # which are scored anyway
         count = max(least, round(INITIAL_SHARE * self.spec.trials))
-        plans = initial_design(space, scorer.influence_orders())[:count]
+        self.orders = self.orders or scorer.influence_orders()
+        plans = initial_design(space, [(name, order) for name, order in self.orders if name not in left_out])[:count]
         write_atomically(path, json.dumps([plan.to_json() for plan in plans]))
         return plans
+
+    def _screened(
+        self, scorer: Scorer, space: PlanSpace, initial: list[StitchPlan]
+    ) -> tuple[PlanSpace, list[StitchPlan]]:
+        """The space of the candidates that help, and the plans to start from there; kept in the run's folder too."""
+        path = self.folder.path / SCREENING
+        if path.exists():
+            found = Screening.from_json(path.read_text())
+        else:
+            found = screen(self.spec, scorer, initial[0].removed, self._remember_at_once)
+            write_atomically(path, found.to_json())
+        self.progress.note(found.text)
+        if not found.left_out:
+            return space, initial
+        space = self._space(scorer, without_candidates(self.spec, found.left_out))
+        return space, self._start(scorer, space, found.left_out)
+
+    def _remember_at_once(self, result: PlanScores) -> None:
+        with self.writer.batch():
+            self._remember(result)
 
     def _same_failure_again(self, outcome: Outcome) -> str | None:
         if outcome.status is not TrialStatus.CRASHED:
