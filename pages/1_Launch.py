@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from gptailor.dashboard import launching, starting, widgets
+from gptailor.dashboard import jobs, launching, redundancy, starting, widgets
 
 widgets.open_page("Launch")
 left, right = st.columns([3, 2], gap="large")
@@ -17,6 +17,10 @@ with right:
         widgets.empty("Some fields need a change before this can be judged: see the red lines.", ":material/edit:")
     else:
         ready = starting.outlook(draft.spec)
+        jobs.show_problem()
+        redundancy.before_start(draft.spec, ready)
     starting.start_button(draft.spec, ready)
     if draft.spec is not None:
         starting.in_other_words(draft.spec, preset)
+if draft.spec is not None:
+    redundancy.show_family(draft.spec, ready)

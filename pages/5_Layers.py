@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from gptailor.dashboard import pickers, readers, widgets
+from gptailor.dashboard import jobs, pickers, readers, redundancy, widgets
 from gptailor.results.charts import layers as charts
 from gptailor.results.frames import layers as frames
 from gptailor.results.frames import tradeoffs
@@ -99,6 +99,11 @@ if worth["worth"].notna().any():
     )
 else:
     widgets.empty("No deviation of this plan was tried often enough, with and without, to tell what it is worth.")
+
+# --- before any search ------------------------------------------------------------------------------------------------
+st.divider()
+jobs.show_problem()
+redundancy.of_saved(view, run)
 
 # --- which layers matter ----------------------------------------------------------------------------------------------
 st.divider()

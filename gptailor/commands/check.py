@@ -19,6 +19,8 @@ from gptailor import shipped
 from gptailor.errors import UserError
 from gptailor.heal.asked import HealAsked, count_text
 from gptailor.heal.cost import Sizes, heal_bytes, heal_operations, lora_parameters
+from gptailor.results import redundancy as kept
+from gptailor.results.outlook import outlook
 from gptailor.schedule import Rung, n_examples, schedule
 from gptailor.scoring.device_speed import matmul_speed, type_advice
 from gptailor.scoring.memory import ELSEWHERE, Memory, costs_of_edits, local_workers, predict_memory
@@ -82,7 +84,8 @@ class Check:
     """All that is known before the start. `problems` hinder the run; `notes` are worth knowing.
 
     n_examples: scored in the whole search, at most. family: None where the models do not fit. later: what may be done
-    with a plan afterwards, and what it takes.
+    with a plan afterwards, and what it takes. redundancy: whether a search looks promising, where that was measured,
+    else what measuring it takes.
     """
 
     rungs: tuple[Rung, ...]
@@ -93,6 +96,7 @@ class Check:
     memory: Memory | None = None
     estimate: Estimate | None = None
     later: tuple[str, ...] = ()
+    redundancy: str = ""
 
 
 def check(spec: RunSpec, runs: str | Path | None = None) -> Check:
@@ -127,7 +131,26 @@ def check(spec: RunSpec, runs: str | Path | None = None) -> Check:
         memory=memory,
         estimate=_estimate(spec, planned, found, memory.device, family.kept or 1.0, Path(runs or runs_root())),
         later=tuple(_later(found, memory.device)),
+        redundancy=_redundancy(spec, found, memory.device, Path(runs or runs_root())),
     )
+
+
+def _redundancy(spec: RunSpec, found: Preflight, device: str, runs: Path) -> str:
+    """What was measured of the family, as long as its models are the same, else what it takes to measure it."""
+    from gptailor.commands.redundancy import n_texts_read
+    from gptailor.redundancy.states import SAMPLED, n_bytes
+    from gptailor.scoring.provenance import digests_of
+
+    known = kept.read(kept.shared_file(runs, spec))
+    if known is not None and known.is_of(digests_of(spec).weights):
+        return outlook(known, found.n_removed, spec.operations).headline
+    speed = None if device == ELSEWHERE else matmul_speed(device, found.hidden_size, found.dtype)
+    n_tokens = TOKENS_PER_EXAMPLE * n_texts_read(len(found.model_bytes), found.n_layers, len(spec.objectives))
+    seconds = None if speed is None else 2 * n_tokens * found.n_parameters / (EFFICIENCY * speed)
+    time = "" if seconds is None else f" about {duration(seconds)} and"
+    held = gigabytes(n_bytes(found.n_layers, found.hidden_size, SAMPLED))
+    why = "not measured yet" if known is None else "measured of models that have changed since"
+    return f"{why}; `python -m gptailor redundancy` takes{time} {held} beside the models"
 
 
 def _rung_notes(spec: RunSpec, planned: Check) -> Iterator[str]:
@@ -241,6 +264,7 @@ def check_text(spec: RunSpec, runs: str | Path | None = None) -> str:
     )
     if found.estimate is not None:
         lines.append(f"  about {duration(found.estimate.seconds)} ({found.estimate.how})")
+    lines.append(f"  redundancy: {found.redundancy}")
     lines += [f"  afterwards, if you want it: {what}" for what in found.later]
     return "\n".join(lines)
 

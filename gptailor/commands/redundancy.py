@@ -85,7 +85,7 @@ def redundancy(
 
 def tell(found: Redundancy, spec: RunSpec, say: Say) -> None:
     """The verdict, what it rests on, and a table by layer; for programs, all that was found."""
-    seen = outlook(found, counted_here(spec))
+    seen = outlook(found, counted_here(spec).n_removed(found.n_layers), spec.operations)
     legend = (
         "kept: what the objectives keep, above guessing, without the layer; BI: Block Influence; far: distance from "
         "the base's layer, of its norm; a~b: cosine between what two candidates changed"
@@ -200,6 +200,11 @@ def telling(benchmark: OpenBenchmark) -> Benchmark:
 
 def _agreement(apart: Differences) -> list[Agreement]:
     return [Agreement(one, other, cosine) for (one, other), cosine in apart.agreement.items()]
+
+
+def n_texts_read(n_models: int, n_layers: int, n_objectives: int, examples: int = EXAMPLES) -> float:
+    """What all of it takes, in texts that a model reads: for an estimate beforehand."""
+    return n_models * _passes(n_layers, examples, n_objectives) * CALIBRATION_TEXTS
 
 
 def _passes(n_layers: int, examples: int, n_objectives: int) -> float:

@@ -23,8 +23,9 @@ from gptailor.launch import engine, warm
 from gptailor.launch.engine import StopResult, delete_run, request
 from gptailor.launch.extend import extend as more_for
 from gptailor.launch.jobs import Job, JobStatus, job_state, list_jobs, start_job, stop_job
+from gptailor.results.redundancy import shared_file
 from gptailor.spec import RunSpec
-from gptailor.store.folder import RUN_ID, RunFolder
+from gptailor.store.folder import RUN_ID, RunFolder, write_atomically
 from gptailor.store.imports import import_run
 from gptailor.store.notes import Notes, write_notes
 from gptailor.store.sharing import copy_run
@@ -163,6 +164,32 @@ def begin(run: Run, place: Path, arguments: Sequence[str], name: str) -> Job:
         return start_job(place, [*arguments, "--runs", str(run.folder.root.resolve())], name)
 
     return _door(arguments[0], run.run_id, act)
+
+
+def family_job(spec: RunSpec) -> Job:
+    """The measuring of a family's redundancy, whether it was ever started or not."""
+    return Job(_families() / "jobs" / f"redundancy-{shared_file(readers.runs_root(), spec).stem}")
+
+
+def measure_family(spec: RunSpec) -> Job:
+    """Start `python -m gptailor redundancy` for what a search is asked for, before there is a run."""
+
+    def act() -> Job:
+        work, root = family_job(spec), readers.runs_root().resolve()
+        file = _families() / f"{work.name}.yaml"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, spec.to_yaml())
+        except OSError as error:
+            raise UserError(f"job {work.name}: cannot be started: {error}") from error
+        return start_job(_families(), ["redundancy", str(file), "--json", "--runs", str(root)], work.name)
+
+    return _door("redundancy", "", act)
+
+
+def _families() -> Path:
+    """Where work on families is kept that no run asks for: beside the exports."""
+    return readers.runs_root().resolve().parent / "exports" / ".work" / "families"
 
 
 def _forget_old(place: Path, prefix: str) -> None:

@@ -82,7 +82,19 @@ def show_table(frame: pd.DataFrame, alt: str, percent: bool = False, height: int
     return st.dataframe(frame, hide_index=True, height=tall, column_config=columns(frame, percent), alt=alt, **options)
 
 
-_SHARES = {"share", "trial_share", "example_share", "time_share", "retention", "flips", "above_chance", "gap"}
+_SHARES = {
+    "share",
+    "trial_share",
+    "example_share",
+    "time_share",
+    "retention",
+    "flips",
+    "above_chance",
+    "gap",
+    "kept",
+    "kept ±",
+    "distance",
+}
 _AVERAGES = {"average", "average ±", "best", "error", "worth", "low", "high"}
 _SCORES = {"This plan", "±", "Dense", "Dense ±"}
 _HEADINGS = {
@@ -157,6 +169,20 @@ _HEADINGS = {
     "n_same": "Plans that do the same",
     "n_base": "Plans that keep the base's",
     "importance": "Explained variance lost",
+    "model": "Model",
+    "kept": "Kept without it",
+    "kept ±": "Kept ±",
+    "influence": "Block Influence",
+    "distance": "Distance from the base",
+    "cheap": "Looks cheap",
+    "copy_of": "Copy of layer",
+    "angular": "Angular distance",
+    "pair": "Candidates",
+    "cosine": "Cosine",
+    "relation": "They are",
+    "row": "Before layer",
+    "column": "Before layer, other",
+    "similarity": "Similarity",
     "run": "Run",
     "one": "Run",
     "other": "Other run",

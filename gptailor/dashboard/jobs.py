@@ -51,8 +51,12 @@ def is_running(found: JobState | None) -> bool:
 
 def begin(run: Run, work: Job, arguments: Sequence[str]) -> None:
     """Start `python -m gptailor ARGUMENTS` on the run's folder; what hinders it is shown by show_problem."""
+    _try(lambda: actions.begin(run, _place(run), arguments, work.name))
+
+
+def _try(start: Callable[[], object]) -> None:
     try:
-        actions.begin(run, _place(run), arguments, work.name)
+        start()
     except UserError as error:
         st.session_state["jobs.problem"] = str(error)
 
@@ -100,11 +104,36 @@ def offer(
     comes with the code, are left alone.
     """
 
+    command = [arguments[0], run.run_id, "--json", *arguments[1:]]
+    offer_work(
+        job(run, name),
+        lambda: actions.begin(run, _place(run), command, name),
+        doing=doing,
+        label=label,
+        icon=icon,
+        help=help,
+        wanted=wanted,
+        may_start=not (run.is_active or run.is_demo),
+    )
+
+
+def offer_work(
+    work: Job,
+    start: Callable[[], object],
+    *,
+    doing: str,
+    label: str,
+    icon: str,
+    help: str,
+    wanted: bool = True,
+    may_start: bool = True,
+) -> None:
+    """The same for work that need not be about a run. start: begins it; may raise UserError."""
+
     def show(now: JobState) -> None:
         text, share = last_words(now, "opening the models …")
         st.progress(share, text=f"{doing}: {text}")
 
-    work = job(run, name)
     found = state(work)
     if is_running(found):
         follow(work, show)
@@ -113,15 +142,15 @@ def offer(
         return
     if found is not None and found.status is not JobStatus.DONE:
         say_failure(found, doing)
-    if run.is_active or run.is_demo:
+    if not may_start:
         return
     not_you = access.why_not()
-    command = [arguments[0], run.run_id, "--json", *arguments[1:]]
     st.button(
         label,
+        key=f"jobs.start.{work.name}",
         icon=icon,
-        on_click=begin,
-        args=(run, work, command),
+        on_click=_try,
+        args=(start,),
         disabled=not_you is not None,
         help=not_you or help,
     )

@@ -16,6 +16,7 @@ from gptailor.results.frames import held_out as frames
 from gptailor.results.frames import ratios
 from gptailor.results.frames.compare import Entry, averages_of_runs
 from gptailor.results.frames.view import View
+from gptailor.results.redundancy import of_run
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import Subject, SubjectKind
@@ -128,7 +129,8 @@ def _report(view: View, run: Run) -> bytes:
     from gptailor.results.report import html
 
     hashes = tuple(sorted(set(scores.judged(view.tables)["plan_hash"].dropna())))
-    return html(view, _answers(str(run.folder.path.resolve()), view.tables.version, hashes)).encode()
+    answers = _answers(str(run.folder.path.resolve()), view.tables.version, hashes)
+    return html(view, answers, of_run(run.folder)).encode()
 
 
 @st.cache_data(max_entries=16, show_spinner="Reading what each example gave …")

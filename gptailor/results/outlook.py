@@ -6,13 +6,14 @@ other. The verdict is a rule of thumb, and says on what it rests.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import median
 
 from gptailor.plan import BASE
 from gptailor.results.redundancy import SURE, Agreement, Kept, ModelFound, Redundancy
-from gptailor.spec import RunSpec, SpaceOperation
+from gptailor.spec import SpaceOperation
 from gptailor.wording import plural
 
 CHEAP = 0.95
@@ -54,10 +55,12 @@ class Outlook:
         return "\n".join([self.headline, *(f"  {reason}" for reason in self.reasons)])
 
 
-def outlook(found: Redundancy, spec: RunSpec) -> Outlook:
-    """What to expect of the search that is asked for."""
-    n_removed = spec.n_removed(found.n_layers)
-    lends = bool(found.candidates) and bool({SpaceOperation.SELECT, SpaceOperation.MERGE} & {*spec.operations})
+def outlook(found: Redundancy, n_removed: int | None, operations: Iterable[str]) -> Outlook:
+    """What to expect of a search that removes so many layers and may do these things with layers.
+
+    n_removed: None where it is not known yet.
+    """
+    lends = bool(found.candidates) and bool({SpaceOperation.SELECT, SpaceOperation.MERGE} & {*operations})
     verdict, headline = _verdict(found, n_removed, lends)
     reasons = [*_cheap_words(found, n_removed), *_copy_words(found), *_guess_words(found)]
     if found.candidates:
@@ -94,12 +97,14 @@ def layers_text(layers: Sequence[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans) or "none"
 
 
-def _verdict(found: Redundancy, n_removed: int, lends: bool) -> tuple[Verdict, str]:
+def _verdict(found: Redundancy, n_removed: int | None, lends: bool) -> tuple[Verdict, str]:
     if not any(model.kept(layer) for model in found.models.values() for layer in range(found.n_layers)):
         why = "every model guesses on the objectives" if found.examples else "no examples were scored"
         return Verdict.UNKNOWN, f"Whether a search is promising cannot be told: {why}."
     most = max(len(cheap_layers(model)) for model in found.models.values())
     ahead = list(_ahead(found))
+    if n_removed is None:
+        return Verdict.UNKNOWN, f"{most} of {found.n_layers} layers look cheap; how many are to go is not known yet."
     room = f"{most} of {found.n_layers} layers look cheap, and {n_removed} are to go"
     adds = "; a candidate is ahead of the base on an objective" if ahead else "; no candidate is ahead of the base"
     text = f"{room}{adds if lends else ''}."
@@ -110,17 +115,29 @@ def _verdict(found: Redundancy, n_removed: int, lends: bool) -> tuple[Verdict, s
     return Verdict.DOUBTFUL, f"A search looks doubtful: {text} Fewer layers to remove would be a better start."
 
 
-def _cheap_words(found: Redundancy, n_removed: int) -> Iterator[str]:
+def _cheap_words(found: Redundancy, n_removed: int | None) -> Iterator[str]:
     base = found.models[BASE]
     cheap = cheap_layers(base)
     rule = f"without one of them the objectives keep at least {CHEAP:.0%} above guessing"
     text = f"Cheap in the base: {plural(len(cheap), 'layer')} ({layers_text(cheap)}); {rule}."
     others = [f"{name} {len(cheap_layers(found.models[name]))}" for name in found.candidates]
     yield text + (f" In the candidates: {', '.join(others)}." if others else "")
-    costs = sorted(1 - kept.share for layer in range(found.n_layers) if (kept := base.kept(layer)) is not None)
-    if len(costs) >= n_removed:
-        total = max(0.0, sum(costs[:n_removed]))
+    costs = sorted(max(0.0, 1 - kept.share) for layer in range(found.n_layers) if (kept := base.kept(layer)))
+    noise = _noise(base)
+    if noise > 1 - CHEAP:
+        yield (
+            f"On {found.examples} examples of each objective these shares are known to about ±{noise:.0%}: counts are "
+            "rough, and single layers may be misjudged. More examples tell more."
+        )
+    elif n_removed is not None and len(costs) >= n_removed:
+        total = sum(costs[:n_removed])
         yield f"The base's {n_removed} cheapest layers cost {total:.0%} if costs add up; together they may cost more."
+
+
+def _noise(model: ModelFound) -> float:
+    """The usual standard error of what is kept without a layer; 0 where unknown."""
+    found = [kept.error for layer in range(len(model.influence)) if (kept := model.kept(layer)) and kept.error]
+    return median(found) if found else 0.0
 
 
 def _copy_words(found: Redundancy) -> Iterator[str]:
@@ -131,12 +148,13 @@ def _copy_words(found: Redundancy) -> Iterator[str]:
 
 
 def _guess_words(found: Redundancy) -> Iterator[str]:
+    guessing: dict[str, list[str]] = {}
     for name, model in found.models.items():
-        if model.guesses:
-            yield (
-                f"{_called(name).capitalize()} is not clearly better than guessing on {', '.join(model.guesses)}: what "
-                f"its layers cost there is not counted."
-            )
+        for objective in model.guesses:
+            guessing.setdefault(objective, []).append(_called(name))
+    for objective, names in guessing.items():
+        who = "all models" if len(names) == len(found.models) else ", ".join(names)
+        yield f"Not clearly better than guessing on {objective}: {who}; what their layers cost there is not counted."
 
 
 def _ahead(found: Redundancy) -> Iterator[tuple[str, str, Kept]]:
@@ -175,11 +193,14 @@ def _relation_words(found: Redundancy) -> Iterator[str]:
     if not found.agreement:
         return
     parts = [part for pair in found.agreement if (part := _pair_words(pair))]
-    rest = "elsewhere they are unrelated" if parts else "Candidates neither agree nor conflict anywhere"
     low, high = _range(found.agreement)
-    advice = f"(cosines {low:.2f} to {high:.2f}): merged, their differences add up without cancelling"
-    said = f"{'; '.join(parts)}; {rest}" if parts else f"{rest} {advice}"
-    yield f"{said}."
+    if parts:
+        yield f"{'; '.join(parts)}; elsewhere candidates are unrelated."
+    else:
+        yield (
+            f"Candidates neither agree nor conflict anywhere (cosines {low:.2f} to {high:.2f}): merged, their "
+            "differences add up without cancelling."
+        )
     if any(relation(cosine) is Relation.CONFLICT for pair in found.agreement for cosine in pair.cosine):
         yield "Where candidates conflict a merge cancels what both learned: selecting one is likely to do better there."
 

@@ -18,8 +18,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from gptailor.errors import UserError
 from gptailor.measures import retention
-from gptailor.spec import RunSpec
+from gptailor.spec import RunSpec, load_spec
+from gptailor.store import queries
 from gptailor.store.folder import RunFolder, write_atomically
 from gptailor.trial import averaged_together
 
@@ -219,20 +221,21 @@ def read(file: Path) -> Redundancy | None:
     return None
 
 
-def of_run(folder: RunFolder, spec: RunSpec | None, weights: Mapping[tuple[str, str], str]) -> Redundancy | None:
-    """That of a run: its own, else what is kept beside the runs for its family and objectives.
+def of_run(folder: RunFolder) -> Redundancy | None:
+    """That of a run: its own, else what is kept beside the runs for its family and objectives; None where none is."""
+    if (found := read(own_file(folder))) is not None:
+        return found
+    try:
+        shared = read(shared_file(folder.root, load_spec(folder.spec)))
+        weights = queries.load_digests(folder).weights if shared is not None and folder.exists() else {}
+    except UserError:  # a run file or a store that this version cannot read: it has none
+        return None
+    return shared if shared is not None and (not weights or shared.is_of(weights)) else None
 
-    spec: None where this version cannot read the run file. weights: digests of the run's models; where it has none,
-    what was measured is taken to be of them.
-    """
-    files = [own_file(folder), *([] if spec is None else [shared_file(folder.root, spec)])]
-    known = filter(None, map(read, files))
-    return next((found for found in known if not weights or found.is_of(weights)), None)
 
-
-def adopt(folder: RunFolder, spec: RunSpec, weights: Mapping[tuple[str, str], str]) -> None:
+def adopt(folder: RunFolder) -> None:
     """Put a copy of what is known into a run's folder, so that it goes where the folder goes."""
-    if not own_file(folder).exists() and (found := of_run(folder, spec, weights)) is not None:
+    if not own_file(folder).exists() and (found := of_run(folder)) is not None:
         with suppress(OSError):  # the run does without it
             write(found, own_file(folder))
 

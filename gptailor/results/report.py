@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from gptailor import wording
+from gptailor.plan import BASE
 from gptailor.results import document, scores, statistics, worth
 from gptailor.results.charts import held_out as held_out_charts
 from gptailor.results.charts import layers as layer_charts
 from gptailor.results.charts import progress as progress_charts
+from gptailor.results.charts import redundancy as redundancy_charts
 from gptailor.results.charts import tradeoffs as front_charts
-from gptailor.results.frames import held_out, layers, progress, tradeoffs, trials
+from gptailor.results.frames import held_out, layers, progress, redundancy, tradeoffs, trials
 from gptailor.results.frames.view import View
+from gptailor.results.outlook import outlook
+from gptailor.results.redundancy import Redundancy, of_run
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.queries import Answers
@@ -33,12 +37,16 @@ def write_report(folder: RunFolder, out: Path) -> Path:
     """Write the page to `out`. Raises StoreError where the run cannot be read, UserError where the file cannot be."""
     tables = queries.read_run(folder)
     view = View(tables)
-    page = html(view, queries.answers_of(folder, set(scores.judged(tables)["plan_hash"].dropna())))
-    return document.write(out, page)
+    answers = queries.answers_of(folder, set(scores.judged(tables)["plan_hash"].dropna()))
+    return document.write(out, html(view, answers, of_run(folder)))
 
 
-def html(view: View, answers: Answers) -> str:
-    """The page. answers: of the plans that were judged on held-out benchmarks, for the paired tests."""
+def html(view: View, answers: Answers, family: Redundancy | None = None) -> str:
+    """The page.
+
+    answers: of the plans that were judged on held-out benchmarks, for the paired tests. family: what was measured of it
+    before the search, if it was.
+    """
     facts = view.facts
     title = wording.plain(facts.name, 120)
     parts = [
@@ -49,6 +57,7 @@ def html(view: View, answers: Answers) -> str:
         ),
         "<h2>What was asked</h2>",
         _asked(view.tables.spec),
+        *(_family(view, family) if family is not None else ()),
         "<h2>What was found</h2>",
         *_found(view),
         "<h2>What it proves</h2>",
@@ -79,6 +88,23 @@ def _asked(spec: StoredSpec) -> str:
     if spec.baselines:
         rows.append(("Baselines instead of a search", ", ".join(spec.baselines)))
     return document.table(["", ""], rows)
+
+
+def _family(view: View, family: Redundancy) -> Iterable[str]:
+    """What was known of the family before the search."""
+    seen = outlook(family, view.facts.n_removed, view.tables.spec.operations)
+    yield "<h2>What the family promised</h2>"
+    yield from map(document.note, [seen.headline, *seen.reasons])
+    table, pairs = redundancy.by_layer(family), redundancy.agreement(family)
+    if table["kept"].notna().any():
+        yield document.picture(redundancy_charts.costs(table), "What leaving out one layer costs; framed: looks cheap")
+    yield document.picture(redundancy_charts.influence(table), "How much each layer changes what it gets")
+    if family.candidates:
+        yield document.picture(redundancy_charts.distances(table), "Where the candidates differ from the base")
+    if len(pairs):
+        yield document.picture(redundancy_charts.agreement(pairs), "Whether the candidates agree")
+    states = redundancy.similarity(family, BASE, "cka")
+    yield document.picture(redundancy_charts.similarity(states, "cka"), "How alike the base's states are")
 
 
 def _found(view: View) -> Iterable[str]:

@@ -61,7 +61,7 @@ def run_engine(folder: RunFolder, progress: Progress) -> RunStatus:
                 _look_up_benchmarks(spec)
                 work = _work_of(spec)(folder, spec, writer, progress, signalled)
                 work.provenance.models()
-                adopt(folder, spec, work.provenance.known.weights)
+                adopt(folder)
                 with _devices(folder, spec, progress.note, watch):
                     writer.set_status(RunStatus.RUNNING)
                     work.spec = _with_number(spec, writer, progress.note)

@@ -59,6 +59,8 @@ def test_a_family_that_fits(home: Path) -> None:
     weights = sum(path.stat().st_size for path in (home / "models" / "base").glob("*.safetensors"))
     assert found.memory.parts["base"] == pytest.approx(weights, rel=0.05)
     assert found.memory.needed == sum(found.memory.parts.values()) and found.memory.verdict.startswith("fits")
+    assert found.redundancy.startswith("not measured yet; `python -m gptailor redundancy` takes about")
+    assert found.redundancy.endswith(" kB beside the models") or found.redundancy.endswith(" MB beside the models")
     assert [(rung.budget, rung.trials) for rung in found.rungs] == [(10, 9), (30, 8), (90, 5)]
     # 9 x 10 + 3 x 20 + 5 x 30 + 2 x 60 + 3 x 90 of the trials, 5 x 90 of the references, on two benchmarks.
     assert found.n_examples == 2 * (90 + 60 + 150 + 120 + 270 + 450)

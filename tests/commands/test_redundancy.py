@@ -11,16 +11,21 @@ import numpy as np
 import pytest
 import yaml
 from helpers.planted import family_with_differences, write_own_answers
+from helpers.redundant import family_of, model_of
 from safetensors.torch import load_file, save_file
 
 from gptailor.__main__ import main
 from gptailor.commands import redundancy as command
+from gptailor.commands.check import check
 from gptailor.launch.engine import prepare
 from gptailor.launch.events import read_events
 from gptailor.results import redundancy as kept
 from gptailor.results.outlook import Verdict, cheap_layers, outlook
-from gptailor.results.redundancy import Agreement, ModelFound, Redundancy, Scored, Without
+from gptailor.results.redundancy import Redundancy, Scored, Without
+from gptailor.scoring import provenance
 from gptailor.spec import RunSpec, load_spec
+from gptailor.store import queries
+from gptailor.trial import Digests
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +65,21 @@ def test_planted_redundancy_is_named(found: Redundancy, spec: RunSpec) -> None:
     assert nothing is not None and nothing.share == pytest.approx(1) and nothing.error == pytest.approx(0)
     assert base.influence[3] < 1e-6 < min(base.influence[:3]) and base.copies == {5: 4}
     assert base.scores["own_answers/acc"].metric == "choice_prob" and not base.guesses
-    said = outlook(found, spec).text
+    said = outlook(found, 2, spec.operations).text
     assert "Copies in the base: layer 5 is layer 4 with the same weights." in said
 
 
+def test_the_check_tells_the_verdict_as_long_as_the_models_are_those(
+    home: Path, found: Redundancy, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert check(spec, home / "runs").redundancy == outlook(found, 2, spec.operations).headline
+    monkeypatch.setattr(provenance, "digests_of", lambda _spec: Digests({("base", "model.safetensors"): "another"}))
+    assert check(spec, home / "runs").redundancy.startswith("measured of models that have changed since; ")
+
+
 def test_planted_conflict_and_agreement_are_named(home: Path, found: Redundancy, spec: RunSpec) -> None:
-    said = outlook(found, spec).text
-    assert "one and two conflict in layer 1; one and three agree in layer 2; elsewhere they are unrelated" in said
+    said = outlook(found, 2, spec.operations).text
+    assert "one and two conflict in layer 1; one and three agree in layer 2; elsewhere candidates are unrelated" in said
     assert "Where candidates conflict a merge cancels" in said
     assert "two in layer 1, most in 1" in said and "three in layer 2" in said
     weights = {name: load_file(home / "models" / name / "model.safetensors") for name in ("base", "three")}
@@ -108,15 +121,20 @@ def test_nothing_is_measured_twice_until_something_changes(
     assert measured == [25, 10]
 
 
-def test_a_run_keeps_its_own_copy(home: Path, found: Redundancy, spec: RunSpec, tmp_path: Path) -> None:
+def test_a_run_keeps_its_own_copy(
+    home: Path, found: Redundancy, spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = prepare(tmp_path / "runs", spec)
-    assert kept.of_run(folder, spec, {}) is None
+    assert kept.of_run(folder) is None
     command.redundancy(spec, lambda _event: None, home / "runs", 10, folder)
     moved = type(folder)(Path(shutil.copytree(folder.path, tmp_path / "elsewhere" / folder.run_id)))
-    assert kept.of_run(moved, spec, {}) == _rounded(found)
-    assert kept.of_run(moved, spec, {("base", "model.safetensors"): "another"}) is None
+    assert kept.of_run(moved) == _rounded(found)
     second = prepare(home / "runs", spec)
-    kept.adopt(second, spec, {})
+    monkeypatch.setattr(type(second), "exists", lambda _folder: True)
+    monkeypatch.setattr(queries, "load_digests", lambda _folder: Digests({("base", "model.safetensors"): "another"}))
+    assert kept.of_run(second) is None
+    monkeypatch.undo()
+    kept.adopt(second)
     assert kept.read(kept.own_file(second)) == _rounded(found)
     kept.own_file(second).write_text('{"format": 1}')
     assert kept.read(kept.own_file(second)) is None
@@ -142,22 +160,6 @@ def test_the_command_for_people_and_for_programs(
 # --- what it promises -------------------------------------------------------------------------------------------------
 
 
-def model_of(kept_shares: list[float], dense: float = 0.75, error: float = 0.01, **changes: object) -> ModelFound:
-    """A model that keeps these shares above guessing (0.25), without each layer."""
-    n = len(kept_shares)
-    square = [[1.0] * (n + 1) for _ in range(n + 1)]
-    without: list[Without | None] = [Without(0.25 + share * (dense - 0.25), 0.005) for share in kept_shares]
-    scored = Scored("choice_prob", True, 0.25, dense, 0.02, error, without)
-    return replace(ModelFound([0.1] * n, square, square, square, {"words/acc": scored}), **changes)  # type: ignore[arg-type]
-
-
-def family_of(base: ModelFound, candidate: ModelFound, cosine: float = 0.0) -> Redundancy:
-    far = [0.02] * len(base.influence)
-    models = {"base": base, "a": replace(candidate, distance=far), "b": replace(base, distance=far)}
-    agreement = [Agreement("a", "b", [cosine] * len(far))]
-    return Redundancy(models, agreement, {}, "", 64, 900, 900, 30, 1.0, "2026-11-01T08:00:00+00:00")
-
-
 @pytest.mark.parametrize(
     ("shares", "ahead", "verdict"),
     [
@@ -172,14 +174,14 @@ def test_the_verdict_weighs_room_and_what_candidates_add(
     spec: RunSpec, shares: list[float], ahead: float, verdict: Verdict
 ) -> None:
     found = family_of(model_of(shares), model_of(shares, 0.75 + ahead))
-    assert outlook(found, spec).verdict is verdict
+    assert outlook(found, 2, spec.operations).verdict is verdict
 
 
 def test_a_base_that_guesses_tells_nothing(spec: RunSpec) -> None:
     guessing = model_of([1.0] * 4, dense=0.26)
-    seen = outlook(family_of(guessing, guessing), spec)
+    seen = outlook(family_of(guessing, guessing), 2, spec.operations)
     assert seen.verdict is Verdict.UNKNOWN and guessing.kept(1) is None
-    assert "The base is not clearly better than guessing on words/acc" in seen.text
+    assert "Not clearly better than guessing on words/acc: all models" in seen.text
 
 
 def test_shares_are_above_guessing_and_errors_go_with_them() -> None:
@@ -194,7 +196,7 @@ def test_shares_are_above_guessing_and_errors_go_with_them() -> None:
 def test_agreement_in_every_layer_is_said(spec: RunSpec) -> None:
     words = {0.3: "a and b agree in every layer", -0.3: "a and b conflict in every layer", 0.05: "Candidates neither"}
     for cosine, said in words.items():
-        assert said in outlook(family_of(model_of([1.0] * 4), model_of([1.0] * 4), cosine), spec).text
+        assert said in outlook(family_of(model_of([1.0] * 4), model_of([1.0] * 4), cosine), 2, spec.operations).text
 
 
 def _rounded(found: Redundancy) -> Redundancy:

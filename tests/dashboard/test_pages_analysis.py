@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.make_runs import PERPLEXITY, leave_out, make_run
+from helpers.redundant import family_of, model_of
 from streamlit.testing.v1 import AppTest
 
 from gptailor.dashboard import readers
 from gptailor.launch.engine import EngineLock, asked, is_alive, prepare, request
 from gptailor.plan import LayerShares
+from gptailor.results import redundancy
 from gptailor.spec import build_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
@@ -85,6 +88,23 @@ def test_what_edits_left_of_a_plans_layers_is_shown(tmp_path: Path, monkeypatch:
     app = visit("Layers", run="narrow")
     assert f"What is left of each layer of plan {config_id}" in words(app)
     assert len(charts(app)) == HOW_MANY_CHARTS["single"]["Layers"] + 1
+
+
+def test_what_was_measured_of_the_family_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTAILOR_RUNS", str(tmp_path))
+    folder = make_run(tmp_path, "known", n_trials=1, run_id="known", status=RunStatus.STOPPED)
+    app = visit("Layers", run="known")
+    assert "was not measured for this run" in words(app)
+    assert [button.label for button in app.button] == ["Measure the redundancy"]
+    one = model_of([0.5, 0.99, 0.98, 0.97])
+    redundancy.write(family_of(one, replace(one, copies={2: 1}), cosine=-0.4), redundancy.own_file(folder))
+    before, app = len(charts(app)), visit("Layers", run="known")
+    said = words(app)
+    assert "3 of 4 layers look cheap" in said and "Copies in a: layer 2 is layer 1" in said
+    assert "a and b conflict in every layer" in said and not app.button
+    for part, n in {"Layers": 3, "Candidates": 2, "States": 2}.items():
+        app.button_group(key="redundancy.part").set_value([part]).run()
+        assert not app.exception and len(charts(app)) == before + n
 
 
 # --- every page, every kind of run ------------------------------------------------------------------------------------

@@ -13,8 +13,10 @@ from helpers.make_runs import make_run
 from helpers.tiny_run import tiny_spec
 from streamlit.testing.v1 import AppTest
 
+from gptailor.__main__ import main
 from gptailor.dashboard import actions, checking, form, readers
 from gptailor.launch.engine import EngineLock, stop
+from gptailor.launch.jobs import Job
 from gptailor.spec import RunSpec, describe
 from gptailor.store.folder import RunFolder, run_folders
 from gptailor.trial import RunStatus
@@ -109,6 +111,28 @@ def test_it_checks_and_starts_one_run(root: Path, spec: RunSpec) -> None:
     shown = words(again)
     assert "**tiny** is " in shown and "Start the search" not in [button.label for button in again.button]
     assert len(run_folders(root)) == 1
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_whether_a_search_is_promising_is_measured_before_there_is_a_run(
+    root: Path, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def start_job(_place: Path, arguments: list[str], name: str) -> Job:
+        asked.append(arguments)
+        return Job(root / name)
+
+    monkeypatch.setattr(actions, "start_job", start_job)
+    app = open_launch()
+    assert "Is a search promising?" in words(app)
+    next(button for button in app.button if button.label == "Measure the redundancy").click().run()
+    [arguments] = asked
+    assert Path(arguments[1]).read_text() == spec.to_yaml() and not run_folders(root)
+    assert main(arguments) == 0  # as the job does in a process of its own
+    app = open_launch()
+    assert "Different from the base" in words(app) and "The family, layer by layer" in words(app)
+    assert "Measure again" in [button.label for button in app.button] and app.get("vega_lite_chart")
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from helpers.make_runs import PERPLEXITY, make_run
+from helpers.redundant import family_of, model_of
 
 from gptailor.results.charts import compare as compare_charts
 from gptailor.results.charts import fidelity as fidelity_charts
@@ -19,12 +20,14 @@ from gptailor.results.charts import files, theme
 from gptailor.results.charts import layers as layer_charts
 from gptailor.results.charts import progress as progress_charts
 from gptailor.results.charts import ratios as ratio_charts
+from gptailor.results.charts import redundancy as redundancy_charts
 from gptailor.results.charts import tradeoffs as front_charts
-from gptailor.results.frames import compare, fidelity, layers, progress, tradeoffs
+from gptailor.results.frames import compare, fidelity, layers, progress, redundancy, tradeoffs
 from gptailor.results.frames.importance import importance
 from gptailor.results.frames.view import View
 from gptailor.store import queries
 
+FAMILY = family_of(model_of([0.5, 0.99, 0.98, 0.97]), model_of([0.5, 0.99, 0.6, 1.01], 0.9), cosine=-0.4)
 HOSTILE = "</script><script>alert(1)</script> [x](y) datum.z"
 
 
@@ -79,6 +82,12 @@ def drawn(view: View) -> dict[str, Any]:
         "frequencies": layer_charts.frequencies(layers.frequencies(view.layers, plans["config_id"], facts), facts),
         "importance": layer_charts.importance(found.rows, facts.names),
         "undo": layer_charts.undo_one(layers.undo_one(view.layers, trials, best), facts),
+        "costs": redundancy_charts.costs(redundancy.by_layer(FAMILY)),
+        "influence": redundancy_charts.influence(redundancy.by_layer(FAMILY)),
+        "distances": redundancy_charts.distances(redundancy.by_layer(FAMILY)),
+        "pairs": redundancy_charts.agreement(redundancy.agreement(FAMILY)),
+        "blocks": redundancy_charts.blocks(redundancy.blocks(FAMILY, 2)),
+        "states": redundancy_charts.similarity(redundancy.similarity(FAMILY, "a", "cka"), "cka"),
         "curves": progress_charts.best_of_runs(compare.curves(runs), "trials", "Mean retention", True, labels),
         "fronts": front_charts.fronts_of_runs(compare.fronts(runs, x, y), x, y, labels),
         "best origins": layer_charts.origins(origins, everybody),
@@ -116,6 +125,12 @@ NAMES = [
     "frequencies",
     "importance",
     "undo",
+    "costs",
+    "influence",
+    "distances",
+    "pairs",
+    "blocks",
+    "states",
     "curves",
     "fronts",
     "best origins",
@@ -364,3 +379,14 @@ def test_charts_survive_json(drawn: dict[str, Any]) -> None:
     """It is how the browser gets them: no NaN, no numpy, no dates."""
     for chart in drawn.values():
         json.loads(json.dumps(chart.to_dict(), allow_nan=False))
+
+
+def test_cells_of_cheap_layers_have_a_frame_and_costs_are_percent(drawn: dict[str, Any]) -> None:
+    cells, frames, words = drawn["costs"].to_dict()["layer"]
+    assert {"filter": "datum['cheap']"} in frames["transform"] and frames["mark"]["filled"] is False
+    assert cells["encoding"]["color"]["scale"]["domain"] == [0, redundancy_charts.MOST_COST]
+    rows = redundancy.by_layer(FAMILY)
+    assert rows[rows["model"] == "a"]["cheap"].tolist() == [False, True, False, True]
+    assert "round(100 * datum.drawn)" in str(words["transform"])
+    pairs = drawn["pairs"].to_dict()["layer"][0]["encoding"]["color"]["scale"]
+    assert pairs["domain"] == [-0.5, 0.5] and pairs["scheme"] == theme.SIGNED

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from shutil import copytree
 
 import pytest
+from helpers.redundant import family_of, model_of
 from helpers.run_tables import SPEC, run_tables
 
 from gptailor.__main__ import main
@@ -119,6 +121,14 @@ def test_it_tells_what_was_proven(page: Tags) -> None:
     without = "\n".join(Tags(html(view(held_out=False), Answers())).words)
     assert "they flatter" in without and "What it proves" in without
     assert "No plan has a score yet" in "\n".join(Tags(html(View(run_tables(spec=RUN)), Answers())).words)
+
+
+def test_what_was_known_of_the_family_is_told() -> None:
+    family = family_of(model_of([0.5, 0.99, 0.98, 0.97]), model_of([0.5, 0.99, 0.6, 0.6], 0.9), cosine=-0.4)
+    page = Tags(html(view(), Answers(ITEMS), replace(family, agreement=[replace(family.agreement[0], one=HOSTILE)])))
+    text = "\n".join(page.words)
+    assert "A search looks promising: 3 of 4 layers look cheap" in text and "conflict in every layer" in text
+    assert "script" not in page.tags and len(page.links) == len(Tags(html(view(), Answers(ITEMS))).links) + 5
 
 
 def test_the_command_writes_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -26,8 +27,9 @@ from gptailor.results.frames.facts import Facts
 
 ROW = 24
 """Pixels of a heatmap's row."""
-_GRADIENT = 100
+GRADIENT = 100
 """Pixels that a legend of graded colour takes above a plot."""
+_FRAME: dict[str, Any] = {"filled": False, "stroke": theme.ACCENT, "strokeWidth": 1.5, "cornerRadius": 2}
 _CELL = (
     ("plan", "Plan"),
     ("layer", "Layer of the base"),
@@ -123,16 +125,14 @@ def frequencies(frame: pd.DataFrame, facts: Facts) -> Chart:
         ("of", "Of", "d"),
         ("share", "Share", ".0%"),
     )
-    return _by_layer(
-        frame.assign(name=frame["source"], drawn=frame["share"]), rows, "Share of the plans", 1.0, 0, hover
-    )
+    return by_layer(frame.assign(name=frame["source"], drawn=frame["share"]), rows, "Share of the plans", 1.0, 0, hover)
 
 
 def left_of_layers(frame: pd.DataFrame) -> Chart:
     """Parts x layers: the share of each that is left, in percent. `frame`: frames.layers.left_of_layers."""
     hover = tooltips(("layer", "Layer of the base"), ("part", "Of its"), ("share", "Left", ".1%"))
     frame = frame.assign(name=frame["part"], drawn=frame["share"])
-    return _by_layer(frame, list(dict.fromkeys(frame["part"])), "Share that is left", 1.0, -1.0, hover)
+    return by_layer(frame, list(dict.fromkeys(frame["part"])), "Share that is left", 1.0, -1.0, hover)
 
 
 def importance(frame: pd.DataFrame, order: Sequence[str]) -> Chart:
@@ -148,18 +148,28 @@ def importance(frame: pd.DataFrame, order: Sequence[str]) -> Chart:
         ("importance", "Explained variance lost", ".3f"),
         ("error", "± (standard error)", ".3f"),
     )
-    return _by_layer(frame, list(order), "Explained variance lost", top, 0.01, hover)
+    return by_layer(frame, list(order), "Explained variance lost", top, 0.01, hover)
 
 
-def _by_layer(
-    frame: pd.DataFrame, rows: list[str], title: str, top: float, least: float, hover: list[alt.Tooltip]
+def by_layer(
+    frame: pd.DataFrame,
+    rows: list[str],
+    title: str,
+    top: float,
+    least: float,
+    hover: list[alt.Tooltip],
+    framed: str | None = None,
+    across: str = "Layer of the base",
 ) -> Chart:
-    """`drawn` (0 to `top`) by `name` and layer, as colour and as percent; cells at or below `least` stay empty."""
+    """`drawn` (0 to `top`) by `name` and layer, as colour and as percent; cells at or below `least` stay empty.
+
+    Below a top of 5 % with a digit behind the point. framed: a column that says which cells have a frame.
+    """
     base = (
         alt.Chart(frame)
         .transform_filter(f"datum.drawn > {least:g}")
         .encode(
-            x=alt.X("layer:O", axis=layer_axis(), scale=alt.Scale(domain=sorted(set(frame["layer"])))),
+            x=alt.X("layer:O", axis=layer_axis(across), scale=alt.Scale(domain=sorted(set(frame["layer"])))),
             y=alt.Y("name:N", sort=rows, axis=row_axis(), scale=alt.Scale(domain=rows)),
             tooltip=hover,
         )
@@ -167,13 +177,15 @@ def _by_layer(
     colour = alt.Color(
         "drawn:Q",
         scale=alt.Scale(scheme=theme.SHARES, domain=[0, top], clamp=True),
-        legend=alt.Legend(title=title, format=".0%", orient="top", gradientLength=180),
+        legend=alt.Legend(title=title, format=".2~%", orient="top", gradientLength=180, titleLimit=360),
     )
     ink = alt.condition(f"datum.drawn > {0.55 * top:g}", alt.value(theme.DARK_INK), alt.value(theme.LIGHT_INK))
-    words = base.transform_calculate(label="round(100 * datum.drawn)").mark_text(fontSize=10)
+    fine = 10 if top < 0.05 else 1
+    words = base.transform_calculate(label=f"round({100 * fine} * datum.drawn) / {fine}").mark_text(fontSize=10)
     cells = base.mark_rect(cornerRadius=2).encode(color=colour)
-    return alt.layer(cells, words.encode(text="label:N", color=ink)).properties(
-        height=height(ROW * len(rows)) + _GRADIENT
+    frames = [base.transform_filter(f"datum[{framed!r}]").mark_rect(**_FRAME)] if framed else []
+    return alt.layer(cells, *frames, words.encode(text="label:N", color=ink)).properties(
+        height=height(ROW * len(rows)) + GRADIENT
     )
 
 

@@ -33,9 +33,11 @@ STATUS_COLOURS = {"success": "#009E73", "running": "#56B4E9", "crashed": "#D55E0
 STATUS_SHAPES = {"success": "circle", "running": "triangle-right", "crashed": "cross", "cancelled": "square"}
 
 MERGED, REMOVED = "merged", "removed"
-Scheme = Literal["cividis", "viridis"]
+Scheme = Literal["cividis", "viridis", "blueorange"]
 SCORES: Scheme = "cividis"
 SHARES: Scheme = "viridis"
+SIGNED: Scheme = "blueorange"
+"""From a negative to a positive number, with 0 pale between."""
 
 DARK_INK, LIGHT_INK = "#10151B", "#FFFFFF"
 _BLUES = ("#B4BFCE", "#97B3D1", "#78A5D3", "#5896D2", "#3A86CE", "#1F77C9")
