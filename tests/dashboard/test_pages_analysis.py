@@ -103,7 +103,7 @@ def test_what_was_measured_of_the_family_is_shown(tmp_path: Path, monkeypatch: p
     assert "3 of 4 layers look cheap" in said and "Copies in a: layer 2 is layer 1" in said
     assert "a and b conflict in every layer" in said and not app.button
     for part, n in {"Layers": 3, "Candidates": 2, "States": 2}.items():
-        app.button_group(key="redundancy.part").set_value([part]).run()
+        app.button_group(key="redundancy.part").set_value(part).run()
         assert not app.exception and len(charts(app)) == before + n
 
 

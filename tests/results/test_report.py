@@ -123,12 +123,13 @@ def test_it_tells_what_was_proven(page: Tags) -> None:
     assert "No plan has a score yet" in "\n".join(Tags(html(View(run_tables(spec=RUN)), Answers())).words)
 
 
-def test_what_was_known_of_the_family_is_told() -> None:
+def test_what_was_known_of_the_family_is_told(page: Tags) -> None:
     family = family_of(model_of([0.5, 0.99, 0.98, 0.97]), model_of([0.5, 0.99, 0.6, 0.6], 0.9), cosine=-0.4)
-    page = Tags(html(view(), Answers(ITEMS), replace(family, agreement=[replace(family.agreement[0], one=HOSTILE)])))
-    text = "\n".join(page.words)
+    pair = replace(family.agreement[0], one=HOSTILE)
+    told = Tags(html(view(), Answers(ITEMS), replace(family, agreement=[pair])))
+    text = "\n".join(told.words)
     assert "A search looks promising: 3 of 4 layers look cheap" in text and "conflict in every layer" in text
-    assert "script" not in page.tags and len(page.links) == len(Tags(html(view(), Answers(ITEMS))).links) + 5
+    assert "script" not in told.tags and len(told.links) == len(page.links) + 5
 
 
 def test_the_command_writes_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
