@@ -51,7 +51,7 @@ def before_start(spec: RunSpec, fits: bool) -> None:
     """What is known of the family that a search is asked for, or how to measure it. fits: whether the models do."""
     found = known(spec)
     if found is not None and fits:
-        show_verdict(found, _n_removed(spec, found), spec.operations)
+        show_verdict(found, _n_removed(spec, found), spec.operations, folded=True)
     elif fits:
         st.caption("Is a search promising? Minutes of measuring tell, before it spends a night.")
     jobs.offer_work(
@@ -93,16 +93,17 @@ def _show_charts(found: Redundancy, n_removed: int) -> None:
     show_charts(found, n_removed)
 
 
-def show_verdict(found: Redundancy, n_removed: int | None, operations: Iterable[str]) -> None:
-    """What to expect of the search, and why."""
+def show_verdict(found: Redundancy, n_removed: int | None, operations: Iterable[str], *, folded: bool = False) -> None:
+    """What to expect of the search, and why; folded: the reasons are one click away."""
     seen = outlook(found, n_removed, operations)
     _box(seen)
-    st.markdown("\n".join(f"- {wording.safe(reason, 600)}" for reason in seen.reasons))
-    st.caption(
-        f"Measured {wording.moment(found.when)} on {found.n_texts} texts of the objectives "
-        f"({wording.count(found.n_tokens)} tokens) and {found.examples} examples of each. A rule of thumb: one layer "
-        "at a time."
-    )
+    with st.expander("What this rests on", icon=":material/rule:") if folded else st.container():
+        st.markdown("\n".join(f"- {wording.safe(reason, 600)}" for reason in seen.reasons))
+        st.caption(
+            f"Measured {wording.moment(found.when)} on {found.n_texts} texts of the objectives "
+            f"({wording.count(found.n_tokens)} tokens) and {found.examples} examples of each. A rule of thumb: one "
+            "layer at a time."
+        )
 
 
 def _box(seen: Outlook) -> None:
