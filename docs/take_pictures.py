@@ -25,6 +25,7 @@ from gptailor.store.folder import RunFolder, run_folders
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures"
 PROOF = ROOT / "docs" / "proof.md"
+EXPERIMENTS = ROOT / "docs" / "experiments.md"
 FEW = alt.Axis(tickCount=6, format=".3~f")
 PAGES = {"Home": 500, "Launch": 900, "Progress": 920, "Trade-offs": 1060, "Layers": 860, "Models": 720}
 """Page, and how much of it is in the picture, in pixels from its top."""
@@ -36,6 +37,8 @@ def main() -> None:
         sys.exit(f"{CHROMIUM} is not installed; tests/install_chromium.sh installs it on Debian")
     PICTURES.mkdir(exist_ok=True)
     (PICTURES / "verdict.png").write_bytes(vl_convert.vegalite_to_png(verdict().to_json(), scale=2))
+    for name, table in experiment_tables(EXPERIMENTS.read_text(encoding="utf-8")).items():
+        (PICTURES / f"{name}.png").write_bytes(vl_convert.vegalite_to_png(seeds_of(table).to_json(), scale=2))
     with tempfile.TemporaryDirectory() as place:
         runs = Path(place) / "runs"
         photograph(runs, demo(runs))
@@ -87,6 +90,42 @@ def verdict() -> alt.HConcatChart:
     left = (dense + each + means).properties(width=300, height=190, title="Seeds, mean (tick), dense base (dashed)")
     right = (zero + bars + points).properties(width=300, height=190, title="The search's lead on the same rows")
     return alt.hconcat(left, right).configure_view(strokeOpacity=0.3).configure_title(fontSize=12)
+
+
+# --- the experiments --------------------------------------------------------------------------------------------------
+
+
+def experiment_tables(text: str) -> dict[str, pd.DataFrame]:
+    """By experiment, the rows of its table of seeds: run, seeds (a list), held_out, error."""
+    pattern = r"^## (\w+): .*?^\| run \| seeds \| held-out \| ± \|\n\|[-|]+\n((?:\|[^\n]*\n)+)"
+    found = {}
+    for section in re.split(r"^(?=## )", text, flags=re.MULTILINE):
+        for name, table in re.findall(pattern, section, re.MULTILINE | re.DOTALL):
+            cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+            rows = [
+                (run, [*map(float, seeds.split(","))], float(mean), float(error)) for run, seeds, mean, error in cells
+            ]
+            found[name] = pd.DataFrame(rows, columns=["run", "seeds", "held_out", "error"])
+    return found
+
+
+def seeds_of(table: pd.DataFrame) -> alt.LayerChart:
+    """A row a run: a dot a seed, a tick their mean, a bar one standard error."""
+    order = list(table["run"])
+    up = alt.Y("run:N", sort=order, title=None, axis=alt.Axis(labelLimit=260))
+    across = alt.X("held_out:Q", title="held-out average", scale=alt.Scale(zero=False, padding=10), axis=FEW)
+    means = table.drop(columns="seeds").assign(
+        low=table["held_out"] - table["error"], high=table["held_out"] + table["error"]
+    )
+    each = table.explode("seeds").assign(held_out=lambda frame: frame["seeds"].astype(float)).drop(columns="seeds")
+    bars = (
+        alt.Chart(means)
+        .mark_rule(color=MAIN, strokeWidth=2)
+        .encode(alt.X("low:Q", title="held-out average"), up, x2="high:Q")
+    )
+    ticks = alt.Chart(means).mark_tick(color=MAIN, thickness=3, size=16).encode(across, up)
+    dots = alt.Chart(each).mark_circle(color=MUTED, size=45, opacity=0.7).encode(across, up)
+    return (bars + dots + ticks).properties(width=420, height=26 * len(order)).configure_view(strokeOpacity=0.3)
 
 
 # --- the pages --------------------------------------------------------------------------------------------------------
