@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
 from gptailor.__main__ import command_parser
-from gptailor.spec import RunSpec, describe, record_of
+from gptailor.spec import RunSpec, describe, fields_of, record_of
 
 DOCUMENT_END = "...\n"  # YAML's, after a single value
 FOLDER = Path(__file__).with_name("reference")
@@ -72,7 +72,7 @@ def json_schema() -> dict[str, Any]:
 
 def keys(record: type[BaseModel] = RunSpec, above: str = "") -> Iterator[str]:
     """Every key of the run file, dotted."""
-    for name, field in record.model_fields.items():
+    for name, field in fields_of(record).items():
         yield above + name
         if below := record_of(field.annotation):
             yield from keys(below, f"{above}{name}.")

@@ -588,7 +588,7 @@ def command_parser() -> argparse.ArgumentParser:
     judge.add_argument(
         "--subjects",
         default="dense,candidates,baselines,best,front",
-        help="of dense, candidates, baselines, best, front, healed, candidate:NAME, baseline:NAME, config:ID, "
+        help="of dense, candidates, baselines, best, sizes, front, healed, candidate:NAME, baseline:NAME, config:ID, "
         "healed:SUBJECT/NAME (default: dense,candidates,baselines,best,front)",
     )
     judge.add_argument("--benchmarks", default="", help="names, with commas (default: all held out)")

@@ -73,9 +73,11 @@ def n_examples(spec: RunSpec) -> int:
     """Examples that the whole search scores, at most: a benchmark with fewer ends at its size.
 
     Beside the trials, the references are scored at the full budget: with one rung, the dense base and Block Influence's
-    pick. Candidates are screened, where they are, on the lowest rungs.
+    pick, of a range of sizes its picks at the ends and the middle. Candidates are screened, where they are, on the
+    lowest rungs.
     """
-    references = REFERENCES if len(spec.budget.rungs) > 1 else 2 if spec.remove else 1
+    one_shot = 3 if spec.has_range else 1 if spec.remove else 0
+    references = REFERENCES if len(spec.budget.rungs) > 1 else 1 + one_shot
     each = sum(rung.examples for rung in schedule(spec.budget, spec.trials)) + references * spec.budget.max
     rounds = screening_rounds(spec)
     screened = len(spec.candidates) * (rounds[-1] + SWAPS * rounds[0]) if is_screened(spec) else 0

@@ -28,6 +28,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from gptailor.errors import UserError
 from gptailor.plan import BASE
@@ -76,7 +77,7 @@ def _number_of_layers(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(
             "must be a number of layers such as 8, a fraction of them such as 0.25, or keys such as {parameters: 20%}, "
-            "{memory: 9GB} or {speed: 1.3}"
+            "{memory: 9GB}, {speed: 1.3} or {from: 4, to: 12}"
         )
     if value < 0 or not math.isfinite(value) or (isinstance(value, float) and value >= 1 and value != int(value)):
         raise ValueError("must be a whole number of layers such as 8, or a fraction between 0 and 1 such as 0.25")
@@ -177,7 +178,9 @@ class _Record(BaseModel):
     The reference page, the JSON schema and the Launch page's help are made of it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, serialize_by_alias=True
+    )
 
 
 Reading = tuple[str, str, int | None]
@@ -289,7 +292,7 @@ Count = Annotated[
 
 
 class Removal(_Record):
-    """How much is to go, in another measure than layers: one of these."""
+    """How much is to go, in another measure than layers, or from how many layers to how many: one of these."""
 
     parameters: Share | None = None
     """Share of the base's parameters that is to go, such as 20%: the fewest layers that hold as many, whichever go."""
@@ -299,6 +302,11 @@ class Removal(_Record):
     speed: Number | None = None
     """How many times as fast as the dense base new tokens are to be, such as 1.3: measured before the search begins, on
     its device, in plain transformers, one text at a time. The fewest layers without which that is reached."""
+    fewest: Annotated[Count | None, Field(alias="from")] = None
+    """With `to`: the fewest layers that a plan leaves out, a number or a share. How many go is then a part of the plan,
+    and size is an objective."""
+    most: Annotated[Count | None, Field(alias="to")] = None
+    """With `from`: the most layers that a plan leaves out."""
 
     @field_validator("parameters", mode="before")
     @classmethod
@@ -324,9 +332,19 @@ class Removal(_Record):
 
     @model_validator(mode="after")
     def _one(self) -> Removal:
-        if sum(way is not None for way in (self.parameters, self.memory, self.speed)) != 1:
-            raise ValueError("must say one of parameters, memory or speed")
+        is_range = self.fewest is not None or self.most is not None
+        if sum([self.parameters is not None, self.memory is not None, self.speed is not None, is_range]) != 1:
+            raise ValueError("must say one of parameters, memory or speed, or from and to")
+        if is_range and (not self.fewest or not self.most):
+            raise ValueError("must say both from and to, from one layer on, such as {from: 4, to: 12}")
+        if type(self.fewest) is type(self.most) and is_range and self.fewest >= self.most:  # type: ignore[operator]
+            raise ValueError("must go from fewer layers to more, such as {from: 4, to: 12}; write one number alone")
         return self
+
+    @property
+    def is_range(self) -> bool:
+        """Whether the number of layers is a part of the plan."""
+        return self.most is not None
 
     def __str__(self) -> str:
         return removal(self.model_dump())
@@ -466,7 +484,8 @@ class RunSpec(_Record):
         Discriminator(lambda value: _KEYED if isinstance(value, (Mapping, Removal)) else _PLAIN),
     ]
     """How many layers to leave out: a number such as 8, or a share of them such as 0.25 or 25%, rounded up. Or the
-    measure that they are to reach: `{parameters: 20%}`, `{memory: 9GB}`, `{speed: 1.3}`."""
+    measure that they are to reach: `{parameters: 20%}`, `{memory: 9GB}`, `{speed: 1.3}`. Or a range, such as
+    `{from: 4, to: 12}`: the search then looks for the best plans of every size at once."""
     operations: tuple[SpaceOperation, ...] = DEFAULT_OPERATIONS
     """What may happen to layers. remove: leave layers out. select: take a layer from one candidate. merge: make one of
     several. fold: put a removed layer's weights, by a searched factor, into the kept layer before it. repair: fit the
@@ -696,15 +715,28 @@ class RunSpec(_Record):
         return None if self.trial_walltime is None else parse_duration(self.trial_walltime)
 
     def n_removed(self, n_layers: int) -> int:
-        """Layers to remove from a base of `n_layers`: a fraction is rounded up, as in the paper. Raises UserError.
+        """Layers to remove from a base of `n_layers`, of a range the most. Raises UserError."""
+        return self.removals(n_layers)[-1]
 
-        Where `remove` says another measure, gptailor/family/removal.py puts the number in its place.
+    def removals(self, n_layers: int) -> range:
+        """The numbers of layers that a plan may leave out: one, or those of a range. Raises UserError.
+
+        A fraction is rounded up, as in the paper. Where `remove` says another measure, gptailor/family/removal.py puts
+        the number in its place.
         """
-        assert not isinstance(self.remove, Removal), "the number of layers is not known before the base is read"
-        count = self.remove if isinstance(self.remove, int) else math.ceil(self.remove * n_layers - 1e-9)
-        if not 0 <= count < n_layers:
-            raise UserError(f"remove: {self.remove} takes {count} of {n_layers} layers; at least one must stay")
-        return int(count)
+        asked = self.remove
+        if not isinstance(asked, Removal):
+            return range(count := _layers(asked, n_layers), count + 1)
+        assert asked.fewest is not None and asked.most is not None, "not known before the base is read"
+        fewest, most = _layers(asked.fewest, n_layers), _layers(asked.most, n_layers)
+        if fewest >= most:
+            raise UserError(f"remove: from {asked.fewest} to {asked.most} is {fewest} to {most} of {n_layers} layers")
+        return range(fewest, most + 1)
+
+    @property
+    def has_range(self) -> bool:
+        """Whether plans differ in how many layers they leave out, so that size is an objective."""
+        return isinstance(self.remove, Removal) and self.remove.is_range
 
     def removing(self, n_removed: int) -> RunSpec:
         """The same run with this number of layers for `remove`."""
@@ -712,6 +744,21 @@ class RunSpec(_Record):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _layers(asked: int | float, n_layers: int) -> int:
+    count = asked if isinstance(asked, int) else math.ceil(asked * n_layers - 1e-9)
+    if not 0 <= count < n_layers:
+        raise UserError(f"remove: {asked} takes {count} of {n_layers} layers; at least one must stay")
+    return count
+
+
+def spread(numbers: range, most: int) -> list[int]:
+    """Up to `most` of these numbers, with equal steps as near as that goes, both ends among them, ascending."""
+    if len(numbers) <= most:
+        return list(numbers)
+    step = (len(numbers) - 1) / (most - 1)
+    return [numbers[round(index * step)] for index in range(most)]
 
 
 def load_spec(path: str | Path, changes: list[str] | None = None) -> RunSpec:
@@ -747,9 +794,14 @@ def describe(key: str) -> str:
     """What a key of the run file means, as its field says: `budget.min`, `workers.slurm.jobs`. Raises KeyError."""
     record: type[BaseModel] = RunSpec
     for part in key.split("."):
-        field = record.model_fields[part]
+        field = fields_of(record)[part]
         record = record_of(field.annotation) or record
     return " ".join((field.description or "").split())
+
+
+def fields_of(record: type[BaseModel]) -> dict[str, FieldInfo]:
+    """A record's fields by the keys that stand for them in a run file."""
+    return {field.alias or name: field for name, field in record.model_fields.items()}
 
 
 def record_of(annotation: Any) -> type[BaseModel] | None:
@@ -766,9 +818,9 @@ def keys_at(path: Sequence[str]) -> tuple[str, ...]:
     """
     record: type[BaseModel] = RunSpec
     for part in path:
-        if part in record.model_fields:
-            below = record_of(record.model_fields[part].annotation)
+        if part in fields_of(record):
+            below = record_of(fields_of(record)[part].annotation)
             if below is None:
                 return ()
             record = below
-    return tuple(record.model_fields)
+    return tuple(fields_of(record))

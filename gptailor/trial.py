@@ -42,6 +42,11 @@ HEALED = 2_000_000
 """Numbers from here on are healed plans, in the order in which they were healed."""
 
 
+SIZE = "size"
+"""The objective that a run with a range of sizes has beside its benchmarks: the share of the base's layers that a plan
+keeps. Lower is better; it is exact, and costs no examples."""
+
+
 def is_repaired(config_id: int) -> bool:
     return REPAIRED <= config_id < HEALED
 
@@ -265,7 +270,7 @@ class Subject:
             case SubjectKind.CANDIDATE:
                 return f"{self.name}, dense"
             case SubjectKind.BASELINE:
-                return f"{self.name}{_REMARKS.get(self.name, '')} on {self.source or 'base'}"
+                return f"{self.name}{_REMARKS.get(self.name.partition(LESS)[0], '')} on {self.source or 'base'}"
             case SubjectKind.HEALED:
                 return f"{self.before.label if self.before else self.source}, healed ({self.name})"
             case SubjectKind.CONFIG if self.config_id is not None and is_repaired(self.config_id):
@@ -276,6 +281,8 @@ class Subject:
                 return f"Plan {self.config_id}"
 
 
+LESS = "_less_"
+"""Between a baseline's name and the number of layers that go, where a run cuts at several."""
 _REMARKS = {"besa": " (zeros, not smaller)"}
 """What has to stand beside a baseline's numbers."""
 

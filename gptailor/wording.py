@@ -67,14 +67,24 @@ def now_and_then(say: Callable[[str], None], seconds: float = 10.0) -> Callable[
 
 
 def removal(asked: Mapping[str, Any] | float | None) -> str:
-    """What a run file's `remove` asks for, as people say it: '8', '20 % of the parameters'; '' for nothing known."""
+    """What a run file's `remove` asks for, as people say it: '8', '20 % of the parameters', 'from 4 to 12'.
+
+    '' where that is not known.
+    """
     if not isinstance(asked, Mapping):
         return "" if asked is None else f"{asked:g}"
     if asked.get("parameters") is not None:
         return f"{100 * asked['parameters']:g} % of the parameters"
     if asked.get("memory") is not None:
         return f"down to {asked['memory']} of weights"
+    if asked.get("to") is not None:
+        return f"from {asked.get('from')} to {asked['to']}"
     return "" if asked.get("speed") is None else f"{asked['speed']:g} times the speed"
+
+
+def span(low: int, high: int) -> str:
+    """'8', '4 to 12'."""
+    return str(high) if low == high else f"{low} to {high}"
 
 
 def duration(seconds: float | None) -> str:

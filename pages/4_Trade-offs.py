@@ -43,13 +43,14 @@ fourth.metric(
     "Hypervolume",
     wording.value(volume),
     help="How much of the space of scores the front covers, from the corner 0; 1 is a perfect score everywhere."
+    + (" Size is one of its sides: the share of the layers that is gone." if facts.has_range else "")
     if volume is not None
     else f"Told for up to {MAX_HYPERVOLUME} objectives.",
     border=True,
 )
 
 # --- two of them ------------------------------------------------------------------------------------------------------
-x, y = pickers.pick_axes(axes, facts)
+x, y = pickers.pick_axes(axes, frames.first_axes(list(axes.values()), facts))
 points = frames.front(plans, x, y)
 current = pickers.chosen_plan(view)
 event = widgets.show_chart(
@@ -65,11 +66,18 @@ event = widgets.show_chart(
 )
 pickers.adopt_click(event, charts.SELECTION, view)
 
+if facts.has_range:
+    widgets.show_table(frames.of_sizes(view.tables, plans, facts), alt="The best plan of each size")
+    st.caption(
+        "The best plan of each size, as the run chooses its best: by the selection split where that was used, else by "
+        "the search's own scores."
+    )
+
 # --- all of them ------------------------------------------------------------------------------------------------------
-if len(facts.objectives) > 1 and len(plans) > 1:
+if len(facts.criteria) > 1 and len(plans) > 1:
     st.divider()
     st.markdown("#### What matters to you?")
-    weights = pickers.weights(facts.names)
+    weights = pickers.weights(facts.criteria)
     choice = frames.pick_by_weights(plans, facts, weights)
     words, button = st.columns([5, 2], vertical_alignment="center")
     if choice is None:

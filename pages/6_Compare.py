@@ -9,6 +9,7 @@ from gptailor.results.charts import layers as layer_charts
 from gptailor.results.charts import progress as progress_charts
 from gptailor.results.charts import tradeoffs as front_charts
 from gptailor.results.frames import compare as frames
+from gptailor.results.frames import tradeoffs
 from gptailor.wording import plural
 
 widgets.open_page("Compare")
@@ -36,6 +37,10 @@ def show_scores() -> None:
         widgets.show_table(frames.score_table(outside, labels), alt="Held-out scores of the best plans", height=560)
     else:
         st.caption("No held-out result of these plans is stored yet.")
+    of_sizes = frames.of_sizes(runs)
+    if len(of_sizes):
+        st.markdown(f"**{facts.average_label} of the best plan of each size**")
+        widgets.show_table(of_sizes, alt="The best plan of each size in every run", height=560)
     judging.show_of_runs(runs)
 
 
@@ -57,7 +62,8 @@ def show_fronts() -> None:
     axes = {axis.label: axis for axis in frames.shared_axes(runs)}
     if len(axes) < 2:
         return
-    x, y = pickers.pick_axes(axes, facts)
+    first = frames.first_axes(runs) or tradeoffs.first_axes(list(axes.values()), facts)
+    x, y = pickers.pick_axes(axes, first)
     points = frames.fronts(runs, x, y)
     widgets.show_chart(
         front_charts.fronts_of_runs(points, x, y, labels),

@@ -9,7 +9,17 @@ import pytest
 from pydantic import BaseModel
 
 from gptailor.errors import UserError
-from gptailor.spec import Budget, RunSpec, build_spec, keys_at, load_spec, parse_duration, parse_spec, record_of
+from gptailor.spec import (
+    Budget,
+    RunSpec,
+    build_spec,
+    fields_of,
+    keys_at,
+    load_spec,
+    parse_duration,
+    parse_spec,
+    record_of,
+)
 
 MINIMAL = """
 name: demo
@@ -34,12 +44,17 @@ REFUSALS = [
     ("remove=.nan", r"remove: must be a whole number .*, got nan"),
     ("remove=true", r"remove: must be a number of layers such as 8, .*, got true"),
     ("remove=many", r"remove: must be a number of layers such as 8, .*, got 'many'"),
-    ("remove={}", r"remove: must say one of parameters, memory or speed, got {}"),
-    ("remove={speed: 1.3, memory: 9GB}", r"remove: must say one of parameters, memory or speed, got"),
+    ("remove={}", r"remove: must say one of parameters, memory or speed, or from and to, got {}"),
+    ("remove={from: 4}", r"remove: must say both from and to, from one layer on, such as {from: 4, to: 12}, got"),
+    ("remove={from: 0, to: 4}", r"remove: must say both from and to, from one layer on"),
+    ("remove={from: 4, to: 4}", r"remove: must go from fewer layers to more, .*; write one number alone, got"),
+    ("remove={from: 4, to: 12, speed: 2}", r"remove: must say one of parameters, memory or speed, or from and to"),
+    ("remove={from: 4, to: many}", r"remove\.to: must be a number of layers such as 8, .*, got 'many'"),
+    ("remove={speed: 1.3, memory: 9GB}", r"remove: must say one of parameters, memory or speed, or"),
     ("remove={parameters: 20}", r"remove\.parameters: must be a share such as 20% or 0\.2, got 20"),
     ("remove={memory: 9}", r"remove\.memory: must be an amount such as 9GB or 512MiB, got 9"),
     ("remove={speed: 1}", r"remove\.speed: must be above 1, which is as fast as the dense base, such as 1\.3, got 1"),
-    ("remove={share: 1}", r"remove\.share: unknown key; accepted here: parameters, memory, speed"),
+    ("remove={share: 1}", r"remove\.share: unknown key; accepted here: parameters, memory, speed, from, to"),
     ("remove=0", r"remove: is 0, but operations lists remove"),
     ("operations=[cut]", r"operations\.0: must be 'remove', 'select', 'merge', 'fold' or 'repair', got 'cut'"),
     ("operations=remove", r"operations: must be a list such as \[A, B\], got 'remove'"),
@@ -131,7 +146,7 @@ WHOLE = (
 
 def nested(record: type[BaseModel] = RunSpec, path: str = "") -> Iterator[tuple[str, type[BaseModel] | None]]:
     """Every key of a run file, such as `selection.0.metric`, with the record whose keys stand below it."""
-    for key, field in record.model_fields.items():
+    for key, field in fields_of(record).items():
         below = record_of(field.annotation)
         is_list = below is not None and "tuple" in str(field.annotation)
         yield f"{path}{key}", below

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import product
 from typing import TYPE_CHECKING
 
 from gptailor.plan import BASE
-from gptailor.spec import Baseline, RunSpec
-from gptailor.trial import Subject
+from gptailor.spec import Baseline, RunSpec, spread
+from gptailor.trial import LESS, Subject
 
 if TYPE_CHECKING:
     from gptailor.baselines.case import Case
@@ -71,34 +72,48 @@ METHODS: dict[Baseline, Method] = {
 """Cheap ones first."""
 
 
+BASELINE_SIZES = 3
+"""Numbers of layers that baselines cut at, where a run asks for a range: its ends and its middle."""
+
+
 @dataclass(frozen=True)
 class Cut:
     """One method on one source (the base or a candidate).
 
-    subject: its name among the evaluations. is_repaired: whether the run's repair is done to its plan.
+    n_removed: layers that go, or as many parameters as they have. subject: its name among the evaluations. is_repaired:
+    whether the run's repair is done to its plan.
     """
 
     baseline: Baseline
     source: str
     seed: int
+    n_removed: int
     subject: Subject
     is_repaired: bool = False
 
 
-def cuts(spec: RunSpec, names: Iterable[Baseline]) -> list[Cut]:
-    """What methods make of a run's family.
+def sized(name: str, n_removed: int, removals: range) -> str:
+    """A baseline's name among the subjects: with the number of layers that go, where the run has several."""
+    return f"{name}{LESS}{n_removed}" if len(removals) > 1 else str(name)
 
-    On the base and on each candidate (those asked for), as often as they have seeds; where the run repairs, each plan
-    that removes layers, and has no repair of its own, as it is and then repaired.
+
+def cuts(spec: RunSpec, names: Iterable[Baseline], n_layers: int) -> list[Cut]:
+    """What methods make of a run's family, whose base has so many layers.
+
+    On the base and on each candidate (those asked for), as often as they have seeds, and of a range at its ends and its
+    middle; where the run repairs, each plan that removes layers, and has no repair of its own, as it is and then
+    repaired.
     """
     found = []
-    for name in names:
-        for source in spec.baselines_on or (BASE, *spec.candidates):
-            for number in range(METHODS[name].seeds):
-                label = f"{name}-{number + 1}" if METHODS[name].seeds > 1 else str(name)
-                place, seed = None if source == BASE else source, spec.seed + number
-                found.append(Cut(name, source, seed, Subject.baseline(label, place)))
-                if spec.repairs is not None and METHODS[name].removes and not METHODS[name].is_repaired:
-                    subject = Subject.baseline(f"{label}+{spec.repairs.method}", place)
-                    found.append(Cut(name, source, seed, subject, is_repaired=True))
+    removals = spec.removals(n_layers)
+    for name, source, gone in product(
+        names, spec.baselines_on or (BASE, *spec.candidates), spread(removals, BASELINE_SIZES)
+    ):
+        for number in range(METHODS[name].seeds):
+            label = sized(f"{name}-{number + 1}" if METHODS[name].seeds > 1 else name, gone, removals)
+            place, seed = None if source == BASE else source, spec.seed + number
+            found.append(Cut(name, source, seed, gone, Subject.baseline(label, place)))
+            if spec.repairs is not None and METHODS[name].removes and not METHODS[name].is_repaired:
+                subject = Subject.baseline(f"{label}+{spec.repairs.method}", place)
+                found.append(Cut(name, source, seed, gone, subject, is_repaired=True))
     return found

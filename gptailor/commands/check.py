@@ -58,7 +58,8 @@ class Fit:
     """The family, and how much of it is removed.
 
     asked: the measure that `remove` says, where it is another than layers. n_removed, kept: layers that go, and the
-    share of the base's parameters that stays; None where that is measured when the run begins.
+    share of the base's parameters that stays; None where that is measured when the run begins. Of a range, of the
+    shortest plans; fewest_removed and most_kept are of the longest.
     """
 
     architecture: str
@@ -69,12 +70,24 @@ class Fit:
     kept: float | None
     licences: Mapping[str, str]
     asked: str = ""
+    fewest_removed: int | None = None
+    most_kept: float | None = None
+
+    @property
+    def longest(self) -> float:
+        """The share of the parameters that the longest plan keeps, as far as that is known."""
+        return self.most_kept or self.kept or 1.0
 
     @property
     def removal(self) -> str:
         """What goes, in words."""
         if self.n_removed is None or self.kept is None:
             return f"{self.n_layers} layers; how many go for {self.asked} is measured when the run begins"
+        if self.fewest_removed is not None and self.most_kept is not None:
+            return (
+                f"{self.fewest_removed} to {self.n_removed} of {self.n_layers} layers go, {self.kept:.1%} to "
+                f"{self.most_kept:.1%} of the parameters stay; size is an objective"
+            )
         measure = f"{self.asked}: " if self.asked else ""
         return f"{measure}{self.n_removed} of {self.n_layers} layers go, {self.kept:.1%} of the parameters stay"
 
@@ -129,7 +142,7 @@ def check(spec: RunSpec, runs: str | Path | None = None) -> Check:
         ),
         family=family,
         memory=memory,
-        estimate=_estimate(spec, planned, found, memory.device, family.kept or 1.0, Path(runs or runs_root())),
+        estimate=_estimate(spec, planned, found, memory.device, family.longest, Path(runs or runs_root())),
         later=tuple(_later(found, memory.device)),
         redundancy=_redundancy(spec, found, memory.device, Path(runs or runs_root())),
     )
@@ -221,11 +234,28 @@ def _fit(spec: RunSpec, found: Preflight) -> tuple[Preflight, Fit]:
     if removed is None and isinstance(spec.remove, Removal):
         removed = _for_speed(spec, found)
         found = dataclasses.replace(found, n_removed=removed)
-    gone = None if removed is None else removed * sum(found.layer_parameters) / found.n_layers
-    kept = None if gone is None else 1 - gone / found.n_parameters
-    asked = str(spec.remove) if isinstance(spec.remove, Removal) else ""
-    known = (found.architecture, found.dtype, found.n_parameters, found.n_layers)
-    return found, Fit(*known, removed, kept, dict(found.licences), asked)
+    fewest = spec.removals(found.n_layers)[0] if spec.has_range else None
+    asked = str(spec.remove) if isinstance(spec.remove, Removal) and not spec.has_range else ""
+    fit = Fit(
+        found.architecture,
+        found.dtype,
+        found.n_parameters,
+        found.n_layers,
+        removed,
+        _kept(found, removed),
+        dict(found.licences),
+        asked,
+        fewest,
+        _kept(found, fewest),
+    )
+    return found, fit
+
+
+def _kept(found: Preflight, n_removed: int | None) -> float | None:
+    """The share of the base's parameters that stays without so many layers of the mean size."""
+    if n_removed is None:
+        return None
+    return 1 - n_removed * sum(found.layer_parameters) / found.n_layers / found.n_parameters
 
 
 def _for_speed(spec: RunSpec, found: Preflight) -> int | None:

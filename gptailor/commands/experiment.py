@@ -10,7 +10,7 @@ import hashlib
 import math
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os.path import commonprefix
 from pathlib import Path
 from statistics import mean, stdev
@@ -23,6 +23,7 @@ from gptailor.errors import UserError
 from gptailor.launch.engine import prepare, state
 from gptailor.launch.process import python
 from gptailor.results import scores
+from gptailor.results.fronts import QUALITIES, attained, volume
 from gptailor.runfile import load_yaml, read_text
 from gptailor.spec import RunSpec, load_spec
 from gptailor.store import queries
@@ -33,7 +34,7 @@ from gptailor.wording import as_table
 if TYPE_CHECKING:
     import pandas as pd
 
-KEYS = ("name", "run", "seeds", "runs", "evaluate")
+KEYS = ("name", "run", "seeds", "runs", "evaluate", "fronts")
 SHORT = ("first_candidates", "first_objectives", "metric", "model")
 """The run file's first so many candidates or objectives; one metric for all objectives; one model by itself, as if it
 were the base and had no candidates: 0 is the base, 1 the first candidate."""
@@ -44,15 +45,22 @@ SHARES = {"retention": "{:.1%}", "gap": "{:+.1%}"}
 
 @dataclass(frozen=True)
 class Experiment:
-    """runs: label -> what is asked. evaluate: subjects that each run judges on its held-out benchmarks, if any."""
+    """runs: label -> what is asked. evaluate: subjects that each run judges on its held-out benchmarks, if any.
+
+    fronts: name -> labels of the runs that make one front of quality against size together.
+    """
 
     name: str
     runs: Mapping[str, RunSpec]
     evaluate: tuple[str, ...]
+    fronts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def load_experiment(path: str | Path, run_file: str | None = None, changes: Sequence[str] = ()) -> Experiment:
-    """Read an experiment: `name`, `run` (a run file), `seeds`, `runs` (label -> changed keys), `evaluate` (subjects).
+    """Read an experiment.
+
+    `name`, `run` (a run file), `seeds`, `runs` (label -> changed keys), `evaluate` (subjects), `fronts` (name ->
+    labels).
 
     seeds: how many of each run, from seed 0 on. Among a run's changed keys, those of SHORT stand for others that depend
     on the run file, so that one experiment fits any family. run_file: another run file to start from, for another
@@ -82,7 +90,22 @@ def load_experiment(path: str | Path, run_file: str | None = None, changes: Sequ
         if short:
             keys += _settings(_spelled_out(short, load_spec(start, [*changes]), f"experiment {path}: runs.{label}"))
         runs[str(label)] = load_spec(start, [*keys, *_settings({"name": f"{name}: {label}"[:80]})])
-    return Experiment(name, runs, tuple(data.get("evaluate") or ()))
+    fronts = _fronts(data.get("fronts") or {}, runs, seeds, f"experiment {path}: fronts")
+    return Experiment(name, runs, tuple(data.get("evaluate") or ()), fronts)
+
+
+def _fronts(asked: Any, runs: Mapping[str, RunSpec], seeds: int, where: str) -> dict[str, tuple[str, ...]]:
+    """Groups of runs by their names, each once a seed. Raises UserError for a label that no run has."""
+    if not isinstance(asked, Mapping) or not all(isinstance(labels, list) for labels in asked.values()):
+        raise UserError(f"{where}: expected names, each with a list of labels of runs")
+    ends = [f", seed {seed}" for seed in range(seeds)] if seeds > 1 else [""]
+    found = {
+        f"{name}{end}": tuple(f"{label}{end}" for label in labels) for end in ends for name, labels in asked.items()
+    }
+    for name, labels in found.items():
+        if unknown := [label for label in labels if label not in runs]:
+            raise UserError(f"{where}.{name}: there is no run {unknown[0]!r}; the runs are {', '.join(runs)}")
+    return found
 
 
 def _over_seeds(runs: Mapping[Any, Any], seeds: int) -> Iterator[tuple[str, Any]]:
@@ -131,11 +154,14 @@ def run_experiment(experiment: Experiment, root: str | Path, say: Callable[[str]
         say(f"{label}: run {folder.run_id}")
         if not is_finished(folder):
             _command(folder, "engine")
-        if is_finished(folder) and spec.held_out and experiment.evaluate and not _is_judged(folder):
+        if is_finished(folder) and spec.held_out and experiment.evaluate and not _is_judged(folder, experiment.fronts):
             asked = dict.fromkeys([*experiment.evaluate, "best"])  # which the table shows
             _command(folder, "evaluate", "--subjects", ",".join(asked))
     say("")
     say(as_table(table(folders)))
+    for told in fronts(experiment, folders):
+        say("")
+        say(as_table(told))
     if len(seeds := over_seeds(folders)) > 1:
         say("")
         say(as_table(seeds))
@@ -211,6 +237,40 @@ def over_seeds(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
     ]
 
 
+def fronts(experiment: Experiment, folders: Mapping[str, RunFolder]) -> list[list[tuple[str, ...]]]:
+    """Quality against size of each group of runs: how much it covers, then what it attains at each size.
+
+    Nothing where the experiment has no groups. See results/fronts.py; the gain in size is the share of the layers that
+    is gone.
+    """
+    groups = {
+        name: [attained(queries.read_run(folders[label])) for label in labels if folders[label].exists()]
+        for name, labels in experiment.fronts.items()
+    }
+    if not groups:
+        return []
+    covers: list[tuple[str, ...]] = [("quality x size", "runs", "trials", "hypervolume, calibration", "held-out")]
+    heads = (f"{name}: {quality}" for name in groups for quality in ("calibration", "held-out"))
+    sizes: list[tuple[str, ...]] = [("layers kept", *heads)]
+    for name, runs in groups.items():
+        trials = sum(experiment.runs[label].trials for label in experiment.fronts[name])
+        volumes = (volume(runs, quality) for quality in QUALITIES)
+        covers.append((name, str(len(runs)), str(trials), *("" if v is None else f"{v:.4f}" for v in volumes)))
+    reached = {int(kept) for runs in groups.values() for run in runs for kept in run["kept_layers"]}
+    sizes += [
+        (str(kept), *(_at(runs, kept, quality) for runs in groups.values() for quality in QUALITIES))
+        for kept in sorted(reached, reverse=True)
+    ]
+    return [covers, sizes]
+
+
+def _at(runs: Sequence[pd.DataFrame], kept: int, quality: str) -> str:
+    """The best quality that these runs attain at a size."""
+    there = [value for run in runs for value in run.loc[run["kept_layers"] == kept, quality].dropna()]
+    form = "{:.1%}" if quality == "calibration" else "{:.4f}"
+    return form.format(max(there)) if there else ""
+
+
 def _common(labels: Iterable[str]) -> str:
     """`search` of `search, seed 0` and `search, seed 1`."""
     labels = list(labels)
@@ -230,9 +290,11 @@ def _status(folder: RunFolder) -> RunStatus | None:
     return RunStatus(queries.read_run(folder).runs["status"].iloc[0]) if folder.exists() else None
 
 
-def _is_judged(folder: RunFolder) -> bool:
-    """Whether its best plan is, which the table shows."""
-    return _judged(folder, queries.read_run(folder)) is not None
+def _is_judged(folder: RunFolder, groups: Mapping[str, Sequence[str]]) -> bool:
+    """Whether its best plan is, which the table shows, and with groups of runs the best of each size."""
+    tables = queries.read_run(folder)
+    is_whole = not groups or bool(attained(tables)["held_out"].notna().all())
+    return is_whole and _judged(folder, tables) is not None
 
 
 def _command(folder: RunFolder, command: str, *arguments: str) -> None:

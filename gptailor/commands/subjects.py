@@ -41,7 +41,7 @@ def find_subjects(folder: RunFolder, names: Sequence[str]) -> list[Asked]:
     rows = scores.of_kind(tables.evaluations, SubjectKind.BASELINE).dropna(subset="config_id")
     stored = {Subject.parse(str(row.subject)): int(row.config_id) for row in rows.itertuples()}
     healed = {subject: config_id for config_id, plan in plans.items() if (subject := healed_subject(plan))}
-    one_shot = {cut.subject for cut in cuts(spec, METHODS)}
+    one_shot = {cut.subject for cut in cuts(spec, METHODS, n_layers)}
     found: dict[Subject, Asked] = {}
 
     def add(subject: Subject, plan: StitchPlan | None = None, config_id: int | None = None) -> None:
@@ -60,11 +60,14 @@ def find_subjects(folder: RunFolder, names: Sequence[str]) -> list[Asked]:
         elif name == "baselines":
             for baseline, config_id in stored.items():
                 add_stored(baseline, config_id)
-            for cut in cuts(spec, [DEFAULT]) if not stored else ():
+            for cut in cuts(spec, [DEFAULT], n_layers) if not stored else ():
                 add(cut.subject)
         elif name == "best":
             if (best := scores.best(tables)) and best.config_id is not None:
                 add_stored(best, best.config_id)
+        elif name == "sizes":
+            for config_id in scores.best_of_sizes(tables)["config_id"]:
+                add_stored(Subject.config(config_id), int(config_id))
         elif name == "front":
             for config_id in scores.searched(tables).front:
                 add_stored(Subject.config(config_id), config_id)
@@ -83,9 +86,9 @@ def find_subjects(folder: RunFolder, names: Sequence[str]) -> list[Asked]:
             add(subject, StitchPlan.dense(n_layers, subject.name))
         else:
             raise UserError(
-                f"--subjects {name}: expected dense, candidates, baselines, best, front, healed, config:ID of this "
-                "run, candidate:NAME, baseline:NAME or baseline:NAME@CANDIDATE (block_influence, sleb, random-1, ...), "
-                "or healed:SUBJECT/NAME"
+                f"--subjects {name}: expected dense, candidates, baselines, best, sizes, front, healed, config:ID of "
+                "this run, candidate:NAME, baseline:NAME or baseline:NAME@CANDIDATE (block_influence, sleb, random-1, "
+                "...), or healed:SUBJECT/NAME"
             )
     return list(found.values())
 
@@ -98,7 +101,7 @@ def plans_of(asked: Sequence[Asked], plan_scorer: PlanScorer, spec: RunSpec) -> 
     batches = plan_scorer.calibration(
         PlanScorer.open_benchmarks(plan_scorer.family, spec, spec.objectives, max_examples=n_texts)
     )
-    made = {cut.subject: cut for cut in cuts(spec, METHODS)}
+    made = {cut.subject: cut for cut in cuts(spec, METHODS, plan_scorer.family.n_layers)}
 
     def plan_of(subject: Subject) -> StitchPlan:
         cut = made[subject]
@@ -108,8 +111,7 @@ def plans_of(asked: Sequence[Asked], plan_scorer: PlanScorer, spec: RunSpec) -> 
                 f"{subject}: scores plans on its way; run `python -m gptailor baseline {cut.baseline}` first"
             )
 
-        n_removed = spec.n_removed(plan_scorer.family.n_layers)
-        case = Case(plan_scorer.stitcher, cut.source, n_removed, batches, no_scores, spec.budget.rungs, 1, cut.seed)
+        case = Case(plan_scorer.stitcher, cut.source, cut.n_removed, batches, no_scores, spec.budget.rungs, 1, cut.seed)
         case.texts = plan_scorer.baseline_texts
         plan = METHODS[cut.baseline].load()(case)
         return plan_scorer.repaired(plan) if cut.is_repaired else plan

@@ -217,12 +217,13 @@ def _candidates(text: str) -> dict[str, str]:
     return found
 
 
-LAYERS = "layers"
+LAYERS, RANGE = "layers", "range"
 MEASURES = {
     LAYERS: "a number of layers such as 8, or a share such as 25 %",
     "parameters": "a share of the parameters such as 20 %",
     "memory": "what the weights may take, such as 9GB",
     "speed": "how many times as fast, such as 1.3",
+    RANGE: "from how many layers to how many, such as 4 to 12",
 }
 """What `remove` may be given in, with how it is written."""
 
@@ -230,13 +231,21 @@ MEASURES = {
 def _measure(spec: RunSpec) -> str:
     if not isinstance(spec.remove, Removal):
         return LAYERS
+    if spec.has_range:
+        return RANGE
     return next(key for key, value in spec.remove.model_dump().items() if value is not None)
 
 
 def _removal_text(spec: RunSpec) -> str:
     asked = spec.remove
-    if isinstance(asked, Removal):
-        return f"{100 * asked.parameters:g} %" if asked.parameters else asked.memory or f"{asked.speed:g}"
+    if not isinstance(asked, Removal):
+        return _count_text(asked)
+    if asked.fewest is not None and asked.most is not None:
+        return f"{_count_text(asked.fewest)} to {_count_text(asked.most)}"
+    return f"{100 * asked.parameters:g} %" if asked.parameters else asked.memory or f"{asked.speed:g}"
+
+
+def _count_text(asked: int | float) -> str:
     return str(asked) if isinstance(asked, int) else f"{100 * asked:g} %"
 
 
@@ -246,13 +255,20 @@ def _remove(text: str, measure: str) -> Any:
     if measure == "memory":
         return {measure: cleaned}
     try:
-        if cleaned.endswith("%"):
-            number: int | float = float(cleaned[:-1]) / 100
-        else:
-            number = int(cleaned) if cleaned.isdecimal() else float(cleaned)
+        if measure == RANGE:
+            fewest, most = map(_number, cleaned.split("to"))
+            return {"from": fewest, "to": most}
+        number = _number(cleaned)
     except ValueError:
         raise ValueError(f"write {MEASURES[measure]}; got {text!r}") from None
     return number if measure == LAYERS else {measure: number}
+
+
+def _number(text: str) -> int | float:
+    """Of '8', '1.3' or '25%'. Raises ValueError."""
+    if text.endswith("%"):
+        return float(text[:-1]) / 100
+    return int(text) if text.isdecimal() else float(text)
 
 
 def _benchmarks(text: str) -> list[dict[str, Any]]:

@@ -13,7 +13,8 @@ from gptailor import wording
 from gptailor.dashboard import actions, readers
 from gptailor.dashboard.url import choose, chosen, select, told_apart
 from gptailor.dashboard.widgets import empty, status_badge
-from gptailor.results.frames.facts import Facts
+from gptailor.results.frames import tradeoffs
+from gptailor.results.frames.facts import KEPT_LAYERS
 from gptailor.results.frames.layers import plan_name
 from gptailor.results.frames.tradeoffs import Axis
 from gptailor.results.frames.trials import AVERAGE
@@ -153,7 +154,8 @@ def _about(view: View) -> str:
     rungs = " / ".join(map(str, facts.rungs))
     parts = [
         f"Base {text_safe(facts.base_model, 60)}",
-        f"{facts.n_layers} → {facts.n_layers - facts.n_removed} layers",
+        f"{facts.n_layers} → {wording.span(facts.n_layers - facts.n_removed, facts.n_layers - facts.fewest_removed)} "
+        "layers",
         wording.plural(len(facts.candidates), "candidate") if facts.candidates else "no candidates",
         wording.plural(len(facts.objectives), "objective"),
         f"rungs of {rungs} examples",
@@ -214,6 +216,10 @@ def pick_plan(view: View, label: str = "Plan") -> int:
     names = {
         int(c): plan_name(c, a, view.facts) for c, a in zip(view.plans["config_id"], view.plans[AVERAGE], strict=True)
     }
+    if view.facts.has_range:
+        of_sizes = set(view.best_of_sizes["config_id"])
+        for config_id, kept in zip(view.plans["config_id"], view.plans[KEPT_LAYERS], strict=True):
+            names[int(config_id)] += f", {kept:.0f} layers" + (", the best of them" if config_id in of_sizes else "")
     assert view.best is not None  # there are plans
     names[view.best] += " (best, chosen by the selection)" if view.choice else " (best)"
     return int(select("config", label, list(names), names.__getitem__, view.best))
@@ -231,16 +237,14 @@ def adopt_click(event: Any, selection: str, view: View) -> None:
         st.rerun()
 
 
-def pick_axes(axes: Mapping[str, Axis], facts: Facts) -> tuple[Axis, Axis]:
-    """Two of the things that plans can be compared by: the first two objectives, else layers and the first."""
+def pick_axes(axes: Mapping[str, Axis], first: tuple[Axis, Axis]) -> tuple[Axis, Axis]:
+    """Two of the things that plans can be compared by, to begin with `first`."""
     labels = list(axes)
-    scored = [label for label in labels if axes[label].column in facts.names]
-    first, second = (scored[0], scored[1]) if len(scored) > 1 else ("Layers kept", labels[0])
     left, right, _ = st.columns([3, 3, 2])
     with left:
-        x = axes[select("x", "Across", labels, plain, first)]
+        x = axes[select("x", "Across", labels, plain, first[0].label)]
     with right:
-        y = axes[select("y", "Up", labels, plain, second)]
+        y = axes[select("y", "Up", labels, plain, first[1].label)]
     return x, y
 
 
@@ -253,12 +257,13 @@ def how_many(available: int) -> int:
 
 
 def weights(names: Sequence[str]) -> dict[str, float]:
-    """A slider from 0 to 1 for each objective, three in a row."""
+    """A slider from 0 to 1 for each criterion, three in a row."""
     found = {}
     box = st.container() if len(names) <= 6 else st.expander("Weights", icon=":material/tune:")
     for start in range(0, len(names), 3):
         for column, (index, name) in zip(
             box.columns(3, gap="medium"), list(enumerate(names))[start : start + 3], strict=False
         ):
-            found[name] = column.slider(text_safe(name, 40), 0.0, 1.0, 1.0, 0.05, key=f"weight.{index}")
+            shown = text_safe(tradeoffs.label(name), 40)
+            found[name] = column.slider(shown, 0.0, 1.0, 1.0, 0.05, key=f"weight.{index}")
     return found

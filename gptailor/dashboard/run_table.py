@@ -12,6 +12,7 @@ from gptailor import wording
 from gptailor.dashboard.readers import Run
 from gptailor.measures import MAX_HYPERVOLUME
 from gptailor.store.notes import Notes
+from gptailor.store.summary import RunSummary
 
 STATE_COLOURS = {
     "Queued": "gray",
@@ -40,7 +41,7 @@ def listing(runs: Sequence[Run], notes: Mapping[str, Notes]) -> pd.DataFrame:
                 "state": [run.status.capitalize()],
                 "progress": 100 * min(summary.n_done / summary.n_asked, 1.0) if summary.n_asked else 0.0,
                 "left": wording.duration(seconds_left(run)) if run.is_active else "",
-                "layers": "" if summary.n_removed is None else f"{summary.n_removed} of {summary.n_layers}",
+                "layers": removed_text(summary),
                 "retention": None if summary.retention is None else 100 * summary.retention,
                 "held_out": None if summary.held_out is None else 100 * summary.held_out,
                 "objectives": best_scores(summary.best_scores),
@@ -52,6 +53,14 @@ def listing(runs: Sequence[Run], notes: Mapping[str, Notes]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["run_id", *_COLUMNS])
     numbers = dict.fromkeys(("retention", "held_out", "hypervolume"), float)
     return frame.astype(numbers).assign(created_at=pd.to_datetime(frame["created_at"], utc=True))
+
+
+def removed_text(summary: RunSummary) -> str:
+    """`8 of 30`, `4 to 12 of 30`; '' where it is not known yet."""
+    if summary.n_removed is None:
+        return ""
+    fewest = summary.n_removed if summary.fewest_removed is None else summary.fewest_removed
+    return f"{wording.span(fewest, summary.n_removed)} of {summary.n_layers}"
 
 
 def best_scores(scores: Mapping[str, float]) -> str:

@@ -51,7 +51,8 @@ class Preflight:
     once). model_bytes: what each model adds in the run's type if nothing is shared, candidates by their layers alone;
     distinct_bytes: their sum, an upper bound of what the open family holds. licences: by model, where one is named.
     fixed: layers that every plan keeps, as no configuration can do without them.
-    inner_size: of the MLP. n_removed: layers that the run removes; None where that is yet to be measured.
+    inner_size: of the MLP. n_removed: layers that a plan removes, of a range the most;
+    None where that is yet to be measured.
     """
 
     architecture: str
@@ -150,7 +151,8 @@ def _inspect(spec: RunSpec, checkpoints: Mapping[str, Checkpoint], problems: lis
         raise _refusal(problems)
     try:
         known = counted(spec, _sizes(judge))
-        n_removed = None if isinstance(known.remove, Removal) else known.n_removed(base.n_layers or 0)
+        is_counted = known.has_range or not isinstance(known.remove, Removal)
+        n_removed = known.n_removed(base.n_layers or 0) if is_counted else None
         renumbering = find_renumbering(judge.skeleton, 1 if n_removed is None else n_removed)
     except UserError as error:
         raise _refusal([f"base_model: {error}"]) from error

@@ -29,11 +29,13 @@ class Sizes:
 
 
 def counted(spec: RunSpec, sizes: Sizes) -> RunSpec:
-    """The run file with a number of layers for `remove`, but for a speed, which has to be measured. Raises UserError.
+    """The run file with a number of layers for `remove`, or a range of them. Raises UserError.
 
-    See scoring/removal_speed.py for that.
+    But for a speed, which has to be measured: see scoring/removal_speed.py.
     """
     asked = spec.remove
+    if spec.has_range:
+        return spec
     if not isinstance(asked, Removal):
         return spec.removing(spec.n_removed(len(sizes.layers)))
     if asked.parameters is not None:

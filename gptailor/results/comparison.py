@@ -68,6 +68,10 @@ def _scores(runs: Sequence[Entry]) -> Iterable[str]:
     yield document.note(frames.verdict(runs))
     yield document.note(frames.meaning(runs))
     yield document.frame(frames.score_table(frames.best_scores(runs), labels))
+    of_sizes = frames.of_sizes(runs)
+    if len(of_sizes):
+        yield document.note(f"{runs[0].facts.average_label} of the best plan of each size:")
+        yield document.frame(of_sizes)
     outside = frames.held_out_scores(runs)
     if len(outside):
         yield document.note("Held-out results, not seen by the search:")
@@ -101,9 +105,8 @@ def _curves(runs: Sequence[Entry]) -> Iterable[str]:
         frames.curves(chosen), by, facts.average_label, facts.average_is_share, labels
     )
     yield document.picture(so_far, f"Best {facts.average_label.lower()} so far")
-    wanted = [axis for axis in frames.shared_axes(chosen) if axis.column in facts.names][:2]
-    if len(wanted) == 2:
-        x, y = wanted
+    if (pair := frames.first_axes(chosen)) is not None:
+        x, y = pair
         yield document.picture(
             front_charts.fronts_of_runs(frames.fronts(chosen, x, y), x, y, labels), f"{x.label}, {y.label}"
         )

@@ -52,7 +52,7 @@ def html(view: View, answers: Answers, family: Redundancy | None = None) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         document.note(
-            f"{facts.n_removed} of {facts.n_layers} layers of {facts.base_model} removed. Run {facts.run_id}, "
+            f"{facts.removed_text} of {facts.base_model} removed. Run {facts.run_id}, "
             f"{facts.status}. Written by gptailor {VERSION} on {wording.moment(now())}."
         ),
         "<h2>What was asked</h2>",
@@ -148,11 +148,13 @@ def _found(view: View) -> Iterable[str]:
         picture = progress_charts.best_so_far(curve, progress_charts.TRIALS, label, percent)
         yield document.picture(picture, f"Best {label.lower()} so far")
     axes = tradeoffs.axes(view.tables, plans, facts)
-    wanted = [axis for axis in axes if axis.column in facts.names][:2]
-    if len(wanted) == 2:
-        x, y = wanted
+    x, y = tradeoffs.first_axes(axes, facts)
+    if facts.has_range or {x.column, y.column} <= set(facts.names):
         picture = front_charts.front(tradeoffs.front(plans, x, y), x, y, None)
         yield document.picture(picture, f"{x.label} against {y.label}")
+    if facts.has_range:
+        yield document.note("The best plan of each size, chosen as the run chooses its best:")
+        yield document.frame(tradeoffs.of_sizes(view.tables, plans, facts))
     yield from _worth(view)
 
 

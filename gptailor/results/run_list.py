@@ -24,6 +24,7 @@ def runs_json(root: str | Path) -> list[dict[str, Any]]:
                 "trials_asked": summary.n_asked,
                 "failed": summary.n_failed,
                 "removed": summary.n_removed,
+                "removed_from": summary.fewest_removed,
                 "layers": summary.n_layers,
                 "best_config": summary.best_config,
                 "retention": summary.retention,

@@ -24,7 +24,7 @@ from gptailor import measures
 from gptailor.measures import gain, retention
 from gptailor.plan import BASE, StitchPlan
 from gptailor.store.queries import ScoreTables
-from gptailor.trial import DENSE, BenchmarkKey, Subject, SubjectKind, averaged_together, is_share
+from gptailor.trial import DENSE, SIZE, BenchmarkKey, Subject, SubjectKind, averaged_together, is_share
 
 BENCHMARK = ["benchmark", "metric", "split"]
 
@@ -120,7 +120,9 @@ class Searched:
     rows: the stored scores, with config_id, `name` (`benchmark/metric`) and kept. The others are frames of a row
     a configuration (index: config_id, ascending) and a column an objective's name.
     scores: as lm-eval gives them; rising: turned so that more is better, by their sign; gains: see measures.gain;
-    kept: retention, NaN where the dense model's score is not known.
+    kept: retention, NaN where the dense model's score is not known. size: the share of the base's layers that each
+    plan keeps, where the run asks for a range of sizes: an objective then, like the others, in the front, its knee and
+    the hypervolume; not in the average.
     """
 
     rows: pd.DataFrame
@@ -128,6 +130,7 @@ class Searched:
     rising: pd.DataFrame
     gains: pd.DataFrame
     kept: pd.DataFrame
+    size: pd.Series | None = None
 
     @property
     def is_share(self) -> bool:
@@ -153,20 +156,31 @@ class Searched:
         """config_id of the plans that no other plan beats in every objective, best average first."""
         if self.scores.empty:
             return []
-        on_front = self.average[measures.pareto_front(self.rising.to_numpy(float))]
+        on_front = self.average[measures.pareto_front(self._points)]
         return [int(config_id) for config_id in on_front.sort_values(ascending=False, kind="stable").index]
 
     @property
     def knee(self) -> int | None:
         """config_id of the front's knee."""
-        bend = measures.knee(self.rising.to_numpy(float)) if len(self.rising) else None
+        bend = measures.knee(self._points) if len(self.rising) else None
         return None if bend is None else int(self.rising.index[bend])
 
     @property
     def hypervolume(self) -> float | None:
-        """Of the gains, from the corner 0; None without a plan, and with too many objectives."""
-        corner = [0.0] * self.gains.shape[1]
-        return measures.hypervolume(self.gains.to_numpy(float), corner) if len(self.gains) else None
+        """Of the gains, from the corner 0; None without a plan, and with too many objectives.
+
+        The gain in size is the share of the layers that is gone.
+        """
+        if not len(self.gains):
+            return None
+        points = self.gains if self.size is None else self.gains.assign(**{SIZE: 1.0 - self.size})
+        return measures.hypervolume(points.to_numpy(float), [0.0] * points.shape[1])
+
+    @property
+    def _points(self) -> np.ndarray:
+        """What plans are compared by, more being better: [plans, objectives], size among them."""
+        points = self.rising if self.size is None else self.rising.assign(**{SIZE: -self.size})
+        return points.to_numpy(float)
 
 
 def searched(tables: ScoreTables, budget: int | None = None) -> Searched:
@@ -187,7 +201,9 @@ def searched(tables: ScoreTables, budget: int | None = None) -> Searched:
     wide = {c: rows.pivot(index="config_id", columns="name", values=c) for c in ("score", "rising", "gains", "kept")}
     whole = wide["score"].reindex(columns=names).dropna().index
     frames = [frame.reindex(index=whole, columns=names).astype(float) for frame in wide.values()]
-    return Searched(rows[rows["config_id"].isin(whole)], *frames)
+    size = tables.kept_layers.reindex(whole) / int(tables.runs["n_layers"].iloc[0]) if tables.spec.has_range else None
+    score, rising, gains, share = frames
+    return Searched(rows[rows["config_id"].isin(whole)], score, rising, gains, share, size)
 
 
 def kept(rows: pd.DataFrame, tables: ScoreTables) -> np.ndarray:
@@ -250,13 +266,48 @@ def _together(rows: pd.DataFrame) -> set[str]:
 def best(tables: ScoreTables, found: Searched | None = None) -> Subject | None:
     """The configuration whose plan the run calls its best: the selection's choice, else the search's own.
 
-    That is the plan of the highest average by the search's scores. None before a plan was scored at the full budget.
+    That is the plan of the highest average by the search's scores, whatever its size (`best_of_sizes` has one for
+    each). None before a plan was scored at the full budget.
     found: `searched`, where it is known.
     """
     if chosen := choice(tables):
         return chosen.subject
     average = (found or searched(tables)).average
     return Subject.config(int(average.idxmax())) if len(average) else None
+
+
+def best_of_sizes(tables: ScoreTables, found: Searched | None = None) -> pd.DataFrame:
+    """The best plan of each size, the longest first; empty where the run does not ask for a range of sizes.
+
+    Chosen among the plans of a size as `best` chooses among all: by the selection split where any of them was judged
+    there, else by the search's own scores.
+
+    Columns: kept_layers, config_id, average (what the search's own scores rank by), selection (retention on the
+    selection split; NaN where it was not used).
+    """
+    found = found or searched(tables)
+    rows = pd.DataFrame({"config_id": found.average.index, "average": found.average.to_numpy(float)})
+    rows = rows.astype({"config_id": int}).assign(selection=np.nan)
+    if _asked(tables, "selection"):
+        known = calibration(tables)
+        judged_there = of_kind(averages(judged(tables, "selection"), known), SubjectKind.CONFIG)
+        judged_there = judged_there.dropna(subset=["retention", "gap"]).assign(
+            average=lambda own: own["subject"].map(lambda subject: known[Subject.parse(subject)]),
+            selection=lambda own: own["retention"],
+        )
+        plain = rows[~rows["config_id"].isin(judged_there["config_id"])]
+        rows = pd.concat([judged_there[["config_id", "average", "selection"]], plain], ignore_index=True)
+    rows = rows.assign(kept_layers=rows["config_id"].map(tables.kept_layers)).dropna(subset=["kept_layers", "average"])
+    if not tables.spec.has_range:
+        rows = rows.head(0)
+    order = ["kept_layers", "selection", "average"]
+    best_first = rows.sort_values(order, ascending=False, na_position="last", kind="stable")
+    columns = ["kept_layers", "config_id", "average", "selection"]
+    return (
+        best_first.drop_duplicates("kept_layers")[columns]
+        .astype({"kept_layers": int, "config_id": int})
+        .reset_index(drop=True)
+    )
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
         "candidates": spec["candidates"],
         "layers": int(run.n_layers),
         "removed": int(run.n_removed),
+        "removed_from": tables.spec.fewest_removed(int(run.n_layers), int(run.n_removed)),
         "objectives": objectives,
         "trials": {
             "asked": spec["trials"],
@@ -60,6 +61,7 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
         "references": references,
         "best": None if best is None else describe(best),
         "front": [describe(config_id) for config_id in found.front],
+        "sizes": _sizes(tables, found, describe),
         "hypervolume": found.hypervolume,
         "held_out": _held_out(folder, tables, best),
         "selection": _selection(chosen) if chosen else None,
@@ -70,6 +72,20 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
         ],
         "versions": json.loads(run.versions or "{}"),
     }
+
+
+def _sizes(
+    tables: queries.RunTables, found: scores.Searched, describe: Callable[[int], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The best plan of each size where the run asks for a range of sizes (scores.best_of_sizes), as `describe` has it.
+
+    With `kept` (layers) and `selection` (retention there, None where it was not used).
+    """
+    best = scores.best_of_sizes(tables, found)
+    return [
+        describe(row.config_id) | {"kept": row.kept_layers, "selection": _or_none(row.selection)}
+        for row in best.itertuples()
+    ]
 
 
 def stored_plans(tables: queries.RunTables) -> dict[int, StitchPlan]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gptailor.results.run_list import runs_json
-from gptailor.wording import as_table, duration
+from gptailor.wording import as_table, duration, span
 
 LEAST_SHARE = 0.005
 """Of a run's seconds, from which on a part of them is told."""
@@ -18,7 +18,7 @@ def runs_text(root: str | Path) -> str:
             run["run_id"],
             run["status"],
             f"{run['trials']}/{run['trials_asked']}",
-            f"-{run['removed']} of {run['layers']}" if run["layers"] else "",
+            f"-{span(_fewest(run), run['removed'])} of {run['layers']}" if run["layers"] else "",
             *(f"{run[key]:.1%}" if run[key] is not None else "" for key in ("retention", "held_out")),
         )
         for run in runs_json(root)
@@ -34,7 +34,7 @@ def run_text(story: dict[str, Any]) -> str:
     lines = [
         f"{story['name']}  ({story['run_id']}): {story['status']}",
         *([f"  {story['error']}"] if story["error"] else []),
-        f"{story['base_model']}, {story['removed']} of {story['layers']} layers removed; "
+        f"{story['base_model']}, {span(_fewest(story), story['removed'])} of {story['layers']} layers removed; "
         f"candidates {', '.join(story['candidates']) or 'none'}",
         f"{sum(trials['by_status'].values())} of {trials['asked']} trials: {rungs or 'none yet'}",
     ]
@@ -69,11 +69,33 @@ def run_text(story: dict[str, Any]) -> str:
         lines.append("No trial has succeeded at the full budget yet, so there is no front.")
     else:
         lines.append(f"Export one: python -m gptailor export {story['run_id']} {best['config_id']} OUT")
+    lines += _sizes_text(story)
     lines += ["", story["selection"]["text"]] if story["selection"] else []
     lines += [f"On the selection split, {one['text']}" for one in story["repairs"]]
     lines += _held_out_text(story["held_out"])
     lines += [f"trial {failure['trial']} failed: {failure['error']}" for failure in story["failures"]]
     return "\n".join(lines)
+
+
+def _fewest(run: dict[str, Any]) -> int:
+    return run["removed"] if run["removed_from"] is None else run["removed_from"]
+
+
+def _sizes_text(story: dict[str, Any]) -> list[str]:
+    """The best plan of each size; nothing without a range of sizes."""
+    if not story["sizes"]:
+        return []
+    rows = [
+        (
+            f"{plan['kept']} layers",
+            f"config {plan['config_id']}",
+            *("" if plan[key] is None else f"{plan[key]:.1%}" for key in ("retention", "selection")),
+            plan["plan"],
+        )
+        for plan in story["sizes"]
+    ]
+    header = ("", "", "retention", "selection", "plan")
+    return ["", "The best plan of each size:", as_table([header, *rows])]
 
 
 def _held_out_text(story: dict[str, Any]) -> list[str]:

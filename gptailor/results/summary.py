@@ -6,6 +6,7 @@ are worked out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from gptailor.trial import RunStatus, Subject, TrialStatus
 
 if TYPE_CHECKING:
     from gptailor.store.queries import ScoreTables
+    from gptailor.store.stored_spec import StoredSpec
 
 
 def summarise(tables: ScoreTables, folder: RunFolder) -> RunSummary:
@@ -48,6 +50,7 @@ def summarise(tables: ScoreTables, folder: RunFolder) -> RunSummary:
         n_failed=failed,
         n_layers=_whole(run["n_layers"]),
         n_removed=_whole(run["n_removed"]),
+        fewest_removed=_fewest(run, spec),
         budget_max=spec.budget.max,
         objectives=tuple(found.scores.columns),
         best_config=best,
@@ -62,6 +65,11 @@ def summarise(tables: ScoreTables, folder: RunFolder) -> RunSummary:
         error=run["error"],
         size=folder.size(),
     )
+
+
+def _fewest(run: Mapping[str, Any], spec: StoredSpec) -> int | None:
+    known = run["n_layers"] is not None and run["n_removed"] is not None
+    return spec.fewest_removed(int(run["n_layers"]), int(run["n_removed"])) if known else None
 
 
 def _held_out(tables: ScoreTables, best: Subject) -> float | None:

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -87,17 +88,25 @@ def _fewest(ratios: Mapping[int, float], speed: float) -> int | None:
 def _measured(spec: RunSpec, known: Ratios, say: Callable[[str], None]) -> tuple[Ratios, int]:
     """All ratios that are known now, and the most layers that can go."""
     command = [sys.executable, "-m", "gptailor.scoring.removal_speed"]
-    asked = json.dumps({"spec": spec.model_dump(mode="json"), "known": known})
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, env=os.environ)
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    found = known | {int(line["removed"]): float(line["ratio"]) for line in lines if "removed" in line}
-    if done.returncode or not lines:
-        cause = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+    found, most, file = dict(known), None, _cache_file(spec)
+    with tempfile.TemporaryFile("w+") as errors:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        with subprocess.Popen(command, text=True, **pipes) as process:
+            assert process.stdin is not None and process.stdout is not None
+            with process.stdin as asked:
+                json.dump({"spec": spec.model_dump(mode="json"), "known": known}, asked)
+            for line in process.stdout:
+                told = json.loads(line) if line.startswith("{") else {}
+                most = told.get("most", most)
+                if "removed" in told:
+                    found[int(told["removed"])] = float(told["ratio"])
+                    say(f"remove.speed: without {told['removed']} layers {told['ratio']:.2f} times as fast as the base")
+                    _keep(file, found)
+        errors.seek(0)
+        cause = (errors.read().strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
+    if most is None:
         raise UserError(f"remove.speed: the base could not be measured on {spec.device}: {cause}")
-    for number in sorted(found.keys() - known.keys()):
-        say(f"remove.speed: without {number} layers {found[number]:.2f} times as fast as the dense base")
-    _keep(_cache_file(spec), found)
-    return found, int(lines[-1]["most"])
+    return found, int(most)
 
 
 def _keep(file: Path, found: Ratios) -> None:

@@ -6,6 +6,8 @@ method on each source (the base, then each candidate) is one configuration with 
 one subject `baseline:NAME[@SOURCE]` among the evaluations, which gives it its name. What the method cost is in the
 trial's configuration: forward passes over the calibration texts, and examples that it scored on its way.
 
+Where the run asks for a range of sizes, each method cuts at its ends and its middle (`NAME_less_NUMBER`).
+
 Calibration texts, objectives, budgets and the allowance of examples are those that the run file gives a search.
 """
 
@@ -62,22 +64,24 @@ class BaselineRun(RunBase):
 
     def run(self) -> tuple[RunStatus, str | None]:
         spec = self.spec
-        asked = cuts(spec, spec.baselines)
         self.made = {trial.config_id: trial.plan for trial in self.history.finished.values()}
         scorer = self._local_scorer(queries.load_examples(self.folder))
         plan_scorer = scorer.plan_scorer
+        n_layers = plan_scorer.family.n_layers
+        asked = cuts(spec, spec.baselines, n_layers)
         self.provenance.objectives(plan_scorer.benchmarks)
         self.progress.started(spec.model_copy(update={"trials": len(asked)}), len(self.history.finished))
-        n_layers = plan_scorer.family.n_layers
         with self.watch.of(Part.REFERENCES):
             if any(METHODS[name].scores for name in spec.baselines):  # on the examples that a search reads
-                n_removed = spec.n_removed(n_layers)
+                removals = spec.removals(n_layers)
+                n_removed = removals[len(removals) // 2]
                 orders = plan_scorer.influence_orders()
                 cut_by = [StitchPlan.without(set(order[:n_removed]), n_layers, name) for name, order in orders]
                 self._order(scorer, cut_by)
             self._reference(scorer, DENSE, StitchPlan.dense(n_layers))
             self._publish(scorer)
-        batches, allowed = plan_scorer.calibration(), _allowance(plan_scorer, spec)
+        n_sizes = len({cut.n_removed for cut in asked})  # which share what one search may score
+        batches, allowed = plan_scorer.calibration(), _allowance(plan_scorer, spec) // n_sizes
         succeeded = bool(self.history.finished)
         for trial_id, cut in enumerate(asked):
             if trial_id in self.history.finished:
@@ -91,7 +95,7 @@ class BaselineRun(RunBase):
             case = Case(
                 plan_scorer.stitcher,
                 cut.source,
-                spec.n_removed(n_layers),
+                cut.n_removed,
                 batches,
                 fitness=lambda plan, n: self._fitness(plan_scorer, plan, n),
                 rungs=spec.budget.rungs,

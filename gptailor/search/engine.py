@@ -95,7 +95,7 @@ def _end(writer: RunWriter, status: RunStatus, error: str | None = None) -> None
 
 def _with_number(spec: RunSpec, writer: RunWriter, say: Callable[[str], None]) -> RunSpec:
     """The run file with a number of layers for `remove`: what a speed comes to is measured now, once, and stored."""
-    if not isinstance(spec.remove, Removal):
+    if spec.has_range or not isinstance(spec.remove, Removal):
         return spec
     n_removed = layers_for_speed(spec, say)
     say(f"remove: {spec.remove}: {n_removed} layers")

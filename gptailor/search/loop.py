@@ -17,6 +17,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from gptailor.baselines.registry import BASELINE_SIZES, sized
 from gptailor.launch import engine
 from gptailor.plan import StitchPlan
 from gptailor.schedule import REFERENCES, is_screened
@@ -49,7 +50,18 @@ FAILURES_AFTER_A_SUCCESS = 10
 """One broken layer of a candidate fails every trial that has it, until the search has learnt to avoid it."""
 INITIAL_SHARE = 0.125
 """Share of the trials that the initial design may take."""
-BLOCK_INFLUENCE = Subject.baseline(Baseline.BLOCK_INFLUENCE)
+
+
+def n_one_shot(space: PlanSpace) -> int:
+    """Block Influence's cuts of the base that the initial design begins with: at a range's middle and its ends."""
+    return min(len(space.removals), BASELINE_SIZES) if space.n_removed else 0
+
+
+def one_shot_cuts(space: PlanSpace, initial: Sequence[StitchPlan]) -> Iterator[tuple[Subject, StitchPlan]]:
+    """These cuts, as baselines that the search has to beat."""
+    for plan in initial[: n_one_shot(space)]:
+        name = sized(Baseline.BLOCK_INFLUENCE, len(plan.removed), space.removals)
+        yield Subject.baseline(name), StitchPlan.without(set(plan.removed), space.n_layers)
 
 
 class Search(RunBase):
@@ -72,9 +84,8 @@ class Search(RunBase):
                 initial = self._start(scorer, space)
                 self._order(scorer, initial)
                 self._reference(scorer, DENSE, StitchPlan.dense(space.n_layers))
-                if space.n_removed:  # the initial design begins so
-                    one_shot = StitchPlan.without(set(initial[0].removed), space.n_layers)
-                    self._reference(scorer, BLOCK_INFLUENCE, one_shot)
+                for subject, plan in one_shot_cuts(space, initial):
+                    self._reference(scorer, subject, plan)
                 self._publish(scorer)
                 if is_screened(spec):
                     space, initial = self._screened(scorer, space, initial)
@@ -255,8 +266,8 @@ class Search(RunBase):
         path = self.folder.path / ("initial_screened.json" if left_out else "initial.json")
         if path.exists():
             return [StitchPlan.from_json(plan) for plan in json.loads(path.read_text())]
-        least = REFERENCES - 1 if len(self.spec.budget.rungs) > 1 else 1  # which are scored anyway
-        count = max(least, round(INITIAL_SHARE * self.spec.trials))
+        least = REFERENCES - 1 if len(self.spec.budget.rungs) > 1 else n_one_shot(space)  # which are scored anyway
+        count = max(least, 1, round(INITIAL_SHARE * self.spec.trials))
         self.orders = self.orders or scorer.influence_orders()
         plans = initial_design(space, [(name, order) for name, order in self.orders if name not in left_out])[:count]
         write_atomically(path, json.dumps([plan.to_json() for plan in plans]))

@@ -20,7 +20,7 @@ from gptailor.scoring.item_cache import evaluation_of
 from gptailor.scoring.plan_scorer import OBJECTIVES, SELECTION, SELECTION_EXAMPLES
 from gptailor.scoring.provenance import Provenance, without
 from gptailor.scoring.scorer import Scorer
-from gptailor.spec import RunSpec
+from gptailor.spec import RunSpec, spread
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
@@ -79,10 +79,8 @@ def repair_finalists(
     never the run's choice. Raises Stopped.
     """
     tables = queries.read_run(folder)
-    ranked = scores.averages(scores.judged(tables, SELECTION)).sort_values("retention", ascending=False)
-    configs = [int(config) for config in ranked["config_id"].dropna() if config < REPAIRED]
     plans = stored_plans(tables)
-    for config_id in configs[:REPAIRED_FINALISTS]:
+    for config_id in _to_repair(tables):
         try:
             repaired = scorer.repaired(plans[config_id])
             say(f"selection: plan {config_id} is repaired ({repaired.edits[-1].describe()})")
@@ -100,6 +98,15 @@ def repair_finalists(
                 _record(writer, scorer, REPAIRED + config_id, repaired, OBJECTIVES, spec.budget.max)
 
 
+def _to_repair(tables: queries.RunTables) -> list[int]:
+    """The best finalists by the selection splits; of a range of sizes, the best of sizes that are far apart."""
+    ranked = scores.averages(scores.judged(tables, SELECTION)).sort_values("retention", ascending=False)
+    configs = [int(config) for config in ranked["config_id"].dropna() if config < REPAIRED]
+    of_sizes = [int(config) for config in scores.best_of_sizes(tables)["config_id"] if config in configs]
+    far_apart = [of_sizes[place] for place in spread(range(len(of_sizes)), REPAIRED_FINALISTS)] if of_sizes else []
+    return list(dict.fromkeys([*far_apart, *configs]))[:REPAIRED_FINALISTS]
+
+
 def _record(writer: RunWriter, scorer: Scorer, config_id: int, plan: StitchPlan, on: str, budget: int) -> None:
     """Score a plan on the benchmarks of this key, as an evaluation. Raises Stopped, NonFinite, UserError."""
     result, opened = scorer.score(plan, budget, on), scorer.opened(on)
@@ -114,13 +121,16 @@ def _record(writer: RunWriter, scorer: Scorer, config_id: int, plan: StitchPlan,
 def finalists(folder: RunFolder) -> dict[int, StitchPlan]:
     """Up to FINALISTS plans: the front's by mean retention, then the next best off it.
 
-    Of plans that remove the same layers the best alone, as long as there are others.
+    Of plans that remove the same layers the best alone, as long as there are others. Where the run asks for a range of
+    sizes, the best of each size are among them, however many those are.
 
     Plans of one cut that differ in a few layers' sources score alike, on SmolLM2 to the third decimal: ten of them are
     one finalist, and the choice among them is chance.
     """
     tables = queries.read_run(folder)
-    order = scores.searched(tables).front
+    found = scores.searched(tables)
+    of_sizes = [int(config) for config in scores.best_of_sizes(tables, found)["config_id"] if config < REPAIRED]
+    order = [*of_sizes, *found.front]
     believed = scores.calibration(tables)
     ranked = sorted(believed, key=lambda subject: -believed[subject])
     order += [subject.config_id for subject in ranked if subject.config_id is not None]
@@ -128,4 +138,5 @@ def finalists(folder: RunFolder) -> dict[int, StitchPlan]:
     firsts: dict[frozenset[int], int] = {}
     for config_id in order:
         firsts.setdefault(frozenset(plans[config_id].removed), config_id)
-    return {config_id: plans[config_id] for config_id in list(dict.fromkeys([*firsts.values(), *order]))[:FINALISTS]}
+    chosen = list(dict.fromkeys([*of_sizes, *firsts.values(), *order]))[: max(FINALISTS, len(of_sizes))]
+    return {config_id: plans[config_id] for config_id in chosen}

@@ -4,7 +4,8 @@ For every layer of the base there are up to four hyperparameters, all always act
 that every point of the space is a legal plan:
 
 - `removal_i` in [0, 1]: the layers with the highest values are removed, exactly as many as asked. A fixed-size subset
-  thus needs no constraint, and moving one value past another swaps two layers.
+  thus needs no constraint, and moving one value past another swaps two layers. Where a range is asked for, one further
+  hyperparameter, `removed`, is how many.
 - `source_i`: which set of candidates lends the layer (none: the base; one: selection; several: a merge).
 - `factor_i`: the factor of the merge, decoded to two decimals within its range: finer differences are far below the
   noise of a benchmark and would only defeat the cache of merged layers.
@@ -22,16 +23,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, zip_longest
 from typing import Any
 
 import numpy as np
-from ConfigSpace import CategoricalHyperparameter, Configuration, ConfigurationSpace, UniformFloatHyperparameter
+from ConfigSpace import (
+    CategoricalHyperparameter,
+    Configuration,
+    ConfigurationSpace,
+    UniformFloatHyperparameter,
+    UniformIntegerHyperparameter,
+)
 from numpy.typing import NDArray
 
 from gptailor.errors import UserError
 from gptailor.plan import BASE, LayerChoice, StitchPlan
-from gptailor.spec import RunSpec, SpaceOperation
+from gptailor.spec import RunSpec, SpaceOperation, spread
 
 DECIMALS = 2
 """Resolution of factors and scales."""
@@ -46,6 +53,11 @@ score alike to the third decimal on SmolLM2, and with equal weights a search the
 
 FOLDS = (0.1, 0.3)
 """Factors of folding to start from."""
+
+NUMBER = "removed"
+"""The hyperparameter that says how many layers go."""
+SIZES = 5
+"""Numbers of layers that the initial design cuts at, of a range."""
 
 SourceSet = tuple[str, ...]
 
@@ -83,11 +95,12 @@ class PlanConfigurationSpace(ConfigurationSpace):
 class PlanSpace:
     """The space of plans of one run.
 
-    `source_sets[0]` is the base; the order of the rest is the run file's. fixed: layers that stay in every plan.
+    removals: the numbers of layers that a plan may leave out. `source_sets[0]` is the base; the order of the rest is
+    the run file's. fixed: layers that stay in every plan.
     """
 
     n_layers: int
-    n_removed: int
+    removals: range
     source_sets: tuple[SourceSet, ...]
     method: str
     parameters: tuple[tuple[str, float], ...]
@@ -96,6 +109,16 @@ class PlanSpace:
     seed: int
     folds: bool = False
     fixed: frozenset[int] = frozenset()
+
+    @property
+    def n_removed(self) -> int:
+        """Layers that go, at most."""
+        return self.removals[-1]
+
+    @property
+    def has_range(self) -> bool:
+        """Whether plans differ in how many layers go."""
+        return len(self.removals) > 1
 
     @cached_property
     def configspace(self) -> ConfigurationSpace:
@@ -114,6 +137,8 @@ class PlanSpace:
                 hyperparameters.append(UniformFloatHyperparameter(f"scale_{i}", *self.scale_range))
             if self.folds:
                 hyperparameters.append(UniformFloatHyperparameter(f"fold_{i}", -1.0, 1.0))
+        if self.has_range:
+            hyperparameters.append(UniformIntegerHyperparameter(NUMBER, self.removals[0], self.removals[-1]))
         space.add(*hyperparameters)
         return space
 
@@ -121,13 +146,14 @@ class PlanSpace:
     def columns(self) -> dict[str, NDArray[np.intp]]:
         """Where in a configuration's vector each kind of hyperparameter sits, by layer; absent kinds are left out."""
         index = self.configspace.index_of
-        kinds = {name.rsplit("_", 1)[0] for name in self.configspace}
+        kinds = {name.rsplit("_", 1)[0] for name in self.configspace if name != NUMBER}
         return {kind: np.array([index[f"{kind}_{i}"] for i in range(self.n_layers)]) for kind in sorted(kinds)}
 
     def decode(self, configuration: Mapping[str, Any]) -> StitchPlan:
         """The plan that a configuration (a mapping of hyperparameter to value) describes."""
         configuration = dict(configuration)  # ConfigSpace checks every single look-up otherwise: 10 ms a plan
-        gone = self._removed([float(configuration.get(f"removal_{i}", 0.0)) for i in range(self.n_layers)])
+        wishes = [float(configuration.get(f"removal_{i}", 0.0)) for i in range(self.n_layers)]
+        gone = self._removed(wishes, int(configuration.get(NUMBER, self.n_removed)))
         kept = []
         for i in range(self.n_layers):
             if i not in gone:
@@ -144,6 +170,9 @@ class PlanSpace:
         kept = {choice.layer: choice for choice in plan.kept}
         values: dict[str, Any] = {}
         for name, hyperparameter in self.configspace.items():
+            if name == NUMBER:
+                values[name] = len(plan.removed)
+                continue
             kind, _, index = name.rpartition("_")
             choice = kept.get(int(index))
             if kind == "removal":
@@ -174,9 +203,10 @@ class PlanSpace:
         """What the surrogate sees of configurations (n x d, ConfigSpace's unit-scaled vectors): the decoded plans.
 
         Per layer: removed or not, which candidates lend it, the factor where it is merged, the scale where there is
-        one, the factor by which it is folded; then how many layers each candidate lends and how long the longest gap
-        is. Equal plans have equal features, which raw vectors have not. Sources of single layers are weighed less,
-        which a linear model with one prior for all takes for smaller effects.
+        one, the factor by which it is folded; then how many layers each candidate lends, how long the longest gap is
+        and, where plans differ in it, how many layers go. Equal plans have equal features, which raw vectors have not.
+        Sources of single layers are weighed less, which a linear model with one prior for all takes for smaller
+        effects.
         """
         vectors = np.atleast_2d(vectors)
         removed = self.removed_mask(vectors)
@@ -195,6 +225,8 @@ class PlanSpace:
         if "fold" in self.columns:
             blocks.append(np.where(removed, np.clip(2 * vectors[:, self.columns["fold"]] - 1, 0.0, 1.0), 0.0))
         blocks.append(_longest_run(removed)[:, None])
+        if self.has_range:
+            blocks.append(removed.sum(axis=1, keepdims=True) / self.n_layers)
         return np.concatenate(blocks, axis=1)
 
     def removed_mask(self, vectors: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -204,8 +236,23 @@ class PlanSpace:
             wishes = vectors[:, self.columns["removal"]].copy()
             wishes[:, sorted(self.fixed)] = -1.0
             order = np.argsort(-wishes, axis=1, kind="stable")
-            np.put_along_axis(mask, order[:, : self.n_removed], True, axis=1)
+            np.put_along_axis(mask, order, np.arange(self.n_layers) < self.numbers(vectors)[:, None], axis=1)
         return mask
+
+    def numbers(self, vectors: NDArray[np.float64]) -> NDArray[np.intp]:
+        """How many layers each configuration vector removes."""
+        if not self.has_range:
+            return np.full(len(vectors), self.n_removed)
+        return np.asarray(self.configspace[NUMBER].to_value(vectors[:, self.number_column])).astype(np.intp)
+
+    def set_numbers(self, vectors: NDArray[np.float64], rows: NDArray[np.intp], numbers: NDArray[np.intp]) -> None:
+        """Let these rows of configuration vectors remove so many layers, in place."""
+        vectors[rows, self.number_column] = self.configspace[NUMBER].to_vector(numbers)
+
+    @cached_property
+    def number_column(self) -> int:
+        """Where in a vector the number of layers is that go."""
+        return int(self.configspace.index_of[NUMBER])
 
     @property
     def _fixed_scale(self) -> float:
@@ -217,14 +264,15 @@ class PlanSpace:
         names = sorted({name for sources in self.source_sets for name in sources})
         return np.array([[name in sources for name in names] for sources in self.source_sets])
 
-    def _removed(self, values: Sequence[float]) -> set[int]:
+    def _removed(self, values: Sequence[float], number: int) -> set[int]:
         order = sorted(set(range(self.n_layers)) - self.fixed, key=lambda i: (-values[i], i))
-        return set(order[: self.n_removed])
+        return set(order[:number])
 
     def _check_within(self, plan: StitchPlan) -> None:
-        if plan.n_layers != self.n_layers or len(plan.removed) != self.n_removed:
+        if plan.n_layers != self.n_layers or len(plan.removed) not in self.removals:
+            asked = f"{self.removals[0]} to {self.n_removed}" if self.has_range else f"{self.n_removed}"
             raise UserError(
-                f"plan removes {len(plan.removed)} of {plan.n_layers} layers; this run removes {self.n_removed} of "
+                f"plan removes {len(plan.removed)} of {plan.n_layers} layers; this run removes {asked} of "
                 f"{self.n_layers}"
             )
         if plan.edits:
@@ -263,7 +311,7 @@ def build_space(
     merges = any(len(sources) > 1 for sources in sets)
     return PlanSpace(
         n_layers=n_layers,
-        n_removed=spec.n_removed(n_layers),
+        removals=spec.removals(n_layers),
         source_sets=tuple(sets),
         method=spec.merge.method,
         parameters=tuple(sorted((key, float(value)) for key, value in spec.merge.parameters.items())),
@@ -296,18 +344,38 @@ def initial_design(space: PlanSpace, influence_orders: Sequence[tuple[str, Seque
     language candidate keeps 0.464 held-out less the base's pick, and 0.453 less its own. Then merges, as in the
     published start of the search (removal orders x candidate sets x factors, for 3 candidates and middle layers only:
     auto-merge-llm, strategies/prune.py:360-470), for any number.
+
+    Of a range of sizes, the design begins with the base's own pick at the middle one, the fewest and the most, then
+    goes on with all models at each of SIZES of them, in turns.
     """
-    plans = _one_shot_plans(space, influence_orders)
+    by_size = [_design_at(space, number, influence_orders) for number in sizes(space)]
+    firsts = [plans[0] for plans in by_size[:3]]
+    in_turns = [plan for plans in zip_longest(*by_size) for plan in plans if plan is not None]
+    return list(_distinct([*firsts, *in_turns]))
+
+
+def sizes(space: PlanSpace) -> list[int]:
+    """Numbers of layers that the initial design cuts at: the middle of the range, its ends, then those between."""
+    found = spread(space.removals, SIZES)
+    middle = found[len(found) // 2]
+    return list(dict.fromkeys([middle, found[0], found[-1], *found]))
+
+
+def _design_at(
+    space: PlanSpace, number: int, influence_orders: Sequence[tuple[str, Sequence[int]]]
+) -> list[StitchPlan]:
+    """The design's plans less so many layers, the most promising first."""
+    plans = _one_shot_plans(space, number, influence_orders)
     if space.folds:
         plans += [folded(cut, dict.fromkeys(cut.removed, factor)) for factor in FOLDS for cut in tuple(plans)]
     single = [sources for sources in space.source_sets if len(sources) < 2]
     merged = [sources for sources in reversed(space.source_sets) if len(sources) > 1]
-    picks = [tuple(order[: space.n_removed]) for _, order in influence_orders]
-    for cuts in (picks, _block_orders(space)):
+    picks = [tuple(order[:number]) for _, order in influence_orders]
+    for cuts in (picks, _block_orders(space, number)):
         plans += [_uniform_plan(space, removed, sources, None) for removed in cuts for sources in single]
         for factor in _factors(space.factor_range):
             plans += [_uniform_plan(space, removed, sources, factor) for sources in merged for removed in cuts]
-    return list(_distinct(plans))
+    return plans
 
 
 def set_name(sources: SourceSet) -> str:
@@ -324,13 +392,13 @@ def _merge_sets(names: tuple[str, ...]) -> list[SourceSet]:
     return [*combinations(names, 2), names]
 
 
-def _one_shot_plans(space: PlanSpace, orders: Sequence[tuple[str, Sequence[int]]]) -> list[StitchPlan]:
+def _one_shot_plans(space: PlanSpace, number: int, orders: Sequence[tuple[str, Sequence[int]]]) -> list[StitchPlan]:
     """Block Influence's picks on the base and on each candidate, each with its own layers."""
     plans = []
     for name, order in orders:
         sources = () if name == BASE else (name,)
         if sources in space.source_sets:
-            plans.append(_uniform_plan(space, order[: space.n_removed], sources, None))
+            plans.append(_uniform_plan(space, order[:number], sources, None))
     return plans
 
 
@@ -342,12 +410,12 @@ def _uniform_plan(space: PlanSpace, removed: Iterable[int], sources: SourceSet, 
     )
 
 
-def _block_orders(space: PlanSpace) -> list[tuple[int, ...]]:
+def _block_orders(space: PlanSpace, n_removed: int) -> list[tuple[int, ...]]:
     """Contiguous blocks: up to the last layer but one, up to the last, and centred on the third quarter's start.
 
     Published plans remove middle-to-late layers (auto-merge-llm, search_config); the last one is usually worth keeping.
     """
-    free, n_removed = sorted(set(range(space.n_layers)) - space.fixed), space.n_removed
+    free = sorted(set(range(space.n_layers)) - space.fixed)
     starts = [len(free) - 1 - n_removed, len(free) - n_removed, round(0.625 * len(free) - n_removed / 2)]
     legal = [min(max(start, 0), len(free) - n_removed) for start in starts]
     return [tuple(free[start : start + n_removed]) for start in dict.fromkeys(legal)]

@@ -30,7 +30,7 @@ from gptailor.plan import StitchPlan
 from gptailor.search.space import PlanSpace
 from gptailor.search.surrogate import PlanForest, PlanSearch, PlanSelector, SpaceExhausted
 from gptailor.spec import RunSpec
-from gptailor.trial import Origin, Score
+from gptailor.trial import SIZE, Origin, Score
 
 WORST_COST = 1.0
 """Cost of a trial without scores: a model that retains nothing."""
@@ -66,9 +66,15 @@ def cost(score: Score, dense: float, dense_there: float | None = None, slope: fl
     return 1.0 - (slope * (score.score - there) + dense) / dense if dense > 0 else 1.0 - score.score
 
 
+def size_of(plan: StitchPlan) -> float:
+    """The share of the base's layers that a plan keeps: what SMAC minimises beside the benchmarks' costs."""
+    return len(plan.kept) / plan.n_layers
+
+
 def scenario_of(spec: RunSpec, space: PlanSpace, output: Path) -> Scenario:
     """A run in SMAC's words."""
     names = [objective.name for objective in spec.objectives] if spec.aim == "front" else ["mean"]
+    names += [SIZE] if space.has_range else []
     several = len(names) > 1
     return Scenario(
         space.configspace,
@@ -95,6 +101,7 @@ class Suggester:
     def __init__(self, spec: RunSpec, space: PlanSpace, initial: Sequence[StitchPlan], output: Path) -> None:
         logging.getLogger("smac").setLevel(logging.WARNING)
         self._space = space
+        self._by_mean = spec.aim == "mean"
         scenario = scenario_of(spec, space, output)
         design = [space.encode(plan) for plan in initial[: scenario.n_trials]]  # SMAC refuses to have more of them
         acquisition = EI()
@@ -146,7 +153,7 @@ class Suggester:
         costs: one an objective, in the run file's order; None for a trial that crashed. at_work: Outcome.at_work, from
         which DeepCAVE draws cost over time.
         """
-        self._tell(suggestion.info, costs, at_work)
+        self._tell(suggestion.info, suggestion.plan, costs, at_work)
 
     def learn(
         self,
@@ -165,13 +172,18 @@ class Suggester:
         config = self._space.encode(plan)
         self._learnt.setdefault(config, config_id)
         # SMAC's own number for the budget is a hair off the whole one, and another budget to it if it is not equal.
-        self._tell(TrialInfo(config, seed=seed, budget=self._budgets.get(budget, float(budget))), costs, at_work)
+        info = TrialInfo(config, seed=seed, budget=self._budgets.get(budget, float(budget)))
+        self._tell(info, plan, costs, at_work)
 
-    def _tell(self, info: TrialInfo, costs: Sequence[float] | None, at_work: tuple[float, float]) -> None:
+    def _tell(
+        self, info: TrialInfo, plan: StitchPlan, costs: Sequence[float] | None, at_work: tuple[float, float]
+    ) -> None:
         n_objectives = self._smac.scenario.count_objectives()
-        if costs is not None and n_objectives == 1:
-            costs = [sum(costs) / len(costs)]
-        values = [WORST_COST] * n_objectives if costs is None else list(costs)
+        if costs is None:
+            values = [WORST_COST] * n_objectives
+        else:
+            values = [sum(costs) / len(costs)] if self._by_mean else list(costs)
+            values += [size_of(plan)] if self._space.has_range else []
         self._smac.tell(
             info,
             TrialValue(

@@ -18,7 +18,7 @@ from smac.model.random_forest import RandomForest
 from smac.model.random_forest.random_forest import EPMRandomForest
 from smac.runhistory.enumerations import StatusType
 
-from gptailor.search.space import PlanConfiguration, PlanSpace
+from gptailor.search.space import NUMBER, PlanConfiguration, PlanSpace
 
 
 class SpaceExhausted(Exception):
@@ -108,7 +108,8 @@ class PlanSearch(AbstractAcquisitionMaximizer):
     """Maximises the acquisition function over plans, a few moves away from the best known ones.
 
     Moves are those of evolutionary pruning (EvoPress, arXiv 2410.14649: swap a removed with a kept unit, as many
-    moves at once as the smaller of two draws from 1-3), and changes of a layer's sources and factor. They are made and
+    moves at once as the smaller of two draws from 1-3), one unit more or less where a range is asked for, and changes
+    of a layer's sources and factor. They are made and
     scored in arrays, instead of SMAC's tens of thousands of one-exchange neighbours.
 
     The forest has seen tens of plans of a hundred dimensions, and is believed near them only: a trust region, as in
@@ -177,6 +178,9 @@ class PlanSearch(AbstractAcquisitionMaximizer):
             size = (count, len(columns))
             sets = len(self._space.source_sets)
             vectors[:, columns] = self._rng.randint(sets, size=size) if kind == "source" else self._rng.rand(*size)
+        if self._space.has_range:
+            numbers = self._rng.randint(self._space.removals[0], self._space.n_removed + 1, size=count)
+            self._space.set_numbers(vectors, np.arange(count), numbers)
         return vectors
 
     def _moves(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -187,6 +191,7 @@ class PlanSearch(AbstractAcquisitionMaximizer):
         """
         moved = vectors.copy()
         others = [kind for kind in self._space.columns if kind != "removal"]
+        others += [NUMBER] if self._space.has_range else []
         kinds = ["removal"] * max(len(others), 1) + others if self._space.n_removed else others
         counts = np.minimum(self._rng.randint(1, 4, len(moved)), self._rng.randint(1, 4, len(moved)))
         for step in range(3):
@@ -199,8 +204,11 @@ class PlanSearch(AbstractAcquisitionMaximizer):
     def _move(self, vectors: NDArray[np.float64], rows: NDArray[np.intp], kind: str) -> None:
         if not len(rows):
             return
-        columns = self._space.columns[kind]
         gone = self._space.removed_mask(vectors[rows])
+        if kind == NUMBER:
+            self._resize(vectors, rows, gone)
+            return
+        columns = self._space.columns[kind]
         if kind == "removal":
             back, out = columns[self._one_of(gone)], columns[self._one_of(~gone)]
             vectors[rows, back], vectors[rows, out] = vectors[rows, out], vectors[rows, back]
@@ -210,6 +218,17 @@ class PlanSearch(AbstractAcquisitionMaximizer):
             vectors[rows, column] = self._rng.randint(len(self._space.source_sets), size=len(rows))
         else:
             vectors[rows, column] = np.clip(vectors[rows, column] + self._rng.normal(0, 0.2, len(rows)), 0, 1)
+
+    def _resize(self, vectors: NDArray[np.float64], rows: NDArray[np.intp], gone: NDArray[np.bool_]) -> None:
+        """One layer more goes, or one comes back; which one is drawn."""
+        numbers, columns = gone.sum(axis=1), self._space.columns["removal"]
+        least, most = self._space.removals[0], self._space.n_removed
+        grows = np.where(numbers == least, True, np.where(numbers == most, False, self._rng.rand(len(rows)) < 0.5))
+        free = ~gone
+        free[:, sorted(self._space.fixed)] = False
+        layer = np.where(grows, self._one_of(free), self._one_of(gone))
+        vectors[rows, columns[layer]] = np.where(grows, 1.0, 0.0)
+        self._space.set_numbers(vectors, rows, np.where(grows, numbers + 1, numbers - 1))
 
     def _one_of(self, mask: NDArray[np.bool_]) -> NDArray[np.intp]:
         """One layer of each row, drawn from those that the mask (rows x layers) has."""

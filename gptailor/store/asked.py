@@ -16,7 +16,7 @@ def spec_of(folder: RunFolder, changes: Sequence[str] = ()) -> RunSpec:
     the file says it where the run has not begun. changes: `key=value`. Raises UserError, StoreError.
     """
     spec = load_spec(folder.spec, [*changes])
-    if not isinstance(spec.remove, Removal) or not folder.exists():
+    if spec.has_range or not isinstance(spec.remove, Removal) or not folder.exists():
         return spec
     n_removed = int(queries.read_scores(folder).runs["n_removed"].fillna(0).iloc[0])
     return spec.removing(n_removed) if n_removed else spec

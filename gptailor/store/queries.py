@@ -43,6 +43,12 @@ class ScoreTables:
     scores: pd.DataFrame
     plans: pd.DataFrame
     evaluations: pd.DataFrame
+    sizes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"config_id": [], "kept_layers": []}, dtype=int))
+
+    @cached_property
+    def kept_layers(self) -> pd.Series:
+        """How many layers each configuration keeps, by config_id."""
+        return self.sizes.set_index("config_id")["kept_layers"].astype(int)
 
     @cached_property
     def spec(self) -> StoredSpec:
@@ -99,6 +105,7 @@ _ORDER = {
 }
 _OF_SCORES = {"trials": "trial_id, config_id, budget, status, ended_at", "plans": "config_id, plan_hash"}
 """Columns that scores are worked out from, of the tables with long ones."""
+_SIZES = "SELECT config_id, count(*) AS kept_layers FROM layers WHERE operation <> 'removed' GROUP BY ALL ORDER BY ALL"
 
 
 def read_run(folder: RunFolder, patience: float = READER_PATIENCE) -> RunTables:
@@ -108,6 +115,7 @@ def read_run(folder: RunFolder, patience: float = READER_PATIENCE) -> RunTables:
         as_of = now()
         found = schema_version(con)
         frames = {table: _frame(con, table, order) for table, order in _ORDER.items()}
+        frames["sizes"] = con.execute(_SIZES).df()
     frames |= _told_as_today(frames)
     notice = newer_notice(found) if found > known_version() else None
     return RunTables(run_id=folder.run_id, as_of=as_of, version=version, notice=notice, **frames)
@@ -117,6 +125,7 @@ def score_tables(con: duckdb.DuckDBPyConnection) -> ScoreTables:
     """What the open database's scores are worked out from, without what takes long to read. Raises duckdb.Error."""
     tables = ("runs", "trials", "scores", "plans", "evaluations")
     frames = {table: _frame(con, table, _ORDER[table], _OF_SCORES.get(table, "*")) for table in tables}
+    frames["sizes"] = con.execute(_SIZES).df()
     return ScoreTables(**frames | _told_as_today(frames))
 
 

@@ -54,6 +54,6 @@ def _asked(folder: RunFolder, n_layers: int | None) -> dict[str, object]:
     with suppress(UserError):  # without its run file, a run is still its trials
         spec = load_spec(folder.spec)
         row |= {"name": spec.name, "spec": spec.model_dump(mode="json"), "base_model": spec.base_model}
-        known = n_layers if not isinstance(spec.remove, Removal) else None
+        known = n_layers if spec.has_range or not isinstance(spec.remove, Removal) else None
         row |= {"seed": spec.seed, "n_removed": spec.n_removed(known) if known else None}
     return row

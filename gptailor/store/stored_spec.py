@@ -8,6 +8,7 @@ but the standard library is needed, as small processes read stores too.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -67,6 +68,18 @@ class StoredSpec:
     device: str = "auto"
     dtype: str = "auto"
     keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_range(self) -> bool:
+        """Whether plans differ in how many layers they leave out, so that size is an objective."""
+        return _mapping(self.keys.get("remove")).get("to") is not None
+
+    def fewest_removed(self, n_layers: int, n_removed: int) -> int:
+        """Layers that a plan leaves out at least, of a base of `n_layers`. n_removed: at most."""
+        asked = _mapping(self.keys.get("remove")).get("from")
+        if not self.has_range or not isinstance(asked, (int, float)):
+            return n_removed
+        return asked if isinstance(asked, int) else math.ceil(asked * n_layers - 1e-9)
 
     @property
     def removal(self) -> str:

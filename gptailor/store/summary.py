@@ -23,7 +23,8 @@ class RunSummary:
     """One row of the table of runs. Times are timezone-aware, None where it has not happened.
 
     status: as the engine wrote it; launch.engine.state tells lost from running. n_done: trials that succeeded or
-    crashed; n_failed: the crashed among them. objectives: `benchmark/metric`. best_config: the plan that the run calls
+    crashed; n_failed: the crashed among them. n_removed: layers that a plan leaves out, at most; fewest_removed: at
+    least. objectives: `benchmark/metric`. best_config: the plan that the run calls
     its best (results.scores.best); best_scores: its scores on the objectives at the full budget; retention: its mean
     there, None without dense results. held_out: its mean retention on the held-out benchmarks, where they were all
     scored. hypervolume: of the plans scored there, None without any and with too many
@@ -42,6 +43,7 @@ class RunSummary:
     n_failed: int = 0
     n_layers: int | None = None
     n_removed: int | None = None
+    fewest_removed: int | None = None
     budget_max: int = 0
     objectives: tuple[str, ...] = ()
     best_config: int | None = None

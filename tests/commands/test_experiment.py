@@ -10,16 +10,22 @@ from typing import Any
 import pytest
 import yaml
 from helpers.command_line import gptailor, write_benchmark
+from helpers.make_runs import make_run
 from helpers.tiny_run import CONFIG, make_tiny_run, tiny_spec
 
 from gptailor.commands.check import check
-from gptailor.commands.experiment import load_experiment, over_seeds, table
+from gptailor.commands.experiment import Experiment, fronts, load_experiment, over_seeds, table
 from gptailor.errors import UserError
+from gptailor.measures import hypervolume
+from gptailor.results import scores
+from gptailor.results.fronts import attained, volume
 from gptailor.spec import Baseline, SpaceOperation, load_spec
+from gptailor.store import queries
 from gptailor.store.writer import RunWriter
 from gptailor.trial import Evaluation, Score, Subject
 
 ROOT = Path(__file__).resolve().parents[2]
+DEMO = str(ROOT / "data" / "presets" / "demo.yaml")
 FILES = sorted((ROOT / "data" / "experiments").glob("*.yaml"))
 FOR_EVERY_FAMILY = [path for path in FILES if path.stem not in ("worth", "growing")]
 """Without those that name a candidate, or ask for a pool of twelve."""
@@ -143,6 +149,33 @@ def test_a_plan_that_some_benchmarks_still_lack_is_not_judged(tmp_path: Path) ->
     assert not table({"a": folder})[1][column], "an average over other benchmarks than the other runs' does not compare"
 
 
+def test_groups_of_runs_have_fronts_of_quality_against_size(tmp_path: Path) -> None:
+    """One run with a range against two of one size: what each attains at every size, and how much that covers."""
+    made = {
+        "range": make_run(tmp_path, "range", n_trials=90, n_removed=12, fewest_removed=4, failures=0.0),
+        "eight": make_run(tmp_path, "eight", n_trials=30, n_removed=8, failures=0.0),
+        "four": make_run(tmp_path, "four", n_trials=30, n_removed=4, failures=0.0),
+    }
+    specs = {label: load_spec(folder.spec) for label, folder in made.items()}
+    asked = Experiment("x", specs, (), {"one": ("range",), "two": ("eight", "four")})
+    covers, sizes = ({row[0]: row[1:] for row in told} for told in fronts(asked, made))
+    assert covers["two"][:2] == ("2", "60") and covers["one"][:2] == ("1", "90")
+    points = []
+    for label in ("eight", "four"):
+        tables = queries.read_run(made[label])
+        best = scores.best(tables)
+        assert best is not None
+        kept = scores.calibration(tables)[best]
+        number = specs[label].n_removed(30)
+        points.append([kept, number / 30])
+        assert sizes[str(30 - number)][2] == f"{kept:.1%}"
+    assert covers["two"][2] == f"{hypervolume(points, [0.0, 0.0]):.4f}"
+    found = attained(queries.read_run(made["range"]))
+    assert len(found) > 5 and covers["one"][2] == f"{volume([found], 'calibration'):.4f}"
+    assert float(covers["one"][2]) >= max(found["calibration"] * found["gone"]) - 1e-4
+    assert covers["one"][3] == "", "not every best plan is judged"
+
+
 @pytest.mark.slow
 def test_runs_end_in_one_table(tiny_family: Path, tmp_path: Path) -> None:
     write_benchmark(tmp_path, "first_words", 20, 0)
@@ -188,6 +221,8 @@ def test_runs_end_in_one_table(tiny_family: Path, tmp_path: Path) -> None:
         ({"runs": {"a": {}}}, "run: name the run file to start from"),
         ({"run": "none.yaml", "runs": {"a": {}}}, "no such file"),
         ({"run": "r.yaml", "runs": {"a": 3}}, "runs.a: expected keys of a run file"),
+        ({"run": DEMO, "runs": {"a": {}}, "fronts": {"x": ["b"]}}, "fronts.x: there is no run 'b'; the runs are a"),
+        ({"run": DEMO, "runs": {"a": {}}, "fronts": ["a"]}, "fronts: expected names, each with a list of labels"),
     ],
 )
 def test_mistakes(tmp_path: Path, data: dict[Any, Any], message: str) -> None:

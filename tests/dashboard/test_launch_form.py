@@ -57,6 +57,8 @@ def test_fields_are_read() -> None:
         ({"remove": "a few"}, "remove", "write a number of layers such as 8, or a share such as 25 %"),
         ({"remove": "250 %"}, "remove", "must be a whole number of layers"),
         ({"remove_by": "speed", "remove": "fast"}, "remove", "write how many times as fast, such as 1.3; got 'fast'"),
+        ({"remove_by": "range", "remove": "4-12"}, "remove", "write from how many layers to how many, such as 4 to 12"),
+        ({"remove_by": "range", "remove": "4 to 2"}, "remove", "must go from fewer layers to more"),
         ({"remove_by": "memory", "remove": "9"}, "remove", "memory: must be an amount such as 9GB"),
         ({"remove_by": "parameters", "remove": "20"}, "remove", "parameters: must be a share such as 20% or 0.2"),
         ({"remove": "0"}, "remove", "is 0, but operations lists remove"),
@@ -116,6 +118,8 @@ def test_how_to_repair_stays_as_in_the_preset_and_goes_with_the_operation() -> N
         ("parameters", "20 %", {"parameters": 0.2}),
         ("memory", "1.5 GB", {"memory": "1.5GB"}),
         ("speed", "1,3", {"speed": 1.3}),
+        ("range", "4 to 12", {"from": 4, "to": 12}),
+        ("range", "10% to 50 %", {"from": 0.1, "to": 0.5}),
     ],
 )
 def test_how_much_goes_in_other_measures(measure: str, text: str, asked: dict[str, object]) -> None:

@@ -184,6 +184,9 @@ def test_what_is_wrong_is_shown_as_text_at_its_field() -> None:
     assert "must be an amount such as 9GB" in words(app) and start(app).disabled
     change(app, "text_input", "remove", "12 MB")
     assert not start(app).disabled and any("memory: 12MB" in code.value for code in app.code)
+    change(app, "selectbox", "remove_by", "range")
+    change(app, "text_input", "remove", "1 to 4")
+    assert not start(app).disabled and any("from: 1" in code.value and "to: 4" in code.value for code in app.code)
 
 
 @pytest.mark.usefixtures("root")

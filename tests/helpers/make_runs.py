@@ -93,6 +93,7 @@ def make_run(
     run_id: str | None = None,
     base_model: str = "models/base",
     selection: Sequence[str] = (),
+    fewest_removed: int | None = None,
 ) -> RunFolder:
     """One run with trials, evaluations, and (for a finished run) its best plan's held-out results.
 
@@ -102,10 +103,12 @@ def make_run(
     benchmarks: names, or `name/metric` (`acc_norm` unless said). failures: share of crashed trials, 1.0 = all of them.
     selection: benchmarks by which a finished run chose the plan that is second by the search's own scores; it and the
     first were then judged on all of what is held out, as the dense model was.
+    fewest_removed: with it plans leave out from so many layers to n_removed, and the run asks for that range.
     A running or paused run has one unfinished trial. started: by default a fixed day; a live run ends now.
     """
     chance = random.Random(f"{seed}-{name}")
-    spec = _spec(name, base_model, benchmarks, held_out, candidates, n_removed, rungs, n_trials, seed, output_scale)
+    remove = n_removed if fewest_removed is None else {"from": fewest_removed, "to": n_removed}
+    spec = _spec(name, base_model, benchmarks, held_out, candidates, remove, rungs, n_trials, seed, output_scale)
     if selection:
         choosers = [{"benchmark": name, "metric": "acc_norm"} for name in selection]
         spec = build_spec(spec.model_dump(mode="json") | {"selection": choosers})
@@ -217,7 +220,7 @@ def _spec(
     benchmarks: Sequence[str],
     held_out: Sequence[str],
     candidates: Sequence[str],
-    n_removed: int,
+    remove: object,
     rungs: tuple[int, ...],
     n_trials: int,
     seed: int,
@@ -232,7 +235,7 @@ def _spec(
         "name": name,
         "base_model": base_model,
         "candidates": {candidate: f"models/{candidate}" for candidate in candidates},
-        "remove": n_removed,
+        "remove": remove,
         "operations": operations,
         "objectives": [parts(text) for text in benchmarks],
         "held_out": [parts(text) for text in held_out],
@@ -258,7 +261,8 @@ def _truth(name: str, metric: str, n_layers: int, candidates: Sequence[str], see
 
 def _plan(spec: RunSpec, n_layers: int, draw: random.Random) -> StitchPlan:
     names = tuple(spec.candidates)
-    removed = set(draw.sample(range(n_layers), spec.n_removed(n_layers)))
+    numbers = spec.removals(n_layers)
+    removed = set(draw.sample(range(n_layers), draw.choice(numbers) if len(numbers) > 1 else numbers[0]))
     kept = []
     for layer in range(n_layers):
         if layer in removed:

@@ -12,10 +12,9 @@ N_LAYERS = 16
 WORTH = np.linspace(3.0, 0.5, N_LAYERS)
 
 
-def make_spec(n_objectives: int = 2, seed: int = 0, trials: int = 44, **others: str) -> RunSpec:
+def make_spec(n_objectives: int = 2, seed: int = 0, trials: int = 44, **others: object) -> RunSpec:
     return build_spec(
         {
-            **others,
             "name": "x",
             "base_model": "b",
             "candidates": {"math": "p", "code": "q"},
@@ -24,6 +23,7 @@ def make_spec(n_objectives: int = 2, seed: int = 0, trials: int = 44, **others: 
             "budget": {"min": 27, "max": 243},
             "trials": trials,
             "seed": seed,
+            **others,
         }
     )
 

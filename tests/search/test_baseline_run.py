@@ -66,7 +66,7 @@ def finished(run_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFol
 
 def test_every_method_on_every_source_is_a_trial(finished: RunFolder) -> None:
     tables = queries.read_run(finished)
-    asked = cuts(load_spec(finished.spec), Baseline)
+    asked = cuts(load_spec(finished.spec), Baseline, 6)
     assert len(asked) == 2 * (len(Baseline) - 1 + METHODS[Baseline.RANDOM].seeds)
     assert list(tables.trials.trial_id) == list(range(len(asked)))
     assert set(tables.trials.status) == {"success"} and set(tables.trials.origin) == {"baseline"}
@@ -156,7 +156,7 @@ def test_show_and_held_out_evaluation_take_it_as_a_run(finished: RunFolder) -> N
 
 def test_some_of_the_models_may_be_named(run_file: Path) -> None:
     some = load_spec(run_file, ["baselines=[last, sleb]", "baselines_on=[math]"])
-    assert [str(cut.subject) for cut in cuts(some, some.baselines)] == ["baseline:last@math", "baseline:sleb@math"]
+    assert [str(cut.subject) for cut in cuts(some, some.baselines, 6)] == ["baseline:last@math", "baseline:sleb@math"]
     with pytest.raises(UserError, match="baselines_on: 'prose' is neither 'base' nor a candidate"):
         load_spec(run_file, ["baselines=[last]", "baselines_on=[prose]"])
 

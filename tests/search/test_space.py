@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from smac.acquisition.function import EI
 
 from gptailor.errors import UserError
 from gptailor.plan import LayerChoice, StitchPlan
-from gptailor.search.space import PlanSpace, build_space, initial_design
+from gptailor.search.space import NUMBER, PlanConfiguration, PlanSpace, build_space, initial_design, sizes
+from gptailor.search.surrogate import PlanSearch
 from gptailor.spec import RunSpec, build_spec
 
 
@@ -33,6 +35,7 @@ SPACES = {
     "one factor": build_space(make_spec(2, merge={"factor": [0.5, 0.5]}), 8),
     "eight candidates": build_space(make_spec(8), 9),
     "pairs only": build_space(make_spec(4), 9, merge_counts=(2, 2)),
+    "a range": build_space(make_spec(2, remove={"from": 2, "to": 7}), 10, fixed=frozenset({0, 4})),
 }
 
 
@@ -43,7 +46,7 @@ def test_every_point_is_a_legal_plan_and_round_trips(space: PlanSpace, seed: int
     space.configspace.seed(seed)
     configuration = space.configspace.sample_configuration()
     plan = space.decode(configuration)
-    assert len(plan.removed) == space.n_removed
+    assert len(plan.removed) in space.removals
     assert all(choice.sources in space.source_sets for choice in plan.kept)
     again = space.encode(plan)
     assert space.decode(again) == plan
@@ -59,7 +62,10 @@ def any_space(draw: st.DrawFn) -> PlanSpace:
     n_layers, n_candidates = draw(st.integers(2, 24)), draw(st.integers(0, 8))
     lends = ["select", "merge"][: min(n_candidates, 2)]
     operations = draw(st.lists(st.sampled_from(["remove", *lends]), min_size=1, unique=True))
-    removed = draw(st.integers(1, n_layers - 1)) if "remove" in operations else 0
+    removed: object = draw(st.integers(1, n_layers - 1)) if "remove" in operations else 0
+    if removed and n_layers > 2 and draw(st.booleans()):
+        fewest = draw(st.integers(1, n_layers - 2))
+        removed = {"from": fewest, "to": draw(st.integers(fewest + 1, n_layers - 1))}
     ends = st.tuples(st.floats(0, 3), st.floats(0, 3)).map(sorted)
     changes = {"operations": operations, "remove": removed, "merge": {"factor": draw(ends)}}
     return build_space(make_spec(n_candidates, output_scale=draw(st.none() | ends), **changes), n_layers)
@@ -71,7 +77,7 @@ def test_any_space_gives_legal_plans_that_round_trip(space: PlanSpace, seed: int
     space.configspace.seed(seed)
     drawn = [space.decode(space.configspace.sample_configuration()) for _ in range(3)]
     for plan in [*drawn, *initial_design(space, [("base", list(range(space.n_layers)))])[:5]]:
-        assert len(plan.removed) == space.n_removed
+        assert len(plan.removed) in space.removals
         for choice in plan.kept:
             assert choice.sources in space.source_sets
             for value, ends in ((choice.factor, space.factor_range), (choice.output_scale, space.scale_range)):
@@ -108,14 +114,34 @@ def test_plans_outside_the_space_are_refused() -> None:
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 def test_initial_design_starts_with_the_one_shot_picks(space: PlanSpace) -> None:
-    orders = [("base", list(range(space.n_layers)))]
-    orders += [(s[0], list(reversed(range(space.n_layers)))) for s in space.source_sets if len(s) == 1]
+    free = [layer for layer in range(space.n_layers) if layer not in space.fixed]
+    orders = [("base", free)]
+    orders += [(s[0], list(reversed(free))) for s in space.source_sets if len(s) == 1]
     plans = initial_design(space, orders)
-    assert plans[0] == StitchPlan.without(range(space.n_removed), space.n_layers)  # type: ignore[arg-type]
+    for plan, number in zip(plans, sizes(space)[:3], strict=False):  # the base's own picks
+        assert plan == StitchPlan.without(set(free[:number]), space.n_layers)
+    assert {len(plan.removed) for plan in plans[:20]} == set(sizes(space))
     assert len({plan.hash for plan in plans}) == len(plans)
     assert all(space.decode(space.encode(plan)) == plan for plan in plans)
     if any(len(sources) > 1 for sources in space.source_sets):
         assert any(choice.is_merged for plan in plans for choice in plan.kept)
+
+
+def test_moves_keep_within_the_range_and_change_one_layer() -> None:
+    """What a plan has one layer more or less of is else as it was; both ends are reached and none is passed."""
+    space = SPACES["a range"]
+    search = PlanSearch(space, EI(), seed=0)
+    vectors = search._random(400)
+    assert set(space.numbers(vectors)) == set(space.removals)
+    before = space.removed_mask(vectors)
+    search._move(vectors, np.arange(len(vectors)), NUMBER)
+    after = space.removed_mask(vectors)
+    assert ((before != after).sum(axis=1) == 1).all() and (after.sum(axis=1) == space.numbers(vectors)).all()
+    assert not after[:, sorted(space.fixed)].any() and set(after.sum(axis=1)) == set(space.removals)
+    moved = search._moves(vectors)
+    assert set(space.removed_mask(moved).sum(axis=1)) == set(space.removals)
+    plans = [space.decode(PlanConfiguration(space.configspace, vector=row)) for row in moved]
+    assert [len(plan.removed) for plan in plans] == space.numbers(moved).tolist()
 
 
 def test_scales_that_leave_out_one_begin_as_near_as_they_may() -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from gptailor.results import scores
 from gptailor.results.frames import layers, progress, tradeoffs, trials
-from gptailor.results.frames.facts import Average, Facts
+from gptailor.results.frames.facts import KEPT_LAYERS, Average, Facts
 from gptailor.results.frames.view import View
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
@@ -156,6 +156,43 @@ def shared_axes(runs: Sequence[Entry]) -> list[tradeoffs.Axis]:
     """What the plans of every run that has plans can be compared by."""
     sets = [tradeoffs.axes(entry.view.tables, entry.plans, entry.facts) for entry in runs if len(entry.plans)]
     return [axis for axis in sets[0] if all(axis in others for others in sets)] if sets else []
+
+
+def first_axes(runs: Sequence[Entry]) -> tuple[tradeoffs.Axis, tradeoffs.Axis] | None:
+    """What is drawn first of several runs, across and up; None where they share no two such things.
+
+    Size and the average where any run's plans differ in size, or where the runs' do: each has its own then; else two
+    objectives.
+    """
+    shared = shared_axes(runs)
+    sizes = {number for e in runs for number in (e.facts.fewest_removed, e.facts.n_removed)}
+    if len(sizes) > 1 and len({e.view.facts.n_layers for e in runs}) == 1 and shared:
+        return next(axis for axis in shared if axis.column == KEPT_LAYERS), shared[0]
+    scored = [axis for axis in shared if axis.column in runs[0].facts.names]
+    return (scored[0], scored[1]) if len(scored) > 1 else None
+
+
+def of_sizes(runs: Sequence[Entry]) -> pd.DataFrame:
+    """The average of each run's best plan of each size, for people; empty where no run asks for a range of sizes.
+
+    Columns: Layers kept (the most first), and one a run. A run of one size has its best plan there.
+    """
+    if not any(entry.facts.has_range for entry in runs):
+        return pd.DataFrame()
+    cells: dict[int, dict[str, str]] = {}
+    for entry in runs:
+        best = {entry.best} if entry.best is not None else set()
+        if entry.facts.has_range:
+            best = set(scores.best_of_sizes(entry.view.tables)["config_id"])
+        for _, plan in entry.plans[entry.plans["config_id"].isin(best)].iterrows():
+            average, error = plan[trials.AVERAGE], plan[trials.AVERAGE_ERROR]
+            shown = value(average, error, percent=entry.facts.average_is_share)
+            cells.setdefault(int(plan[KEPT_LAYERS]), {})[entry.label] = shown
+    rows = [
+        {tradeoffs.label(KEPT_LAYERS): kept} | {entry.label: cells[kept].get(entry.label, "–") for entry in runs}
+        for kept in sorted(cells, reverse=True)
+    ]
+    return pd.DataFrame(rows)
 
 
 def best_scores(runs: Sequence[Entry]) -> pd.DataFrame:

@@ -14,10 +14,13 @@ from typing import Any
 
 import pandas as pd
 
+from gptailor import wording
 from gptailor.results import scores
 from gptailor.spec import Budget, parse_duration
 from gptailor.store.queries import RunTables
 from gptailor.trial import asked_key, averaged_together
+
+KEPT_LAYERS = "kept_layers"
 
 
 class Average(StrEnum):
@@ -54,8 +57,9 @@ class Objective:
 class Facts:
     """What every frame of a run needs to know of it.
 
-    `rungs`: budgets (examples per benchmark), ascending. `dense`: the dense model's score by objective, over the most
-    examples it was scored on, where known.
+    n_removed: layers that a plan leaves out, at most; fewest_removed: at least, which is less where the run asks for a
+    range of sizes. `rungs`: budgets (examples per benchmark), ascending. `dense`: the dense model's score by objective,
+    over the most examples it was scored on, where known.
     """
 
     run_id: str
@@ -64,6 +68,7 @@ class Facts:
     base_model: str
     n_layers: int
     n_removed: int
+    fewest_removed: int
     candidates: tuple[str, ...]
     objectives: tuple[Objective, ...]
     rungs: tuple[int, ...]
@@ -76,6 +81,21 @@ class Facts:
     average: Average
     dense: Mapping[str, float]
     spec: Mapping[str, Any]
+
+    @property
+    def has_range(self) -> bool:
+        """Whether plans differ in how many layers they leave out, so that size is an objective."""
+        return self.fewest_removed < self.n_removed
+
+    @property
+    def criteria(self) -> list[str]:
+        """Columns of what plans are compared by: the objectives, and the layers kept where plans differ in them."""
+        return [*self.names, *([KEPT_LAYERS] if self.has_range else [])]
+
+    @property
+    def removed_text(self) -> str:
+        """`8 of 30 layers`, `4 to 12 of 30 layers`."""
+        return f"{wording.span(self.fewest_removed, self.n_removed)} of {self.n_layers} layers"
 
     @property
     def full_budget(self) -> int:
@@ -116,7 +136,8 @@ def facts(tables: RunTables) -> Facts:
         status=str(row["status"]),
         base_model=str(row["base_model"]),
         n_layers=int(row["n_layers"] or 0),
-        n_removed=int(row["n_removed"] or 0),
+        n_removed=(n_removed := int(row["n_removed"] or 0)),
+        fewest_removed=tables.spec.fewest_removed(int(row["n_layers"] or 0), n_removed),
         candidates=_candidates(spec, tables.layers),
         objectives=objectives,
         rungs=_rungs(tables.trials, spec),

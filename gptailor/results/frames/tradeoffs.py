@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from gptailor.measures import hypervolume, knee, pareto_front
-from gptailor.results import worth
-from gptailor.results.frames.facts import Facts
+from gptailor.results import scores, worth
+from gptailor.results.frames.facts import KEPT_LAYERS, Facts
 from gptailor.results.frames.trials import AVERAGE, AVERAGE_ERROR, gains, judged, maximised
 from gptailor.results.scores import of_kind
 from gptailor.store.queries import RunTables
-from gptailor.trial import SubjectKind
+from gptailor.trial import Subject, SubjectKind
+from gptailor.wording import size, value
 
 POINTS = 1500
 """Most points that a chart draws; the best by average stay."""
@@ -29,6 +30,11 @@ class Axis:
     maximise: bool = True
     error: str | None = None
     percent: bool = False
+
+
+def label(criterion: str) -> str:
+    """What a criterion is called on the screen."""
+    return "Layers kept" if criterion == KEPT_LAYERS else criterion
 
 
 def plan_table(tables: RunTables, table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
@@ -74,7 +80,7 @@ def axes(tables: RunTables, plans: pd.DataFrame, facts: Facts) -> list[Axis]:
         else []
     )
     found += [Axis(o.name, o.name, o.higher_is_better, o.error) for o in facts.objectives]
-    found += [Axis("kept_layers", "Layers kept", False), Axis("parameters", "Parameters", False)]
+    found += [Axis(KEPT_LAYERS, label(KEPT_LAYERS), False), Axis("parameters", "Parameters", False)]
     found.append(Axis("latency", "Latency, ms an example", False))
     for name, quantity in worth.axes(tables):
         found.append(Axis(name, name, quantity in worth.MORE_IS_BETTER, f"{name} ±"))
@@ -113,17 +119,20 @@ def knee_of_all(plans: pd.DataFrame, facts: Facts) -> int | None:
 
 
 def hypervolume_of_all(plans: pd.DataFrame, facts: Facts) -> float | None:
-    """Of the plans' scores, from the corner 0 (1 / score where lower is better); None with too many objectives."""
-    return hypervolume(gains(plans, facts), np.zeros(len(facts.objectives))) if len(plans) and facts.objectives else 0.0
+    """Of the plans' scores, from the corner 0 (1 / score where lower is better); None with too many objectives.
+
+    Of size, where that is an objective, the share of the layers that is gone.
+    """
+    return hypervolume(gains(plans, facts), np.zeros(len(facts.criteria))) if len(plans) and facts.objectives else 0.0
 
 
 def scaled(plans: pd.DataFrame, facts: Facts) -> pd.DataFrame:
-    """Objectives scaled to 0 (worst of these plans) .. 1 (best), indexed like plans; 0.5 where all are equal."""
+    """facts.criteria scaled to 0 (worst of these plans) .. 1 (best), indexed like plans; 0.5 where all are equal."""
     points = maximised(plans, facts)
     low, high = np.nanmin(points, axis=0, initial=np.inf), np.nanmax(points, axis=0, initial=-np.inf)
     span = np.where(high > low, high - low, 1.0)
     values = np.where(high > low, (points - low) / span, 0.5)
-    return pd.DataFrame(values, columns=facts.names, index=plans.index)
+    return pd.DataFrame(values, columns=facts.criteria, index=plans.index)
 
 
 def parallel(plans: pd.DataFrame, facts: Facts, selected: int | None, limit: int = 120) -> pd.DataFrame:
@@ -138,15 +147,15 @@ def parallel(plans: pd.DataFrame, facts: Facts, selected: int | None, limit: int
     kept = pd.concat([plans[first], plans[~first]]).head(max(limit, 1))
     places = scaled(plans, facts).loc[kept.index]
     pieces = []
-    for order, o in enumerate(facts.objectives):
+    for order, name in enumerate(facts.criteria):
         pieces.append(
             pd.DataFrame(
                 {
                     "config_id": kept["config_id"],
-                    "objective": o.name,
+                    "objective": label(name),
                     "order": order,
-                    "position": places[o.name],
-                    "score": kept[o.name],
+                    "position": places[name],
+                    "score": kept[name].astype(float),
                     "average": kept[AVERAGE],
                     "on_front": on_front[kept.index],
                     "selected": kept["config_id"] == selected,
@@ -159,20 +168,21 @@ def parallel(plans: pd.DataFrame, facts: Facts, selected: int | None, limit: int
 def ends(plans: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     """What the top and the bottom of each parallel axis stand for: objective, order, best, worst (text)."""
     rows = []
-    for order, o in enumerate(facts.objectives):
-        values = plans[o.name].astype(float)
-        best, worst = (values.max(), values.min()) if o.higher_is_better else (values.min(), values.max())
-        rows.append((o.name, order, f"{best:.3g}", f"{worst:.3g}"))
+    rises = {o.name: o.higher_is_better for o in facts.objectives}
+    for order, name in enumerate(facts.criteria):
+        values = plans[name].astype(float)
+        best, worst = (values.max(), values.min()) if rises.get(name, False) else (values.min(), values.max())
+        rows.append((label(name), order, f"{best:.3g}", f"{worst:.3g}"))
     return pd.DataFrame(rows, columns=["objective", "order", "best", "worst"])
 
 
 def pick_by_weights(plans: pd.DataFrame, facts: Facts, weights: Mapping[str, float]) -> int | None:
-    """config_id of the plan with the best weighted mean of scaled objectives; None without plans or weight."""
-    total = sum(weights.get(name, 0.0) for name in facts.names)
+    """config_id of the plan with the best weighted mean of scaled criteria; None without plans or weight."""
+    total = sum(weights.get(name, 0.0) for name in facts.criteria)
     if plans.empty or total <= 0:
         return None
     fitness = sum(
-        (weights.get(name, 0.0) / total * scaled(plans, facts)[name] for name in facts.names),
+        (weights.get(name, 0.0) / total * scaled(plans, facts)[name] for name in facts.criteria),
         start=0.0 * plans[AVERAGE],
     )
     return int(plans.loc[fitness.idxmax(), "config_id"])
@@ -187,6 +197,41 @@ def scores_of(table: pd.DataFrame, facts: Facts, config_id: int) -> pd.DataFrame
         budget = int(trial["budget"])
         rows += [(budget, o.name, trial[o.name], trial[o.error], trial[o.kept]) for o in facts.objectives]
     return pd.DataFrame(rows, columns=["budget", "objective", "score", "error", "retention"])
+
+
+def first_axes(axes: Sequence[Axis], facts: Facts) -> tuple[Axis, Axis]:
+    """What is drawn first, across and up: size and the average where plans differ in size, else two objectives.
+
+    The layers kept and the average where there is one objective.
+    """
+    scored = [axis for axis in axes if axis.column in facts.names]
+    if len(scored) > 1 and not facts.has_range:
+        return scored[0], scored[1]
+    return next(axis for axis in axes if axis.column == KEPT_LAYERS), axes[0]
+
+
+def of_sizes(tables: RunTables, plans: pd.DataFrame, facts: Facts) -> pd.DataFrame:
+    """The best plan of each size (scores.best_of_sizes), for people; empty without a range of sizes.
+
+    Columns: Layers kept, Plan, the average's label, Parameters, Selection (where it was used).
+    """
+    best = scores.best_of_sizes(tables)
+    weights = tables.plans.drop_duplicates("config_id").set_index("config_id")["n_parameters"]
+    errors = plans.set_index("config_id")["average ±"].astype(float)
+    shown = pd.DataFrame(
+        {
+            label(KEPT_LAYERS): best["kept_layers"],
+            "Plan": [Subject.config(config_id).label for config_id in best["config_id"]],
+            facts.average_label: [
+                value(row.average, errors.get(row.config_id), percent=facts.average_is_share)
+                for row in best.itertuples()
+            ],
+            "Parameters": [size(weights[config_id]) for config_id in best["config_id"]],
+        }
+    )
+    if best["selection"].notna().any():
+        shown["Selection"] = [value(kept, percent=True) for kept in best["selection"]]
+    return shown
 
 
 @dataclass(frozen=True)

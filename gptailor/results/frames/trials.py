@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gptailor.results import scores
-from gptailor.results.frames.facts import Average, Facts
+from gptailor.results.frames.facts import KEPT_LAYERS, Average, Facts
 from gptailor.store.queries import RunTables
 from gptailor.trial import averaged_together
 
@@ -63,22 +63,25 @@ def _plan_columns(tables: RunTables) -> pd.DataFrame:
 
 
 def gains(table: pd.DataFrame, facts: Facts) -> NDArray[np.float64]:
-    """Rows x objectives.
+    """Rows x facts.criteria.
 
-    Scores turned so that higher is better and 0 is the worst (1 / score where lower is better).
+    Scores turned so that higher is better and 0 is the worst (1 / score where lower is better); of size, the share of
+    the layers that is gone.
     """
     columns = []
     for o in facts.objectives:
         score = table[o.name].to_numpy(float)
         with np.errstate(divide="ignore"):
             columns.append(score if o.higher_is_better else np.where(score > 0, 1 / score, np.nan))
+    if facts.has_range:
+        columns.append(1.0 - table[KEPT_LAYERS].to_numpy(float) / facts.n_layers)
     return np.column_stack(columns) if columns else np.empty((len(table), 0))
 
 
 def maximised(table: pd.DataFrame, facts: Facts) -> NDArray[np.float64]:
-    """Rows x objectives: scores turned so that higher is better."""
-    signs = [1.0 if o.higher_is_better else -1.0 for o in facts.objectives]
-    return table[facts.names].to_numpy(float) * signs
+    """Rows x facts.criteria: scores turned so that higher is better, and fewer layers too."""
+    signs = [1.0 if o.higher_is_better else -1.0 for o in facts.objectives] + [-1.0] * facts.has_range
+    return table[facts.criteria].to_numpy(float) * signs
 
 
 def _with_average(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
@@ -91,7 +94,7 @@ def _with_average(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     points = table[facts.names].to_numpy(float)
     errors = table[[o.error for o in facts.objectives]].to_numpy(float)
     kept = table[[o.kept for o in facts.objectives]].to_numpy(float)
-    values = kept if facts.average is Average.RETENTION else gains(table, facts)
+    values = kept if facts.average is Average.RETENTION else gains(table, facts)[:, : len(facts.objectives)]
     with np.errstate(divide="ignore", invalid="ignore"):
         errors = errors * np.abs(values / points)
     asked = [(o.metric, o.higher_is_better) for o in facts.objectives]

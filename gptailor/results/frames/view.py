@@ -64,6 +64,11 @@ class View:
         return scores.choice(self.tables)
 
     @cached_property
+    def best_of_sizes(self) -> pd.DataFrame:
+        """See results.scores.best_of_sizes: a row a size, where the run asks for a range of them."""
+        return scores.best_of_sizes(self.tables)
+
+    @cached_property
     def layers(self) -> pd.DataFrame:
         """See frames.layers.label_layers: a row a configuration and layer."""
         return layers.label_layers(self.tables.layers, self.facts)
