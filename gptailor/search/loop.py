@@ -92,6 +92,7 @@ class Search(RunBase):
             self._record_seconds()
             with self.watch.of(Part.OTHER):
                 status, error = self._loop(scorer, space, initial)
+                self.writer.flush()  # which the selection reads
             if status is RunStatus.FINISHED and spec.selection:
                 with self.watch.of(Part.SELECTION):
                     select(self.folder, spec, scorer, self.writer, self.provenance, self.progress.note)
@@ -186,7 +187,7 @@ class Search(RunBase):
                 scorer.begin(trial.trial_id, asked.plan, asked.budget, self.spec.trials - trial.trial_id - 1)
             return False
         finally:
-            with self.writer.batch():
+            with self.writer.batch(journal_only=not self.writer.is_due):
                 for trial in begun:
                     asked = trial.suggestion
                     self.writer.record_plan(asked.config_id, asked.plan, scorer.n_parameters(asked.plan))
@@ -195,7 +196,7 @@ class Search(RunBase):
     def _finish(self, queue: TrialQueue, running: dict[int, NextTrial], ended: Sequence[Ended]) -> str | None:
         """Record how trials ended, and tell. Returns what is wrong with all of them, if anything is."""
         outcomes: list[tuple[NextTrial, Outcome]] = []
-        with self.writer.batch(journal_only=True):  # `_begin` follows, with nothing to begin too
+        with self.writer.batch(journal_only=True):  # `_begin` follows at once
             for one in ended:
                 trial = running.pop(one.trial_id)
                 outcome = outcome_of(one, None if one.is_given_up else queue.n_told + len(outcomes))

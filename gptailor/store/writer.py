@@ -61,6 +61,8 @@ _UNSUMMARISED = {"trial_started", "plan", "examples", "digests", "example_digest
 """Events that change nothing in the table of runs but the time of the last activity."""
 _FREQUENT = _UNSUMMARISED | {"trial_finished"}
 """Events that a summary need not follow at once; every other one it does."""
+DATABASE_SHARE = 0.05
+"""Of the engine's time, that transactions of trials may take at most (see is_due): of short trials not each has one."""
 SUMMARY_SHARE = 0.05
 """Of the engine's time, that summaries may take at most: of trials of half a second not each has one."""
 _ENDED = {RunStatus.FINISHED, RunStatus.STOPPED, RunStatus.FAILED}
@@ -92,6 +94,7 @@ class RunWriter:
         self._warned = ""
         self._plans: dict[int, StitchPlan] = {}  # recorded since this writer was made
         self._summary: RunSummary | None = None
+        self._due = 0.0
         self._is_stale, self._summary_due = True, 0.0  # whether the database has moved on since; when to look again
 
     @classmethod
@@ -161,11 +164,16 @@ class RunWriter:
         """Events that are safe in the journal (or, while it cannot be written, in memory) but not in the database."""
         return len(self._pending) + len(self._unwritten)
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the database was left alone for long enough to be written without taking much of the time."""
+        return time.monotonic() >= self._due
+
     @contextmanager
     def batch(self, journal_only: bool = False) -> Iterator[None]:
         """Everything recorded inside becomes one fsync and one transaction at its end, even if an error leaves it.
 
-        journal_only: the database gets it with the next batch, which is to follow at once: that spares a transaction.
+        journal_only: the database gets it with what is recorded next, or with a heartbeat.
         """
         with self._gate:
             self._in_batch += 1
@@ -337,6 +345,13 @@ class RunWriter:
         self.flush()
 
     def _apply(self) -> None:
+        began = time.monotonic()
+        try:
+            self._apply_pending()
+        finally:
+            self._due = time.monotonic() + (time.monotonic() - began) / DATABASE_SHARE
+
+    def _apply_pending(self) -> None:
         # Having waited in vain once, the engine does not wait as long again for every trial.
         patience = 1.0 if self._warned else WRITER_PATIENCE
         try:
