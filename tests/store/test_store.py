@@ -321,7 +321,9 @@ def test_made_runs_are_alike_and_telling(tmp_path: Path) -> None:
     assert live.trials.status.tolist()[-1] == "running" and live.runs.status[0] == "running"
 
 
-def test_what_is_in_the_journal_alone_comes_with_the_next_batch(tmp_path: Path) -> None:
+def test_what_is_in_the_journal_alone_comes_with_the_next_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writer = new_writer(tmp_path)
     writer.start_trial(a_trial())
     with writer.batch(journal_only=True):
@@ -331,3 +333,7 @@ def test_what_is_in_the_journal_alone_comes_with_the_next_batch(tmp_path: Path) 
     with writer.batch():
         pass
     assert queries.read_run(writer.folder).trials.status.tolist() == ["success"] and not writer.behind
+    assert not writer.is_due, "a write took its time, and has twenty times that"
+    monkeypatch.setattr("gptailor.store.writer.DATABASE_SHARE", 1e9)
+    writer.record_run({"n_layers": 6})
+    assert writer.is_due
