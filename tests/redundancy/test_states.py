@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from gptailor.baselines.block_influence import block_influence
 from gptailor.errors import UserError
 from gptailor.redundancy import states
-from gptailor.redundancy.states import States, _cka, n_sampled, states_of
+from gptailor.redundancy.states import States, _cka, n_bytes, n_sampled, states_of
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,22 @@ def test_tokens_are_bounded_and_too_few_are_refused(
     assert n_sampled(batches) == 10 and len(states_of(model, batches, "base").cka) == 7
     with pytest.raises(UserError, match="texts have 2 tokens to compare, and 4 are needed"):
         states_of(model, [{"input_ids": torch.ones(2, 2).long(), "attention_mask": torch.ones(2, 2).long()}], "base")
+
+
+def test_what_is_held_is_as_said(
+    model: PreTrainedModel, batches: list[dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+
+    def weigh(sample: torch.Tensor) -> torch.Tensor:
+        states_bytes, gram_bytes = 4 * sample.numel(), 4 * len(sample) * sample.shape[1] ** 2
+        held.append(2 * states_bytes + gram_bytes)  # as they were collected, and in one
+        return _cka(sample)
+
+    monkeypatch.setattr(states, "_cka", weigh)
+    states_of(model, batches, "base")
+    assert held == [n_bytes(6, 32, n_sampled(batches))]
+    assert n_bytes(32, 4096, 10**6) == pytest.approx(1.2e9, rel=0.05)  # a 7B's, as docs/redundancy.md says
 
 
 def test_states_that_are_no_numbers_are_told(tmp_path: Path, batches: list[dict[str, torch.Tensor]]) -> None:
