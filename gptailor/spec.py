@@ -360,8 +360,8 @@ class Repair(_Record):
     """What it is computed from: objectives (prompts with right answers, from the objectives' own examples), base
     (written by the base itself), `file:PATH` (plain text, or .jsonl whose rows have a "text"), `hub:DATA_SET` or
     `hub:DATA_SET:CONFIG`; several, joined by +, share the tokens."""
-    tokens: Annotated[Whole, Field(ge=100, le=10_000_000)] = 16_384
-    """Tokens to read at most."""
+    tokens: Annotated[Whole, Field(ge=100, le=10_000_000)] | None = None
+    """Tokens to read at most. Without it: 12 for each column of the MLP's output projection, 16,384 at most."""
     teacher: str | None = None
     """The dense model to come near to: base, or a candidate by its name. Without it: the one that most of the kept
     layers come from."""
@@ -380,6 +380,10 @@ class Repair(_Record):
         if self.method is not RepairMethod.REFIT and (self.layers, self.projections) != ("kept", "mlp"):
             raise ValueError(f"layers and projections are settings of refit; leave them out for {self.method}")
         return self
+
+    def tokens_for(self, inner: int) -> int:
+        """Tokens to read at most. inner: width of the MLP, of which a fit has as many unknowns."""
+        return self.tokens if self.tokens is not None else min(12 * inner, 16_384)
 
     @property
     def settings(self) -> dict[str, str]:

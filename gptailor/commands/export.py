@@ -177,7 +177,7 @@ def write_model(
     if repair is not None:
         say(Event("reading the texts of the repair", share=0.0))
         dense = StitchPlan.dense(family.n_layers)
-        named = texts.named(repair.texts, repair.tokens, lambda: stitcher.stitch(dense))
+        named = texts.named(repair.texts, repair.tokens_for(family.inner_size), lambda: stitcher.stitch(dense))
         plan = plan.edited(repair_edit(repair, named, spec.seed))
     if plan.edits:
         stitcher.stitch(plan, now_and_then(lambda text: say(Event(text, share=0.0))))

@@ -228,7 +228,7 @@ class Healer:
         sizes = Sizes(
             len(self.plan.kept),
             config.hidden_size,
-            int(getattr(config, "intermediate_size", 0) or 4 * config.hidden_size),
+            family.inner_size,
             config.vocab_size,
             parameters if self.asked.lora else parameters - trained,
             trained,

@@ -106,6 +106,12 @@ class Family:
         return len(self._layers[BASE])
 
     @property
+    def inner_size(self) -> int:
+        """Width of the MLP, where the configuration says it; else what is usual."""
+        config = self.model.config.get_text_config()
+        return int(getattr(config, "intermediate_size", 0) or 4 * config.hidden_size)
+
+    @property
     def folder(self) -> Path:
         """The base's own folder on this machine, a downloaded one's included."""
         return Path(self.tokenizer.name_or_path)

@@ -105,7 +105,7 @@ def costs_of_edits(spec: RunSpec, family: Preflight) -> tuple[dict[str, Cost], d
     """What the run's repair takes of a plan, where it has one; and what the edits of its baselines take."""
     repairs, cuts = {}, {}
     if (repair := spec.repairs) is not None:
-        what = f"repair: {repair.method} on {repair.tokens:,} tokens of {repair.texts} takes"
+        what = f"repair: {repair.method} on {repair.tokens_for(family.inner_size):,} tokens of {repair.texts} takes"
         repairs[what] = repair_cost(repair, _sizes(family))
     if spec.baselines:
         from gptailor.baselines.cost import edit_cost

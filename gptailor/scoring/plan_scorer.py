@@ -229,7 +229,9 @@ class PlanScorer:
         """The texts of the run's repairs, read or written now. Raises UserError."""
         repair, dense = self.family.spec.repairs, StitchPlan.dense(self.family.n_layers)
         assert repair is not None
-        return self.texts.named(repair.texts, repair.tokens, lambda: self.stitcher.stitch(dense))
+        return self.texts.named(
+            repair.texts, repair.tokens_for(self.family.inner_size), lambda: self.stitcher.stitch(dense)
+        )
 
     def baseline_texts(self, n_tokens: int) -> Texts:
         """So many tokens of what baselines that edit weights read. Raises UserError."""

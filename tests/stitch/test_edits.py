@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -208,6 +209,11 @@ def test_a_repair_brings_the_model_nearer_and_its_export_is_plain(family, method
     assert torch.equal(logits(stitcher_of(open_family(family.spec)).stitch(plan)), after), "equal texts, equal weights"
 
 
+def test_a_small_model_is_repaired_from_fewer_tokens(family) -> None:
+    assert [Repair().tokens_for(inner) for inner in (family.inner_size, 256, 11_008)] == [768, 3072, 16_384]
+    assert Repair(tokens=500).tokens_for(11_008) == 500
+
+
 @pytest.mark.parametrize("layers", ["kept", "gaps"])
 def test_a_layer_that_was_a_linear_map_is_restored(tmp_path, make_spec, layers) -> None:
     family = open_family(
@@ -290,6 +296,27 @@ def test_an_architecture_whose_projection_is_not_found_is_refused(make_family, m
     family = open_family(make_spec(make_family("gemma2")))
     with pytest.raises(UserError, match=r"refit: Gemma2ForCausalLM normalises the outputs .* leave refit out"):
         stitcher_of(family).stitch(CUT.edited(Edit("refit", texts=TEXTS)))
+
+
+def test_states_that_are_not_finite_are_refused(tmp_path, make_spec) -> None:
+    family = open_family(make_spec(family_with_a_linear_layer(tmp_path, tiny_config()), operations=["remove"]))
+    layer: Any = family.layer(4)
+    with torch.no_grad():
+        layer.mlp.down_proj.weight.fill_(torch.inf)
+    with pytest.raises(UserError, match=r"refit: layer \d gives hidden states that are not finite"):
+        stitcher_of(family).stitch(CUT.edited(Edit("refit", texts=TEXTS)))
+
+
+def test_an_mlp_whose_output_is_changed_on_its_way_is_refused(family) -> None:
+    layer: Any = family.layer(2)
+    hook = layer.mlp.register_forward_hook(lambda _, _args, output: output.tanh())
+    try:
+        with pytest.raises(
+            UserError, match=r"refit: LlamaForCausalLM does not add its MLP's output to the stream as i"
+        ):
+            stitcher_of(family).stitch(CUT.edited(Edit("refit", (("layers", "gaps"),), TEXTS)))
+    finally:
+        hook.remove()
 
 
 class Live(TorchDispatchMode):

@@ -221,6 +221,7 @@ def test_a_block_of_channels_never_takes_both_of_a_pair() -> None:
 
 def test_importances_are_those_of_the_formulas(family) -> None:
     """Against autograd's gradients of transformers' own loss; and nothing is left on the family's tensors."""
+    found = {}
     for importance in ("first", "mixed"):
         stitcher = stitcher_of(family)
         case = case_of(stitcher, edited("llm_pruner", 0.2, importance=importance))
@@ -243,8 +244,11 @@ def test_importances_are_those_of_the_formulas(family) -> None:
                 weight * g - (0.5 * weight * squares * weight if importance == "mixed" else 0.0)
             ).abs().sum(dim)
         torch.testing.assert_close(channels, total.detach(), rtol=1e-4, atol=1e-6)
+        found[importance] = channels
         assert len(groups) == 2 and (groups > 0).all()
         assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+    apart = (found["first"] - found["mixed"]).abs() / found["first"]
+    assert 1e-3 < float(apart.max()) < 0.1, "the second term is seen, and is small"
 
 
 def _gradient(model: Any, weight: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -300,6 +304,18 @@ def test_besa_divides_its_zeros_better_than_evenly(planted, monkeypatch) -> None
         read = sum(float(row[1 - number % 2 :: 2].mean()) for number, row in enumerate(rows))
         assert unread > read if rate else unread == read
     assert off[0.05] < 0.99 * off[0.0]
+
+
+def test_besa_leaves_less_error_than_wanda_at_the_same_sparsity(family, monkeypatch) -> None:
+    monkeypatch.setattr("gptailor.stitch.edits.besa.STEPS", 40)
+    dense, errors, zeros = _behind_the_first_layer(Stitcher(family).stitch(DENSE)), {}, {}
+    for rate in (0.05, 0.0):  # without learning, Wanda's even share
+        monkeypatch.setattr("gptailor.stitch.edits.besa.RATE", rate)
+        stitcher, plan = stitcher_of(family), edited("besa", 0.5)
+        zeros[rate] = [sum(int(p.eq(0).sum()) for p in layer.parameters()) for layer in layers_of(stitcher, plan)]
+        errors[rate] = float((_behind_the_first_layer(stitcher.stitch(plan)) - dense).norm())
+    assert zeros[0.05] == pytest.approx(zeros[0.0], rel=0.01)
+    assert errors[0.05] < 0.98 * errors[0.0]
 
 
 @torch.no_grad()
@@ -395,6 +411,31 @@ def test_norms_over_all_heads_are_refused(make_family, make_spec) -> None:
 def test_a_ratio_that_leaves_a_layer_empty_is_refused(family, method, ratio, message) -> None:
     with pytest.raises(UserError, match=message):
         stitcher_of(family).stitch(edited(method, ratio))
+
+
+def test_an_attention_of_other_projections_is_refused(make_family, make_spec) -> None:
+    family = open_family(make_spec(make_family("olmo")))
+    layer: Any = family.layer(0)
+    del layer.self_attn.k_proj
+    with pytest.raises(UserError, match=r"llm_pruner: the layers of \w+ have no attention of q_proj, k_proj, v_proj"):
+        Widths.of(layer, "llm_pruner", "OlmoForCausalLM")
+
+
+def test_besa_needs_linear_maps(make_family, make_spec) -> None:
+    sizes = {"n_embd": 32, "n_layer": 6, "n_head": 4, "n_positions": 256}
+    family = open_family(make_spec(make_family("gpt2", **sizes)))
+    with pytest.raises(UserError, match=r"besa: the weights of GPT2LMHeadModel's layers are not in linear maps"):
+        stitcher_of(family).stitch(edited("besa", 0.25))
+
+
+def test_texts_that_predict_nothing_are_refused(family) -> None:
+    with pytest.raises(UserError, match="llm_pruner: the calibration texts hold none of two tokens or more"):
+        stitcher_of(family, [[7]] * 80).stitch(edited("llm_pruner", 0.25))
+
+
+def test_inputs_that_are_one_are_refused_without_damping(planted) -> None:
+    with pytest.raises(UserError, match="slimgpt: inputs cannot be told apart on these calibration texts"):
+        stitcher_of(planted(copied), [[7, 8, 9]] * 30).stitch(edited("slimgpt", 0.25, damping=0.0))
 
 
 def test_texts_too_few_for_the_hessian_are_refused(family) -> None:

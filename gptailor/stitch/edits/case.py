@@ -35,7 +35,7 @@ HealedWeights = Callable[[str, Shapes], Sequence[Mapping[str, torch.Tensor]]]
 Batch = Mapping[str, torch.Tensor]
 """input_ids and attention_mask, [texts, tokens], padded on the right."""
 
-ROWS = 16
+ROWS = 64
 """Texts in a batch at most."""
 BATCH_TOKENS = 8192
 """Tokens in a batch at most, padding among them, unless one text has more."""

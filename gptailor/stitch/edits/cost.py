@@ -74,7 +74,7 @@ class Cost:
 
 def repair_cost(repair: Repair, of: Sizes) -> Cost:
     """What repairing one plan takes."""
-    n, hidden = repair.tokens, of.hidden
+    n, hidden = repair.tokens_for(of.inner), of.hidden
     is_refit = repair.method is RepairMethod.REFIT
     at_gaps = not is_refit or repair.layers == "gaps"
     n_fitted = min(of.n_layers - of.n_kept, of.n_kept) if at_gaps else of.n_kept

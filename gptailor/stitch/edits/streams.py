@@ -56,11 +56,6 @@ class Streams(Walk):
 
     def __init__(self, case: EditCase, teacher: str) -> None:
         """teacher: its name in the family. Raises UserError."""
-        layers = [choice.layer for choice in case.plan.kept]
-        if len(set(layers)) < len(layers):
-            raise UserError(
-                f"edits: {case.edit.method} repairs plans that keep each layer once, and this one repeats some"
-            )
         self.projections = case.family.projections_for(case.edit.method)
         super().__init__(case)
         self._name = teacher
