@@ -42,7 +42,7 @@ STEPS = 128
 """Of BESA in a layer."""
 TEXT = 128
 """Tokens of a text, of which a step of BESA reads one or more."""
-OF_WEIGHT = 64
+OF_WEIGHT = 112
 """Bytes of a weight that BESA learns about: its rank and places in it, its probability, mask and gradients."""
 PER_WEIGHT = 400
 """What a step of BESA does to a weight, as products in the time that it takes: it is bound by memory."""
