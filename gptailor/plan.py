@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 from gptailor.errors import UserError
@@ -24,6 +25,9 @@ FORMAT = 1
 """Version of the JSON form, raised when its meaning changes."""
 EDITED_FORMAT = 2
 """Version of the JSON form of plans with edits: what reads format 1 alone refuses them instead of leaving edits out."""
+
+ALL_SUBSETS_UP_TO = 6
+"""With more candidates than this, merges are of two candidates or of all, lest a choice have hundreds of values."""
 
 
 Setting = str | int | float
@@ -324,3 +328,10 @@ class StitchPlan:
             parts.append("removed " + " ".join(map(str, self.removed)))
         parts += [f"then {edit.describe()}" for edit in self.edits]
         return " | ".join(parts)
+
+
+def merge_sets(names: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The sets of candidates that a layer may be merged of: all of two or more, or fewer where they would be many."""
+    if len(names) <= ALL_SUBSETS_UP_TO:
+        return [s for size in range(2, len(names) + 1) for s in combinations(names, size)]
+    return [*combinations(names, 2), names]

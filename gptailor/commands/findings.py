@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
-from gptailor.results.frames import compare, front_ends, ratios, variance
+from gptailor.results.frames import compare, front_ends, pools, ratios, variance
 from gptailor.results.frames.view import View
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
+from gptailor.store.screening import read_screening
 from gptailor.trial import Subject
-from gptailor.wording import as_table, value
+from gptailor.wording import as_table, count, value
 
 
 def findings(folders: Mapping[str, RunFolder]) -> Iterator[str]:
@@ -27,6 +28,11 @@ def findings(folders: Mapping[str, RunFolder]) -> Iterator[str]:
     if len(points):
         yield as_table(_by_ratio(ratios.curve(points)))
         yield "\n".join(limit.text for limit in ratios.limits(points, answers))
+    pairs = zip(runs, begun.values(), strict=True)
+    screenings = {entry.label: found for entry, folder in pairs if (found := read_screening(folder))}
+    pool = pools.table(runs, screenings)
+    if len(pool):
+        yield as_table(_pools(pool))
     averages = variance.table(runs)
     parts = variance.components(averages)
     if parts is not None:
@@ -44,6 +50,17 @@ def _by_ratio(curve: pd.DataFrame) -> list[tuple[str, ...]]:
         removed, limit = f"{row['ratio']:.0%} ({row['removed']} layers)", "limit" if row["limit"] else ""
         average = value(row["average"], row["error"])
         rows.append((row["series"], removed, str(row["runs"]), average, kept, chance, limit))
+    return rows
+
+
+def _pools(pool: pd.DataFrame) -> list[tuple[str, ...]]:
+    head = ("pool", "candidates", "stay", "plans", "a suggestion", "best", "examples to the worst best", "lent by")
+    rows: list[tuple[str, ...]] = [head]
+    for row in pool.to_dict("records"):
+        numbers = (f"10^{row['plans']:.0f}", f"{row['seconds']:.3f} s", value(row["best"], percent=True))
+        rows.append(
+            (row["run"], str(row["candidates"]), str(row["stay"]), *numbers, count(row["examples"]), row["lent"])
+        )
     return rows
 
 

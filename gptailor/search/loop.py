@@ -28,7 +28,7 @@ from gptailor.search.progress import Progress
 from gptailor.search.recording import outcome_of, trial_record
 from gptailor.search.replay import changed_versions
 from gptailor.search.run_base import RunBase, was_computed
-from gptailor.search.screening import SCREENING, Screening, screen, without_candidates
+from gptailor.search.screening import screen, without_candidates
 from gptailor.search.selection import select
 from gptailor.search.space import PlanSpace, build_space, initial_design
 from gptailor.search.suggest import Suggester, cost
@@ -38,6 +38,7 @@ from gptailor.stitch.merging import merge_source_counts
 from gptailor.stopwatch import Part
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder, write_atomically
+from gptailor.store.screening import read_screening, write_screening
 from gptailor.store.writer import RunWriter
 from gptailor.trial import DENSE, Outcome, RunStatus, Subject, TrialStatus, averaged_together
 from gptailor.versions import installed_versions
@@ -278,12 +279,10 @@ class Search(RunBase):
         self, scorer: Scorer, space: PlanSpace, initial: list[StitchPlan]
     ) -> tuple[PlanSpace, list[StitchPlan]]:
         """The space of the candidates that help, and the plans to start from there; kept in the run's folder too."""
-        path = self.folder.path / SCREENING
-        if path.exists():
-            found = Screening.from_json(path.read_text())
-        else:
+        found = read_screening(self.folder)
+        if found is None:
             found = screen(self.spec, scorer, initial[0].removed, self._remember_at_once)
-            write_atomically(path, found.to_json())
+            write_screening(self.folder, found)
         self.progress.note(found.text)
         if not found.left_out:
             return space, initial

@@ -11,10 +11,8 @@ single layers of its own in the base's cut, some early, some late. Where one cle
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -29,47 +27,10 @@ from gptailor.scoring.item_cache import PlanScores, items_key
 from gptailor.scoring.plan_scorer import OBJECTIVES
 from gptailor.scoring.scorer import Scorer
 from gptailor.spec import RunSpec
-from gptailor.wording import plural
+from gptailor.store.screening import Screening
 
-SCREENING = "screening.json"
-"""In the run's folder: who stayed."""
 LEVEL = 0.05
 """How likely any candidate goes that is as good as the one it seems behind, over all candidates and rounds."""
-
-
-@dataclass(frozen=True)
-class Screening:
-    """Who stays. left_out: the others, and how far each is behind where it is least so (None: it gives no numbers).
-
-    examples: scored on the way, per objective.
-    """
-
-    kept: tuple[str, ...]
-    left_out: Mapping[str, float | None]
-    examples: int
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Screening:
-        found = json.loads(text)
-        return cls(tuple(found["kept"]), found["left_out"], found["examples"])
-
-    @property
-    def text(self) -> str:
-        """For people, a sentence or two."""
-        asked, names = len(self.kept) + len(self.left_out), ", ".join(self.kept) or "none"
-        stay = (
-            f"screening: {len(self.kept)} of {plural(asked, 'candidate')} stay ({names}), by {self.examples} examples "
-        )
-        if not self.left_out:
-            return f"{stay}an objective"
-        behind = [f"{name} ({'no numbers' if lag is None else f'{lag:.3f}'})" for name, lag in self.left_out.items()]
-        return (
-            f"{stay}an objective; left out, as others are clearly ahead on every objective and no layer helps: "
-            f"{', '.join(behind)}"
-        )
 
 
 def without_candidates(spec: RunSpec, left_out: Collection[str]) -> RunSpec:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations, zip_longest
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -37,14 +37,11 @@ from ConfigSpace import (
 from numpy.typing import NDArray
 
 from gptailor.errors import UserError
-from gptailor.plan import BASE, LayerChoice, StitchPlan
+from gptailor.plan import BASE, LayerChoice, StitchPlan, merge_sets
 from gptailor.spec import RunSpec, SpaceOperation, spread
 
 DECIMALS = 2
 """Resolution of factors and scales."""
-
-ALL_SUBSETS_UP_TO = 6
-"""With more candidates than this, merges are of two candidates or of all, lest a choice have hundreds of values."""
 
 SOURCE_WEIGHT = 0.2
 """What a single layer's source is taken to matter to a score, beside its removal: plans that differ in a few sources
@@ -307,7 +304,7 @@ def build_space(
     if SpaceOperation.SELECT in operations:
         sets += [(name,) for name in names]
     if SpaceOperation.MERGE in operations:
-        sets += [s for s in _merge_sets(names) if merge_counts[0] <= len(s) <= (merge_counts[1] or len(s))]
+        sets += [s for s in merge_sets(names) if merge_counts[0] <= len(s) <= (merge_counts[1] or len(s))]
     merges = any(len(sources) > 1 for sources in sets)
     return PlanSpace(
         n_layers=n_layers,
@@ -384,12 +381,6 @@ def set_name(sources: SourceSet) -> str:
 
 def parse_set(name: str) -> SourceSet:
     return () if name == BASE else tuple(name.split("+"))
-
-
-def _merge_sets(names: tuple[str, ...]) -> list[SourceSet]:
-    if len(names) <= ALL_SUBSETS_UP_TO:
-        return [s for size in range(2, len(names) + 1) for s in combinations(names, size)]
-    return [*combinations(names, 2), names]
 
 
 def _one_shot_plans(space: PlanSpace, number: int, orders: Sequence[tuple[str, Sequence[int]]]) -> list[StitchPlan]:

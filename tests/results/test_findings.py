@@ -11,12 +11,13 @@ import pytest
 from helpers.run_tables import SPEC, run_tables
 from scipy import stats
 
-from gptailor.commands.findings import _components, _ends
+from gptailor.commands.findings import _components, _ends, _pools
 from gptailor.plan import StitchPlan
-from gptailor.results.frames import compare, front_ends, ratios, variance
+from gptailor.results.frames import compare, front_ends, pools, ratios, variance
 from gptailor.results.frames.compare import Entry
 from gptailor.results.frames.view import View
 from gptailor.store.queries import Answers
+from gptailor.store.screening import Screening
 from gptailor.trial import REPAIRED, ItemKey
 
 HELD_OUT = [{"benchmark": "piqa", "metric": "acc", "split": "test"}]
@@ -185,3 +186,27 @@ def test_the_ends_of_a_front() -> None:
     assert _ends(table.reset_index())[1][3] == "Plan 1 0.700"
     mean = View(run_tables(trials, plans, evaluations, spec | {"aim": "mean"}, n_layers=8))
     assert front_ends.table(entries(("mean", mean))[0], Answers(items)).empty
+
+
+def test_pools_side_by_side() -> None:
+    names = [f"c{number}" for number in range(8)]
+    asked = SPEC | {"operations": ["remove", "select"], "candidates": {name: name for name in names}}
+    trials = [
+        {"config_id": config, "budget": budget, "scores": {"piqa/acc": piqa, "wiki/ppl": 10.0}}
+        for config, budget, piqa in ((1, 100, 0.4), (2, 100, 0.5), (2, 900, 0.4), (3, 900, 0.8))
+    ]
+    small = asked | {"candidates": {"c0": "c0"}}
+    last = [trials[0], {**trials[2], "scores": {"piqa/acc": 0.4, "wiki/ppl": 10.0}}]
+    dense = [{"subject": "dense", "name": name, "score": 0.8, "n_samples": 900} for name in ("piqa/acc", "wiki/ppl")]
+    views = [
+        View(run_tables(trials, {3: plan_less(2)}, dense, asked, n_layers=8, n_removed=2)),
+        View(run_tables(last, {2: plan_less(2)}, dense, small, n_layers=8, n_removed=2)),
+    ]
+    runs = compare.entries(list(zip(("many", "one"), views, strict=True)))
+    table = pools.table(runs, {"many": Screening(("c0", "c1"), dict.fromkeys(names[2:], 0.1), 300)}).set_index("run")
+    assert table.loc["many", ["candidates", "stay"]].to_list() == [8, 2]
+    assert table.loc["many", "plans"] == pytest.approx(np.log10(28 * 3.0**6)), "two of eight gone; base, c0 or c1"
+    assert table.loc["many", "examples"] == 300 + 100 + 900, "where it first had what the other ended with"
+    assert table.loc["one", "examples"] == 100 + 900
+    assert len(_pools(table.reset_index())) == 3
+    assert pools.table(runs[:1], {}).empty, "one size of pool"

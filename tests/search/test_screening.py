@@ -17,10 +17,11 @@ from gptailor.evaluate.scoring import NonFinite
 from gptailor.plan import BASE, StitchPlan
 from gptailor.schedule import is_screened, n_examples, screening_rounds
 from gptailor.scoring.item_cache import ItemCache, items_key
-from gptailor.search.screening import Screening, screen
+from gptailor.search.screening import screen
 from gptailor.spec import RunSpec, build_spec, load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
+from gptailor.store.screening import Screening, read_screening, write_screening
 
 ROOT = Path(__file__).resolve().parents[2]
 REMOVED = (3, 4)
@@ -99,7 +100,7 @@ def screened(scorer: Scripted, spec: RunSpec) -> Screening:
     return screen(spec, scorer, REMOVED, lambda _result: None)  # type: ignore[arg-type]
 
 
-def test_who_helps_somewhere_stays() -> None:
+def test_who_helps_somewhere_stays(tmp_path: Path) -> None:
     scorer = Scripted(GAINS)
     found = screened(scorer, build_spec(asked(6)))
     assert found.kept == ("strong", "other", "layer"), "best at something, or lends one good layer"
@@ -114,7 +115,8 @@ def test_who_helps_somewhere_stays() -> None:
     assert (
         found.text.startswith("screening: 3 of 6 candidates stay (strong, other, layer)") and "no numbers" in found.text
     )
-    assert Screening.from_json(found.to_json()) == found
+    write_screening(RunFolder(tmp_path), found)
+    assert read_screening(RunFolder(tmp_path)) == found
 
 
 def test_where_less_is_better() -> None:
