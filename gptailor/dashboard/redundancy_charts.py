@@ -74,7 +74,8 @@ def _candidates(found: Redundancy) -> None:
             pairs,
             title="Do the candidates agree?",
             note=f"Cosine between what two candidates changed, times 100. From {100 * ALIKE:.0f} on they agree; from "
-            f"-{100 * ALIKE:.0f} down they conflict, and a merge cancels what both learned; around 0 it keeps both.",
+            f"-{100 * ALIKE:.0f} down they conflict, and a merge cancels what both learned; around 0 it keeps both."
+            + (f" The {frames.MOST_PAIRS} pairs that do so most." if len(found.agreement) > frames.MOST_PAIRS else ""),
             alt="Heatmap of pairs of candidates by layers: the cosine between their differences from the base",
             key="redundancy.agreement",
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -25,6 +26,7 @@ from gptailor.results.charts import tradeoffs as front_charts
 from gptailor.results.frames import compare, fidelity, layers, progress, redundancy, tradeoffs
 from gptailor.results.frames.importance import importance
 from gptailor.results.frames.view import View
+from gptailor.results.redundancy import Agreement
 from gptailor.store import queries
 
 FAMILY = family_of(model_of([0.5, 0.99, 0.98, 0.97]), model_of([0.5, 0.99, 0.6, 1.01], 0.9), cosine=-0.4)
@@ -390,3 +392,10 @@ def test_cells_of_cheap_layers_have_a_frame_and_costs_are_percent(drawn: dict[st
     assert "round(100 * datum.drawn)" in str(words["transform"])
     pairs = drawn["pairs"].to_dict()["layer"][0]["encoding"]["color"]["scale"]
     assert pairs["domain"] == [-0.5, 0.5] and pairs["scheme"] == theme.SIGNED
+
+
+def test_of_many_pairs_those_are_shown_that_agree_or_conflict_most() -> None:
+    pairs = [Agreement("a", f"c{n}", [0.01 * n, None, 0.0, -0.001 * n]) for n in range(30)]
+    shown = redundancy.agreement(replace(FAMILY, agreement=pairs))
+    assert shown["pair"].unique().tolist() == [f"a and c{n}" for n in range(29, 8, -1)]
+    assert len(redundancy.text(replace(FAMILY, agreement=pairs))[0]) == 1 + 3 + 3 + 2

@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 
 from gptailor.results.outlook import is_cheap, relation
-from gptailor.results.redundancy import Redundancy
+from gptailor.results.redundancy import Agreement, Redundancy
 
 Measure = Literal["cosine", "cka"]
+MOST_PAIRS, MOST_COLUMNS = 21, 6
+"""Pairs of candidates in a chart (all of seven candidates), and in a terminal's table (all of four)."""
 
 
 def by_layer(found: Redundancy) -> pd.DataFrame:
@@ -42,11 +44,15 @@ def by_layer(found: Redundancy) -> pd.DataFrame:
 def agreement(found: Redundancy) -> pd.DataFrame:
     """A row two candidates and layer: pair, layer, cosine, relation (agree, unrelated, conflict).
 
-    Without layers in which one of them does not differ from the base.
+    Without layers in which one of them does not differ from the base. Of many pairs the MOST_PAIRS that agree or
+    conflict most.
     """
+    pairs = found.agreement
+    if len(pairs) > MOST_PAIRS:
+        pairs = sorted(pairs, key=lambda pair: -max((abs(c) for c in pair.cosine if c is not None), default=0.0))
     rows = [
         (f"{pair.one} and {pair.other}", layer, cosine, str(relation(cosine)))
-        for pair in found.agreement
+        for pair in pairs[:MOST_PAIRS]
         for layer, cosine in enumerate(pair.cosine)
         if cosine is not None
     ]
@@ -71,17 +77,18 @@ def similarity(found: Redundancy, model: str, measure: Measure) -> pd.DataFrame:
 
 
 def text(found: Redundancy) -> list[tuple[str, ...]]:
-    """By layer, for a terminal: the heading, and a row a layer."""
+    """By layer, for a terminal: the heading, and a row a layer; of more pairs than fit, none."""
+    pairs = found.agreement if len(found.agreement) <= MOST_COLUMNS else []
     scored = [name for name, model in found.models.items() if any(map(model.kept, range(found.n_layers)))]
     heading = [f"kept {name}" for name in scored] + [f"BI {name}" for name in found.models]
-    heading += [f"far {name}" for name in found.candidates] + [f"{pair.one}~{pair.other}" for pair in found.agreement]
-    return [("layer", *heading), *(_row(found, scored, layer) for layer in range(found.n_layers))]
+    heading += [f"far {name}" for name in found.candidates] + [f"{pair.one}~{pair.other}" for pair in pairs]
+    return [("layer", *heading), *(_row(found, scored, pairs, layer) for layer in range(found.n_layers))]
 
 
-def _row(found: Redundancy, scored: list[str], layer: int) -> tuple[str, ...]:
+def _row(found: Redundancy, scored: list[str], pairs: list[Agreement], layer: int) -> tuple[str, ...]:
     kept = [found.models[name].kept(layer) for name in scored]
     cells = ["–" if one is None else f"{one.share:.1%}" for one in kept]
     cells += [f"{model.influence[layer]:.3f}" for model in found.models.values()]
     cells += [f"{found.models[name].distance[layer]:.2%}" for name in found.candidates]
-    cosines = [pair.cosine[layer] for pair in found.agreement]
+    cosines = [pair.cosine[layer] for pair in pairs]
     return (str(layer), *cells, *("–" if cosine is None else f"{cosine:.2f}" for cosine in cosines))
