@@ -124,6 +124,14 @@ def test_lorp_spreads_over_phases_and_then_goes_where_layers_are_most_alike() ->
         lorp.choose(similarity, [[0, 1, 2, 3], [4, 5, 6, 7]], inner, 7)
 
 
+@pytest.mark.parametrize("source", IDENTITIES)
+def test_lorp_takes_what_does_nothing_once_every_other_phase_gave_one(stitcher: Stitcher, source: str) -> None:
+    """Layer 1 is the one that its phase gives; the first and the last layer stay."""
+    plan = lorp.cut(case_of(stitcher, source, 3))
+    assert plan.removed == (1, *IDENTITIES[source])
+    torch.testing.assert_close(logits(stitcher, plan), logits(stitcher, StitchPlan.without([1], 6, source)))
+
+
 def hidden_states(case: Case) -> list[torch.Tensor]:
     """Transformers' own, of all calibration texts: before each layer and after the last, [texts, tokens, hidden]."""
     model = case.model()
