@@ -21,7 +21,7 @@ def table(runs: Sequence[Entry], screenings: Mapping[str, Screening]) -> pd.Data
     """A row a search with trials; empty where all have as many candidates.
 
     Columns: run, candidates, stay (after a screening, where there was one), plans (log10 of how many there are, factors
-    not counted), seconds (a suggestion's, median), best (the best average of its trials on the highest rung), examples
+    not counted), seconds (a suggestion's, mean), best (the best average of its trials on the highest rung), examples
     (an objective, the screening's among them, until a trial there reached the least `best` of all runs), lent (names of
     the candidates that lend the run's best plan layers). screenings: by run.
     """
@@ -37,7 +37,7 @@ def table(runs: Sequence[Entry], screenings: Mapping[str, Screening]) -> pd.Data
         spent = _spent(entry.trials) + (screening.examples if screening else 0)
         reached = _at_the_top(entry)[AVERAGE] >= target
         examples = float(spent[reached[reached].index[0]]) if reached.any() else np.nan
-        seconds = float(entry.trials["suggest_seconds"].median())
+        seconds = float(entry.trials["suggest_seconds"].mean())
         row = (
             entry.label,
             len(entry.facts.candidates),
