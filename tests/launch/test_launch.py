@@ -459,7 +459,7 @@ def test_jobs(folder: RunFolder) -> None:
 
 def test_a_job_runs_once_and_is_missed_when_killed(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        jobs = list(pool.map(lambda _: start_job(tmp_path, ["runs"], "list"), range(4)))
+        jobs = list(pool.map(lambda _: start_job(tmp_path, ["check", str(ROOT / "data/presets/demo.yaml")], "look"), range(4)))
     assert len(set(jobs)) == 1
     holder = read_holder(jobs[0].lock)
     assert holder is not None

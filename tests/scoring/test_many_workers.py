@@ -76,6 +76,9 @@ class Holding:
     def score(self, plan: StitchPlan, budget: int, on: str = "") -> PlanScores:  # noqa: ARG002 (the protocol's signature)
         return self.made(budget)
 
+    def publish(self) -> None:
+        """Nothing that others could share was computed."""
+
     def opened(self, on: str) -> Sequence[Any]:  # noqa: ARG002 (the protocol's signature)
         """As much of benchmarks as the search looks at: nothing was scored on them, so they keep their order."""
         specs = [Benchmark(benchmark=name, metric=metric) for name, metric in OBJECTIVES]

@@ -71,6 +71,10 @@ def fill(disk: Path) -> Path:
     return filler
 
 
+WRITES_AT_ONCE = "import gptailor.store.writer\ngptailor.store.writer.DATABASE_SHARE = 1e9\n"
+"""The database is written at every trial, however much of the time that takes."""
+
+
 def slowly(root: Path, spec: RunSpec, engines: list[RunFolder], first: str = "") -> tuple[RunFolder, int]:
     """A run whose trials take a moment, four of them done, and its engine's process id. first: code to begin with."""
     folder = prepare(root, spec)
@@ -114,7 +118,7 @@ def test_stopped_on_a_full_disk(small_disk: Path, spec: RunSpec, peaceful: RunFo
 def test_a_disk_that_becomes_read_only(
     small_disk: Path, spec: RunSpec, peaceful: RunFolder, engines: list[RunFolder]
 ) -> None:
-    folder, _ = slowly(small_disk / "runs", spec, engines)
+    folder, _ = slowly(small_disk / "runs", spec, engines, first=WRITES_AT_ONCE)
     kills.kill_group(folder)  # a file system with files open for writing cannot be made read-only
 
     def is_read_only() -> bool:
@@ -151,7 +155,7 @@ def test_a_database_that_somebody_holds(
     tmp_path: Path, spec: RunSpec, peaceful: RunFolder, engines: list[RunFolder]
 ) -> None:
     """F9, with a patience of a fifth of a second instead of thirty: trials go on, and reach the database in the end."""
-    impatient = "import gptailor.store.writer\ngptailor.store.writer.WRITER_PATIENCE = 0.2\n"
+    impatient = WRITES_AT_ONCE + "gptailor.store.writer.WRITER_PATIENCE = 0.2\n"
     folder, _ = slowly(tmp_path, spec, engines, first=impatient)
     holder = None
     while holder is None or holder.stdout is None or not holder.stdout.readline():
