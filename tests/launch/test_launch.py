@@ -458,8 +458,9 @@ def test_jobs(folder: RunFolder) -> None:
 
 
 def test_a_job_runs_once_and_is_missed_when_killed(tmp_path: Path) -> None:
+    lasting = ["check", str(ROOT / "data/presets/demo.yaml")]
     with ThreadPoolExecutor(4) as pool:
-        jobs = list(pool.map(lambda _: start_job(tmp_path, ["check", str(ROOT / "data/presets/demo.yaml")], "look"), range(4)))
+        jobs = list(pool.map(lambda _: start_job(tmp_path, lasting, "look"), range(4)))
     assert len(set(jobs)) == 1
     holder = read_holder(jobs[0].lock)
     assert holder is not None
