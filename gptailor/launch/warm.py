@@ -21,6 +21,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -159,7 +160,7 @@ def serve(channel: socket.socket, imports: Sequence[str], run: Callable[[list[st
     gc.collect()
     gc.freeze()  # what the engines share is not touched by their collections
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
-    channel.sendall(b"ready".ljust(_WORD))
+    _say(channel, b"ready")
     while select.select([channel], [], [], IDLE_SECONDS)[0]:
         asked, handles, _, _ = socket.recv_fds(channel, 65536, 3)
         if not asked:
@@ -175,8 +176,14 @@ def serve(channel: socket.socket, imports: Sequence[str], run: Callable[[list[st
             os.close(handle)
         os.read(led, 1)  # until it leads a session of its own: before, a signal to its group would be one to ours
         os.close(led)
-        channel.sendall(str(pid).encode().ljust(_WORD))
+        _say(channel, str(pid).encode())
     return 0
+
+
+def _say(channel: socket.socket, word: bytes) -> None:
+    """To a server that may have ended meanwhile: what it asked for before is done all the same."""
+    with suppress(OSError):
+        channel.sendall(word.ljust(_WORD))
 
 
 def _become_an_engine(

@@ -100,6 +100,15 @@ def test_engines_are_forked_alone_and_outlive_their_host(engines: WarmEngines, r
     assert start(engines, third) != host and up(third)[2]
 
 
+def test_an_engine_comes_though_its_server_ended_while_the_host_imported(
+    engines: WarmEngines, runs: list[RunFolder]
+) -> None:
+    host = start(engines, runs[0])
+    engines.close()
+    assert host is not None and up(runs[0])[2]
+    assert eventually(lambda: not psutil.pid_exists(host)) and is_alive(runs[0])
+
+
 def test_a_host_goes_when_it_is_idle_or_its_surroundings_change(
     engines: WarmEngines, runs: list[RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
