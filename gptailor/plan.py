@@ -335,3 +335,8 @@ def merge_sets(names: tuple[str, ...]) -> list[tuple[str, ...]]:
     if len(names) <= ALL_SUBSETS_UP_TO:
         return [s for size in range(2, len(names) + 1) for s in combinations(names, size)]
     return [*combinations(names, 2), names]
+
+
+def layers_of(asked: int | float, n_layers: int) -> int:
+    """A number of layers as it is; a share of `n_layers` rounded up, as in the paper."""
+    return asked if isinstance(asked, int) else math.ceil(asked * n_layers - 1e-9)

@@ -31,7 +31,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from gptailor.errors import UserError
-from gptailor.plan import BASE
+from gptailor.plan import BASE, layers_of
 from gptailor.runfile import apply_change, explain, kind, load_yaml, read_text
 from gptailor.trial import benchmark_name
 from gptailor.wording import removal
@@ -751,13 +751,13 @@ class RunSpec(_Record):
 
 
 def _layers(asked: int | float, n_layers: int) -> int:
-    count = asked if isinstance(asked, int) else math.ceil(asked * n_layers - 1e-9)
+    count = layers_of(asked, n_layers)
     if not 0 <= count < n_layers:
         raise UserError(f"remove: {asked} takes {count} of {n_layers} layers; at least one must stay")
     return count
 
 
-def spread(numbers: range, most: int) -> list[int]:
+def evenly(numbers: range, most: int) -> list[int]:
     """Up to `most` of these numbers, with equal steps as near as that goes, both ends among them, ascending."""
     if len(numbers) <= most:
         return list(numbers)

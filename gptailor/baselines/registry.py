@@ -12,7 +12,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from gptailor.plan import BASE
-from gptailor.spec import Baseline, RunSpec, spread
+from gptailor.spec import Baseline, RunSpec, evenly
 from gptailor.trial import LESS, Subject
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def cuts(spec: RunSpec, names: Iterable[Baseline], n_layers: int) -> list[Cut]:
     found = []
     removals = spec.removals(n_layers)
     for name, source, gone in product(
-        names, spec.baselines_on or (BASE, *spec.candidates), spread(removals, BASELINE_SIZES)
+        names, spec.baselines_on or (BASE, *spec.candidates), evenly(removals, BASELINE_SIZES)
     ):
         for number in range(METHODS[name].seeds):
             label = sized(f"{name}-{number + 1}" if METHODS[name].seeds > 1 else name, gone, removals)

@@ -20,7 +20,7 @@ from gptailor.scoring.item_cache import evaluation_of
 from gptailor.scoring.plan_scorer import OBJECTIVES, SELECTION, SELECTION_EXAMPLES
 from gptailor.scoring.provenance import Provenance, without
 from gptailor.scoring.scorer import Scorer
-from gptailor.spec import RunSpec, spread
+from gptailor.spec import RunSpec, evenly
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
@@ -103,7 +103,7 @@ def _to_repair(tables: queries.RunTables) -> list[int]:
     ranked = scores.averages(scores.judged(tables, SELECTION)).sort_values("retention", ascending=False)
     configs = [int(config) for config in ranked["config_id"].dropna() if config < REPAIRED]
     of_sizes = [int(config) for config in scores.best_of_sizes(tables)["config_id"] if config in configs]
-    far_apart = [of_sizes[place] for place in spread(range(len(of_sizes)), REPAIRED_FINALISTS)] if of_sizes else []
+    far_apart = [of_sizes[place] for place in evenly(range(len(of_sizes)), REPAIRED_FINALISTS)] if of_sizes else []
     return list(dict.fromkeys([*far_apart, *configs]))[:REPAIRED_FINALISTS]
 
 

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from gptailor.errors import UserError
 from gptailor.plan import BASE, LayerChoice, StitchPlan, merge_sets
-from gptailor.spec import RunSpec, SpaceOperation, spread
+from gptailor.spec import RunSpec, SpaceOperation, evenly
 
 DECIMALS = 2
 """Resolution of factors and scales."""
@@ -353,7 +353,7 @@ def initial_design(space: PlanSpace, influence_orders: Sequence[tuple[str, Seque
 
 def sizes(space: PlanSpace) -> list[int]:
     """Numbers of layers that the initial design cuts at: the middle of the range, its ends, then those between."""
-    found = spread(space.removals, SIZES)
+    found = evenly(space.removals, SIZES)
     middle = found[len(found) // 2]
     return list(dict.fromkeys([middle, found[0], found[-1], *found]))
 

@@ -8,11 +8,11 @@ but the standard library is needed, as small processes read stores too.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from gptailor.plan import layers_of
 from gptailor.trial import BenchmarkKey, benchmark_name
 from gptailor.wording import removal
 
@@ -79,7 +79,7 @@ class StoredSpec:
         asked = _mapping(self.keys.get("remove")).get("from")
         if not self.has_range or not isinstance(asked, (int, float)):
             return n_removed
-        return asked if isinstance(asked, int) else math.ceil(asked * n_layers - 1e-9)
+        return layers_of(asked, n_layers)
 
     @property
     def removal(self) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from helpers.changes import change_one_number, correct
-from helpers.command_line import write_benchmark
 from helpers.evaluate_tools import CHOICE, GENERATION, opened, rows, write_task
+from helpers.own_files import spec_of_own_files
 from helpers.store_samples import new_writer
 
 from gptailor.commands.evaluate import evaluate
@@ -203,25 +203,15 @@ def test_what_is_forgotten_is_gone_and_can_be_written_again(tmp_path: Path) -> N
 
 @pytest.fixture
 def spec(tiny_family: Path, tmp_path: Path) -> RunSpec:
-    for name in ("base", "math"):
-        shutil.copytree(tiny_family / name, tmp_path / "m" / name)
-    for number, name in enumerate(("learnt", "chosen", "judged")):
-        write_benchmark(tmp_path, name, 30, 3 * number)
-    return build_spec(
-        {
-            "name": "tied",
-            "base_model": str(tmp_path / "m" / "base"),
-            "candidates": {"math": str(tmp_path / "m" / "math")},
-            "remove": 2,
-            "operations": ["remove", "select"],
-            "objectives": [{"benchmark": "learnt", "metric": "acc"}],
-            "selection": [{"benchmark": "chosen", "metric": "acc"}],
-            "held_out": [{"benchmark": "judged", "metric": "acc"}],
-            "include_path": [str(tmp_path)],
-            "budget": {"min": 10, "max": 20, "eta": 2},
-            "trials": 5,
-            "device": "cpu",
-        }
+    return spec_of_own_files(
+        tiny_family,
+        tmp_path,
+        30,
+        name="tied",
+        objectives=[{"benchmark": "learnt", "metric": "acc"}],
+        selection=[{"benchmark": "chosen", "metric": "acc"}],
+        held_out=[{"benchmark": "judged", "metric": "acc"}],
+        trials=5,
     )
 
 

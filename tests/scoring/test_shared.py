@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.changes import change_one_number, correct
-from helpers.command_line import write_benchmark
+from helpers.own_files import spec_of_own_files
 
 from gptailor.commands.evaluate import evaluate
 from gptailor.errors import UserError
@@ -25,7 +24,7 @@ from gptailor.scoring.provenance import digests_of
 from gptailor.scoring.shared import FOLDER, Shared
 from gptailor.search.engine import run_engine
 from gptailor.search.progress import Report
-from gptailor.spec import RunSpec, build_spec
+from gptailor.spec import RunSpec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import Digests, RunStatus
@@ -36,25 +35,15 @@ DENSE = StitchPlan.dense(6)
 @pytest.fixture
 def spec(tiny_family: Path, tmp_path: Path) -> RunSpec:
     """All four trials are of the initial design, and so references as well."""
-    for name in ("base", "math"):
-        shutil.copytree(tiny_family / name, tmp_path / "m" / name)
-    for number, name in enumerate(("learnt", "chosen", "judged")):
-        write_benchmark(tmp_path, name, 20, 3 * number)
-    return build_spec(
-        {
-            "name": "shared",
-            "base_model": str(tmp_path / "m" / "base"),
-            "candidates": {"math": str(tmp_path / "m" / "math")},
-            "remove": 2,
-            "operations": ["remove", "select"],
-            "objectives": [{"benchmark": "learnt", "metric": "closeness"}, {"benchmark": "learnt", "metric": "acc"}],
-            "selection": [{"benchmark": "chosen", "metric": "choice_prob"}],
-            "held_out": [{"benchmark": "judged", "metric": "choice_prob"}],
-            "include_path": [str(tmp_path)],
-            "budget": {"min": 10, "max": 20, "eta": 2},
-            "trials": 4,
-            "device": "cpu",
-        }
+    return spec_of_own_files(
+        tiny_family,
+        tmp_path,
+        20,
+        name="shared",
+        objectives=[{"benchmark": "learnt", "metric": "closeness"}, {"benchmark": "learnt", "metric": "acc"}],
+        selection=[{"benchmark": "chosen", "metric": "choice_prob"}],
+        held_out=[{"benchmark": "judged", "metric": "choice_prob"}],
+        trials=4,
     )
 
 

@@ -28,7 +28,7 @@ from gptailor.search.progress import Report
 from gptailor.search.selection import FINALISTS, finalists
 from gptailor.search.space import build_space, initial_design
 from gptailor.search.suggest import Suggester, size_of
-from gptailor.spec import Baseline, load_spec, spread
+from gptailor.spec import Baseline, evenly, load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import RunStatus
@@ -59,11 +59,11 @@ def test_the_search_looks_at_every_size(tmp_path: Path, aim: str) -> None:
 
 
 def test_spread_has_both_ends() -> None:
-    assert spread(range(4, 13), 5) == [4, 6, 8, 10, 12] and spread(range(4, 13), 3) == [4, 8, 12]
-    assert spread(range(3, 5), 3) == [3, 4] and spread(range(8, 9), 3) == [8]
+    assert evenly(range(4, 13), 5) == [4, 6, 8, 10, 12] and evenly(range(4, 13), 3) == [4, 8, 12]
+    assert evenly(range(3, 5), 3) == [3, 4] and evenly(range(8, 9), 3) == [8]
     for low in range(1, 5):
         for high in range(low, 30):
-            found = spread(range(low, high + 1), 5)
+            found = evenly(range(low, high + 1), 5)
             assert found[0] == low and found[-1] == high and found == sorted(set(found)) and len(found) <= 5
 
 
