@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import count
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from gptailor.errors import UserError
 from gptailor.evaluate.benchmarks import OpenBenchmark, calibration_batches
@@ -25,7 +25,8 @@ from gptailor.store.folder import write_atomically
 
 TEXT_TOKENS = 512
 """Tokens of a text at most: longer documents are cut."""
-WRITTEN_AT_ONCE = 16
+WRITTEN_ROWS, WRITTEN_BYTES = 64, 4 << 30
+"""Rows that a model writes at once, at most; and their keys and values, were no heads shared."""
 BYTES_PER_TOKEN = 16
 """Of a plain file, as many bytes are read as so many a token."""
 MAX_FILE = 1 << 30
@@ -89,19 +90,15 @@ class TextReader:
             n = sum(benchmark.n_examples for benchmark in benchmarks)
             return calibration_batches(benchmarks, n, self._tokenizer, TEXT_TOKENS)
         if kind == "base":
-            return self._counted(written(dense(), self._tokenizer, n_tokens, self._seed), n_tokens)
+            return written(dense(), self._tokenizer, n_tokens, self._seed, self._told_of_writing)
         if kind == "file":
             return self._encoded(_documents(Path(name).expanduser(), n_tokens))
         if kind == "hub":
             return self._encoded(_hub(name))
         raise UserError(f"texts: {source!r} must be objectives, base, file:PATH or hub:DATA_SET")
 
-    def _counted(self, texts: Iterable[list[int]], n_tokens: int) -> Iterator[list[int]]:
-        done = 0
-        for text in texts:
-            done += len(text)
-            self.told("the base writes texts", min(1.0, done / n_tokens))
-            yield text
+    def _told_of_writing(self, share: float) -> None:
+        self.told("the base writes texts", share)
 
     def _encoded(self, documents: Iterable[str]) -> Iterator[list[int]]:
         for document in documents:
@@ -184,22 +181,46 @@ def _hub(name: str) -> Iterator[str]:
 
 @torch.no_grad()
 def written(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n_tokens: int, seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    n_tokens: int,
+    seed: int,
+    told: Callable[[float], None] = lambda _share: None,
 ) -> Iterator[list[int]]:
     """Texts that a model writes from its first token on, each token drawn as likely as the model has it.
 
-    Of one device, seed and version the same; another device rounds otherwise, so the digest tells them apart.
+    Where a text ends, the next one begins in the same row, as in the rows that models are trained on: no row waits for
+    the longest. told: the share that is done. Of one device, seed and version the same; another device rounds
+    otherwise, so the digest tells them apart.
     """
-    starts = (tokenizer.bos_token_id, model.config.get_text_config().bos_token_id, tokenizer.eos_token_id)
+    config = model.config.get_text_config()
+    starts = (tokenizer.bos_token_id, config.bos_token_id, tokenizer.eos_token_id)
     start = next((token for token in starts if token is not None), padding_token(tokenizer))
-    generator: Any = model
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None) or TEXT_TOKENS
-    length = min(TEXT_TOKENS, int(window), n_tokens)
-    devices = [model.device] if model.device.type == "cuda" else []
-    rows = min(WRITTEN_AT_ONCE, -(-n_tokens // length))
+    length = min(TEXT_TOKENS, int(getattr(config, "max_position_embeddings", None) or TEXT_TOKENS), n_tokens)
+    row_bytes = 2 * length * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize
+    rows = max(1, min(WRITTEN_ROWS, WRITTEN_BYTES // row_bytes, -(-n_tokens // length)))
+    ends = {start, tokenizer.eos_token_id, padding_token(tokenizer)}
+    done = 0
+
+    def step(ids: torch.Tensor, _scores: torch.Tensor) -> torch.Tensor:
+        told(min(1.0, (done + ids.numel()) / n_tokens))
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
     for batch in count(seed):  # as many as are asked for
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(batch)
+        for row in _written_rows(model, rows, length, start, batch, step):
+            yield from ([start, *text] for text in _between(row, ends))
+            done += len(row)
+
+
+def _written_rows(
+    model: PreTrainedModel, rows: int, length: int, start: int, seed: int, step: Callable[..., torch.Tensor]
+) -> list[list[int]]:
+    """Rows of `length` token ids that a model writes behind `start`, whatever ends a text. step: asked at each token."""
+    generator: Any = model
+    usual, generator.generation_config = generator.generation_config, GenerationConfig(pad_token_id=start)
+    try:
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(seed)
             found = generator.generate(
                 input_ids=torch.full((rows, 1), start, device=model.device),
                 attention_mask=torch.ones(rows, 1, dtype=torch.long, device=model.device),
@@ -208,14 +229,14 @@ def written(
                 top_k=0,
                 top_p=1.0,
                 max_length=length,
-                pad_token_id=padding_token(tokenizer),
+                use_cache=True,
+                stopping_criteria=StoppingCriteriaList([step]),
             )
-        for row in found.tolist():
-            yield _until_end(row, tokenizer)
+    finally:
+        generator.generation_config = usual
+    return found.tolist()
 
 
-def _until_end(row: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """A text without what pads it behind its end."""
-    ends = {tokenizer.eos_token_id, padding_token(tokenizer)} - {None}
-    stop = next((place for place, token in enumerate(row) if place and token in ends), len(row))
-    return row[:stop]
+def _between(row: Sequence[int], ends: set[int | None]) -> Iterator[list[int]]:
+    """What stands between the ends of texts in a row."""
+    return (list(text) for is_end, text in groupby(row, lambda token: token in ends) if not is_end)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedModel
 
 from gptailor.errors import UserError
-from gptailor.evaluate.calibration import TextReader
+from gptailor.evaluate.calibration import TextReader, written
 from gptailor.family.models import open_family
 
 
@@ -62,6 +63,16 @@ def test_the_base_writes_texts_by_the_runs_seed(family) -> None:
     first, again = (reader(family).named("base", 150, lambda: family.model) for _ in range(2))
     other = TextReader(family.tokenizer, list, 1).named("base", 150, lambda: family.model)
     assert first == again != other
+
+
+def test_where_a_text_ends_the_next_begins_in_its_row(family) -> None:
+    """Tokens that end texts are none of them inside, no token that was written is lost, and every step is told."""
+    shares, end = list[float](), family.tokenizer.eos_token_id
+    texts = list(islice(written(family.model, family.tokenizer, 6000, 0, shares.append), 200))
+    start = texts[0][0]
+    assert len(texts) > 20 and all(text[0] == start and not {end, start} & set(text[1:]) for text in texts)
+    assert shares[:2] == [2 * 24 / 6000, 3 * 24 / 6000] and shares == sorted(shares)  # 24 rows fill a window of 256
+    assert family.model.generation_config.eos_token_id == end
 
 
 def test_kept_texts_that_were_changed_do_not_count(family, tmp_path) -> None:
