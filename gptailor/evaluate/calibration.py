@@ -215,7 +215,7 @@ def written(
 def _written_rows(
     model: PreTrainedModel, rows: int, length: int, start: int, seed: int, step: Callable[..., torch.Tensor]
 ) -> list[list[int]]:
-    """Rows of `length` token ids that a model writes behind `start`, whatever ends a text. step: asked at each token."""
+    """Rows of `length` token ids that a model writes behind `start`, whatever ends a text. step: asked after each."""
     generator: Any = model
     usual, generator.generation_config = generator.generation_config, GenerationConfig(pad_token_id=start)
     try:
