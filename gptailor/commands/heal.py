@@ -178,7 +178,7 @@ class Healer:
 
     def _begin(self) -> None:
         """The folder beside `out`, new or of this very heal. Raises UserError."""
-        wanted = self.asked.to_json() | {"plan": self.plan.hash, "minutes": None}  # more time changes nothing else
+        wanted = self.asked.to_json() | {"plan": self.plan.hash, "minutes": None}  # more or less time may be given
         note = self.work / "asked.json"
         if note.exists() and json.loads(note.read_text(encoding="utf-8")) != wanted:
             raise UserError(
@@ -287,7 +287,7 @@ class Healer:
         text = f"{self.out}: {subject}, judge it with  {judge}"
         losses = [loss for _, loss in found.course.losses]
         result = {"folder": str(self.out), "subject": str(subject), "config_id": config_id, "tokens": found.tokens}
-        result |= {"losses": losses, "seconds": found.course.seconds, "why": found.why}
+        result |= {"losses": losses, "seconds": found.course.seconds, "why": found.why, "rate": found.rate}
         self.say(Event(text, share=1.0, result=result))
 
     def _name(self, plans: dict[int, StitchPlan], digest: str) -> str:
@@ -314,7 +314,8 @@ class Healer:
             "Healed on": f"{count_text(found.tokens)} tokens, read from at most {count_text(self.named.n_tokens)} of "
             f"{self.named.source} (digest {self.named.digest}); {plural(left_out, 'text')} left out that held rows of "
             "held-out or selection splits",
-            "Training": f"{found.steps} of {found.asked_steps} steps in {duration(course.seconds)}, ended: {found.why}",
+            "Training": f"{found.steps} of {found.asked_steps} steps in {duration(course.seconds)}, ended: "
+            f"{found.why}, at a rate of {found.rate:.2g}",
         }
         if course.losses:
             facts["KL to the teacher, nats a token"] = (

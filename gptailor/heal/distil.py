@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -46,6 +47,7 @@ PATIENCE = 3
 """Judgements in a row without a new best, after which a heal ends."""
 SAY_SECONDS = 5.0
 
+T = TypeVar("T")
 Judge = Callable[[Sequence[Tensors]], float]
 """How good these layers are on the selection split; more is better."""
 
@@ -73,7 +75,8 @@ class Course:
 class Distilled:
     """layers: the healed tensors, of the best judgement where there were any. steps: of how many. why: it ended.
 
-    is_whole: False where it was asked to stop, and can go on from its checkpoint.
+    rate: where the learning rate had fallen to. is_whole: False where it was asked to stop, and can go on from its
+    checkpoint.
     """
 
     layers: Sequence[Tensors]
@@ -82,6 +85,7 @@ class Distilled:
     tokens: int
     course: Course
     why: str
+    rate: float
 
     @property
     def is_whole(self) -> bool:
@@ -92,15 +96,28 @@ DONE, STOPPED, TIME_UP, NO_BETTER = "done", "stopped", "time is up", "no better 
 
 
 class Distiller(Trainer):
-    """Trainer with the teacher's distributions as the goal; its model gives last hidden states, not logits."""
+    """Trainer with the teacher's distributions as the goal; its model gives last hidden states, not logits.
 
-    def __init__(self, teaching: Teaching, head: Head, **settings: Any) -> None:
+    spent: the share of its time that a heal has used; 0 where it has as much as it takes.
+    """
+
+    def __init__(self, teaching: Teaching, head: Head, spent: Callable[[], float], **settings: Any) -> None:
         super().__init__(**settings)
-        self.teaching, self.head = teaching, head
+        self.teaching, self.head, self.spent = teaching, head, spent
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *_: Any, **__: Any) -> torch.Tensor:
         wanted = self.teaching.states(int(inputs.pop("batch")))
         return divergence(self.head, model(**inputs)[inputs["attention_mask"].bool()], wanted)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """The usual rate of every step, or of the later one that its time has come to: at the end of either it is 0."""
+        found = super().create_scheduler(num_training_steps, optimizer)
+        assert isinstance(found, LambdaLR)
+        found.lr_lambdas = [self._in_time(of_step, num_training_steps) for of_step in found.lr_lambdas]
+        return found
+
+    def _in_time(self, of_step: Callable[[Any], float], steps: int) -> Callable[[int], float]:
+        return lambda step: of_step(max(step, steps * self.spent()))
 
 
 def distil(
@@ -119,7 +136,8 @@ def distil(
 ) -> Distilled:
     """Train the student on the batches; where `work` holds checkpoints of it, from the last one on.
 
-    say: told what is done and its share. should_stop: asked after every step; then there is a checkpoint, and the same
+    minutes: of training at most; the rate falls to 0 with the steps or with the time, whichever ends first. say: told
+    what is done and its share. should_stop: asked after every step; then there is a checkpoint, and the same
     call goes on later. judge: asked eight times; the layers that it likes best are given back.
     """
     n_devices = int(os.environ.get("WORLD_SIZE", "1"))
@@ -152,6 +170,7 @@ def distil(
     trainer = Distiller(
         Teaching(teacher, batches, keeps, in_bfloat16),
         Head(student.plain),
+        lambda: watch.spent,
         model=student.model,
         args=settings,
         train_dataset=list(range(len(batches))),
@@ -163,7 +182,9 @@ def distil(
     done = trainer.state.global_step
     seen = sum(len(text) for batch in batches[: done * n_devices] for text in batch)
     layers = watch.best_layers() if watch.course.judged else student.layers()
-    return Distilled(layers, done, steps, seen, watch.course, watch.why)
+    assert trainer.lr_scheduler is not None
+    rate_now = float(trainer.lr_scheduler.get_last_lr()[0])
+    return Distilled(layers, done, steps, seen, watch.course, watch.why, rate_now)
 
 
 class Watch(TrainerCallback):
@@ -191,6 +212,11 @@ class Watch(TrainerCallback):
     def is_main(self) -> bool:
         return os.environ.get("RANK", "0") == "0"
 
+    @property
+    def spent(self) -> float:
+        """The share of its minutes that is over, in every process the same."""
+        return 0.0 if self.minutes is None else min(1.0, self.course.seconds / (60 * self.minutes))
+
     def on_train_begin(self, *given: Any, **_: Any) -> None:
         state: TrainerState = given[1]
         if state.global_step and self.notes.exists():
@@ -204,15 +230,17 @@ class Watch(TrainerCallback):
         if "loss" in logs:
             self.course.losses.append((state.global_step, float(logs["loss"])))
 
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.course.seconds = _agreed(self._before + time.monotonic() - self._began)  # the next step's rate is due
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # noqa: ARG002
         step = state.global_step
-        self.course.seconds = self._before + time.monotonic() - self._began
         if self.judge is not None and (step % self.every == 0 or step == self.steps):
             self._judge(step)
         why = None
         if self.should_stop():
             why = STOPPED
-        elif self.minutes is not None and self.course.seconds >= 60 * self.minutes:
+        elif self.spent >= 1:
             why = TIME_UP
         elif self.course.is_over:
             why = NO_BETTER
@@ -245,12 +273,10 @@ class Watch(TrainerCallback):
         if time.monotonic() - self._said < SAY_SECONDS and step < self.steps:
             return
         self._said = time.monotonic()
-        share = step / self.steps
-        if self.minutes is not None:
-            share = max(share, self.course.seconds / (60 * self.minutes))
-        left = self.course.seconds * (1 / min(share, 1.0) - 1)
+        share = max(step / self.steps, self.spent)
+        left = self.course.seconds * (1 / share - 1)
         loss = f", loss {self.course.losses[-1][1]:.4f}" if self.course.losses else ""
-        self.say(f"step {step} of {self.steps}{loss}, {duration(left)} left", min(share, 1.0))
+        self.say(f"step {step} of {self.steps}{loss}, {duration(left)} left", share)
 
     def best_layers(self) -> list[Tensors]:
         layers: dict[int, dict[str, torch.Tensor]] = {}
@@ -260,10 +286,10 @@ class Watch(TrainerCallback):
         return [layers[place] for place in sorted(layers)]
 
 
-def _agreed(why: str | None) -> str | None:
-    """What the first process says, in all of them, so that none waits for another that has stopped."""
+def _agreed(mine: T) -> T:
+    """What the first process says, in all of them: none trains at another rate, or waits for one that has stopped."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return why
-    said = [why]
+        return mine
+    said = [mine]
     torch.distributed.broadcast_object_list(said, src=0)
     return said[0]

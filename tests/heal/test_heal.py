@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import random
 import shutil
 import time
 from contextlib import nullcontext
 from html import unescape
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +29,7 @@ from gptailor.commands.evaluate import evaluate
 from gptailor.commands.export import export_model
 from gptailor.errors import UserError
 from gptailor.evaluate.unseen import Unseen
+from gptailor.heal import distil
 from gptailor.heal.asked import HealAsked, count_text, parse_count
 from gptailor.heal.batches import BATCH_TOKENS, batches_of
 from gptailor.heal.cost import Sizes, heal_bytes, heal_operations, lora_parameters
@@ -220,6 +223,44 @@ def test_one_that_was_stopped_goes_on_as_if_it_had_not_been(run, tmp_path, monke
         command.heal(run, CUT, tmp_path / "stopped", HealAsked(texts="objectives", tokens=13_000), lambda _: None)
     assert heal("stopped", None) and heal("whole", None)
     assert ended[0] == ended[1], "the same weights, bit for bit"
+
+
+def test_the_rate_falls_to_nothing_with_the_steps_or_with_the_minutes(run, tmp_path, monkeypatch) -> None:
+    """Whichever ends first; seconds before a stop count. By a clock of its own, a second each time it is read."""
+    rates: list[tuple[int, float, float]] = []
+    real = distil.Watch.on_step_end
+
+    def on_step_end(self: distil.Watch, args: Any, state: Any, control: Any, **more: Any) -> None:
+        rates.append((state.global_step, self.course.seconds, more["lr_scheduler"].get_last_lr()[0]))
+        real(self, args, state, control, **more)
+
+    monkeypatch.setattr(distil.Watch, "on_step_end", on_step_end)
+    monkeypatch.setattr(distil, "time", SimpleNamespace(monotonic=count(0.0).__next__))
+
+    def heal(minutes: float | None, stop_at: int | None = None) -> dict[str, Any]:
+        asked, said = HealAsked("objectives", 12_000, minutes, lora=0, rate=0.01), list[Event]()
+        stop = SimpleNamespace(is_set=lambda: rates[-1][0] == stop_at)
+        monkeypatch.setattr(command, "stop_on_signal", lambda: nullcontext(stop))
+        command.heal(run, CUT, tmp_path / str(minutes), asked, said.append)
+        return said[-1].result or {}
+
+    def by_the_book(share: float) -> float:
+        warm = 1 / steps  # one step
+        return 0.01 * (share / warm if share < warm else (1 + math.cos(math.pi * (share - warm) / (1 - warm))) / 2)
+
+    assert heal(None)["why"] == "done"
+    steps = rates[-1][0]
+    assert [rate for *_, rate in rates] == pytest.approx([by_the_book(step / steps) for step, *_ in rates], abs=1e-12)
+    rates.clear()
+    assert not heal(0.3, stop_at=2)
+    found = heal(0.3)
+    assert found["why"] == "time is up" and found["rate"] == rates[-1][2] == 0 and rates[-1][0] < steps
+    seconds = [at for _, at, _ in rates]
+    assert seconds == sorted(seconds) and seconds[-1] >= 18, "what was trained before the stop counts"
+    shares = [min(1.0, max(step / steps, at / 18)) for step, at, _ in rates]
+    assert [rate for *_, rate in rates] == pytest.approx(list(map(by_the_book, shares)), abs=1e-12)
+    card = (tmp_path / "0.3" / "README.md").read_text()
+    assert "ended: time is up, at a rate of 0" in card
 
 
 def test_it_ends_when_the_selection_split_shows_nothing_better(spec, sentences, tmp_path, monkeypatch) -> None:
