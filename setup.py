@@ -26,5 +26,7 @@ setup(
             ".streamlit/config.toml",
         ],
     },
-    exclude_package_data={"gptailor.files": ["data/demo/*.py", "**/__pycache__/*", "**/*.lock"]},
+    exclude_package_data={
+        "gptailor.files": ["data/demo/*.py", "data/demo/pool/*", "data/demo/times/*", "**/__pycache__/*", "**/*.lock"]
+    },
 )

@@ -87,7 +87,8 @@ def test_the_gold_answers_are_true() -> None:
 
 
 def test_sizes_are_fit_for_git() -> None:
-    files = [path for path in DEMO.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    made = {"__pycache__", "pool", "times"}
+    files = [path for path in DEMO.rglob("*") if path.is_file() and not made & {*path.parts}]
     assert sum(path.stat().st_size for path in files) < 25e6
     assert max(path.stat().st_size for path in files) < 8e6
 

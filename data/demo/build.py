@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Build the demo: a tokenizer, four benchmarks, a base model trained from scratch, and three fine-tunes of it.
 
-    python data/demo/build.py [--out DIR]      # two cores, under 15 minutes; the committed files were made so
+    python data/demo/build.py              # two cores, under 15 minutes; the committed files were made so
+    python data/demo/build.py --times 4    # data/demo/times/4: a family whose base learned from four times the tokens
 
 Everything follows from fixed seeds. The base learns all four domains of `generators.py` for a while and none to
 perfection; each fine-tune then goes on with one domain, so that it is clearly the best there: a family as the search
-expects it, small enough to be kept beside the code. Questions of the benchmarks are never trained on.
+expects it, small enough to be kept beside the code. Questions of the benchmarks are never trained on. Families written
+elsewhere hold models alone: every family is judged on the benchmarks that lie here.
 """
 
 from __future__ import annotations
@@ -227,20 +229,20 @@ vocabulary of {vocabulary} tokens. It knows the demo's made-up world and nothing
 BASE_TEXT = """\
 The base model of gptailor's demo family, trained from random weights by `data/demo/build.py` on generated questions
 of four domains (sums, code, prose, series): {steps} steps of {batch} questions, Muon and AdamW, seed {seed}. No text of
-anybody else went into it. It stops before it has learned everything, so that there is something left to win."""
+anybody else went into it."""
 
 TUNE_TEXT = """\
 A fine-tune of `../base` (`data/demo/build.py`): {steps} further steps of {batch} questions, {share:.0%} of them from
 the {name} domain, the rest from all domains, so that it is the family's best at {name} and forgets little else."""
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, name: str, out: Path) -> None:
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, name: str, steps: int, out: Path) -> None:
     """Write one model as a plain Hugging Face folder in bfloat16, with its card."""
     folder = out / "models" / name
     if name == "base":
-        text, front = BASE_TEXT.format(steps=BASE_STEPS, batch=BATCH, seed=SEED), ""
+        text, front = BASE_TEXT.format(steps=steps, batch=BATCH, seed=SEED), ""
     else:
-        text = TUNE_TEXT.format(steps=TUNE_STEPS[name], batch=BATCH, share=1 - REPLAY, name=name)
+        text = TUNE_TEXT.format(steps=steps, batch=BATCH, share=1 - REPLAY, name=name)
         front = "base_model: ../base\n"
     model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -266,7 +268,7 @@ def fine_tune(name: str, out: Path, held_out: set[str]) -> None:
     mixture = {domain: REPLAY / len(DOMAINS) + (1 - REPLAY) * (domain == name) for domain in DOMAINS}
     data = batches(tokenizer, mixture, held_out, random.Random(f"{SEED} {name}"))
     train(model, data, TUNE_STEPS[name], TUNE_RATE, name)
-    save(model, tokenizer, name, out)
+    save(model, tokenizer, name, TUNE_STEPS[name], out)
 
 
 def report(out: Path, benchmarks: dict[str, dict[str, list[Question]]]) -> None:
@@ -279,25 +281,38 @@ def report(out: Path, benchmarks: dict[str, dict[str, list[Question]]]) -> None:
         print(f"{name:18}" + "".join(f"{100 * score:9.1f}" for score in scores), flush=True)
 
 
-def main() -> None:
+def parse_arguments() -> tuple[float, int, Path]:
+    """How many times the committed base's tokens, how many threads, and the folder to write to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=HERE, help="folder for models/ and benchmarks/ (default: here)")
-    out = parser.parse_args().out.resolve()
-    torch.set_num_threads(2)
+    parser.add_argument("--times", type=float, default=1.0, help="train the base on so many times its tokens")
+    parser.add_argument("--threads", type=int, default=2, help="cores; what is committed was made with 2")
+    parser.add_argument("--out", type=Path, help="folder for models/ (default: here, or times/TIMES here)")
+    asked = parser.parse_args()
+    if asked.times * BASE_STEPS < 1 or asked.threads < 1:
+        parser.error("--times must give at least one step, and --threads is at least 1")
+    usual = HERE if asked.times == 1 else HERE / "times" / f"{asked.times:g}"
+    return asked.times, asked.threads, (asked.out or usual).resolve()
+
+
+def main() -> None:
+    times, threads, out = parse_arguments()
+    torch.set_num_threads(threads)
 
     benchmarks = {domain: benchmark(domain) for domain in DOMAINS}
-    for domain, splits in benchmarks.items():
-        write_benchmark(domain, splits, out)
+    if out == HERE:
+        for domain, splits in benchmarks.items():
+            write_benchmark(domain, splits, out)
     held_out = {q.query for splits in benchmarks.values() for questions in splits.values() for q in questions}
 
     tokenizer = make_tokenizer()
     base = make_base(tokenizer)
     print(f"{base.num_parameters():,} parameters, vocabulary {len(tokenizer)}", flush=True)
-    mixture = dict.fromkeys(DOMAINS, 1.0)
-    train(base, batches(tokenizer, mixture, held_out, random.Random(f"{SEED} base")), BASE_STEPS, BASE_RATE, "base")
-    save(base, tokenizer, "base", out)
+    data = batches(tokenizer, dict.fromkeys(DOMAINS, 1.0), held_out, random.Random(f"{SEED} base"))
+    steps = round(times * BASE_STEPS)
+    train(base, data, steps, BASE_RATE, "base")
+    save(base, tokenizer, "base", steps, out)
 
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(threads, mp_context=get_context("spawn")) as pool:
         for done in [pool.submit(fine_tune, name, out, held_out) for name in FINE_TUNES]:
             done.result()
     report(out, benchmarks)

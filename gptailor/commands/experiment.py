@@ -22,7 +22,7 @@ from gptailor.commands.findings import findings
 from gptailor.errors import UserError
 from gptailor.launch.engine import prepare, state
 from gptailor.launch.process import python
-from gptailor.results import scores
+from gptailor.results import redundancy, scores
 from gptailor.results.fronts import QUALITIES, attained, volume
 from gptailor.runfile import load_yaml, read_text
 from gptailor.spec import RunSpec, load_spec
@@ -34,7 +34,7 @@ from gptailor.wording import as_table
 if TYPE_CHECKING:
     import pandas as pd
 
-KEYS = ("name", "run", "seeds", "runs", "evaluate", "fronts")
+KEYS = ("name", "run", "seeds", "runs", "evaluate", "fronts", "redundancy")
 SHORT = ("first_candidates", "first_objectives", "metric", "model")
 """The run file's first so many candidates or objectives; one metric for all objectives; one model by itself, as if it
 were the base and had no candidates: 0 is the base, 1 the first candidate."""
@@ -47,20 +47,22 @@ SHARES = {"retention": "{:.1%}", "gap": "{:+.1%}"}
 class Experiment:
     """runs: label -> what is asked. evaluate: subjects that each run judges on its held-out benchmarks, if any.
 
-    fronts: name -> labels of the runs that make one front of quality against size together.
+    fronts: name -> labels of the runs that make one front of quality against size together. redundancy: labels of the
+    runs whose family's redundancy is measured before they begin.
     """
 
     name: str
     runs: Mapping[str, RunSpec]
     evaluate: tuple[str, ...]
     fronts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    redundancy: tuple[str, ...] = ()
 
 
 def load_experiment(path: str | Path, run_file: str | None = None, changes: Sequence[str] = ()) -> Experiment:
     """Read an experiment.
 
     `name`, `run` (a run file), `seeds`, `runs` (label -> changed keys), `evaluate` (subjects), `fronts` (name ->
-    labels).
+    labels), `redundancy` (labels).
 
     seeds: how many of each run, from seed 0 on. Among a run's changed keys, those of SHORT stand for others that depend
     on the run file, so that one experiment fits any family. run_file: another run file to start from, for another
@@ -91,21 +93,37 @@ def load_experiment(path: str | Path, run_file: str | None = None, changes: Sequ
             keys += _settings(_spelled_out(short, load_spec(start, [*changes]), f"experiment {path}: runs.{label}"))
         runs[str(label)] = load_spec(start, [*keys, *_settings({"name": f"{name}: {label}"[:80]})])
     fronts = _fronts(data.get("fronts") or {}, runs, seeds, f"experiment {path}: fronts")
-    return Experiment(name, runs, tuple(data.get("evaluate") or ()), fronts)
+    measured = _labels(data.get("redundancy") or [], runs, seeds, f"experiment {path}: redundancy")
+    return Experiment(name, runs, tuple(data.get("evaluate") or ()), fronts, measured)
 
 
 def _fronts(asked: Any, runs: Mapping[str, RunSpec], seeds: int, where: str) -> dict[str, tuple[str, ...]]:
     """Groups of runs by their names, each once a seed. Raises UserError for a label that no run has."""
     if not isinstance(asked, Mapping) or not all(isinstance(labels, list) for labels in asked.values()):
         raise UserError(f"{where}: expected names, each with a list of labels of runs")
-    ends = [f", seed {seed}" for seed in range(seeds)] if seeds > 1 else [""]
-    found = {
-        f"{name}{end}": tuple(f"{label}{end}" for label in labels) for end in ends for name, labels in asked.items()
+    return {
+        f"{name}{end}": tuple(f"{label}{end}" for label in _known(labels, runs, end, f"{where}.{name}"))
+        for end in _ends(seeds)
+        for name, labels in asked.items()
     }
-    for name, labels in found.items():
-        if unknown := [label for label in labels if label not in runs]:
-            raise UserError(f"{where}.{name}: there is no run {unknown[0]!r}; the runs are {', '.join(runs)}")
-    return found
+
+
+def _labels(asked: Any, runs: Mapping[str, RunSpec], seeds: int, where: str) -> tuple[str, ...]:
+    """Runs by their labels, each once a seed. Raises UserError for a label that no run has."""
+    if not isinstance(asked, list):
+        raise UserError(f"{where}: expected a list of labels of runs")
+    return tuple(f"{label}{end}" for end in _ends(seeds) for label in _known(asked, runs, end, where))
+
+
+def _ends(seeds: int) -> list[str]:
+    """What the labels of runs end with, by seed."""
+    return [f", seed {seed}" for seed in range(seeds)] if seeds > 1 else [""]
+
+
+def _known(labels: list[Any], runs: Mapping[str, RunSpec], end: str, where: str) -> list[Any]:
+    if unknown := [f"{label}{end}" for label in labels if f"{label}{end}" not in runs]:
+        raise UserError(f"{where}: there is no run {unknown[0]!r}; the runs are {', '.join(runs)}")
+    return labels
 
 
 def _over_seeds(runs: Mapping[Any, Any], seeds: int) -> Iterator[tuple[str, Any]]:
@@ -152,6 +170,8 @@ def run_experiment(experiment: Experiment, root: str | Path, say: Callable[[str]
         token = hashlib.sha256(spec.to_yaml().encode()).hexdigest()
         folders[label] = folder = prepare(root, spec, token=token)
         say(f"{label}: run {folder.run_id}")
+        if label in experiment.redundancy and redundancy.of_run(folder) is None:
+            _command(folder, "redundancy")
         if not is_finished(folder):
             _command(folder, "engine")
         if is_finished(folder) and spec.held_out and experiment.evaluate and not _is_judged(folder, experiment.fronts):

@@ -1,7 +1,8 @@
 """What the runs of an experiment say together, as tables for people: limits, ends of fronts, where spread comes from.
 
 Each is said where the runs allow it: how far a model can be cut where they remove more and less, where the spread comes
-from where objectives and algorithms are crossed, how far apart the ends of a front are where fronts were judged.
+from where objectives and algorithms are crossed, how far apart the ends of a front are where fronts were judged, what
+a base's redundancy foretells where bases differ and were measured.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
-from gptailor.results.frames import compare, front_ends, pools, ratios, variance
+from gptailor.results import redundancy
+from gptailor.results.frames import compare, foretelling, front_ends, pools, ratios, variance
 from gptailor.results.frames.view import View
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
@@ -28,7 +30,7 @@ def findings(folders: Mapping[str, RunFolder]) -> Iterator[str]:
     if len(points):
         yield as_table(_by_ratio(ratios.curve(points)))
         yield "\n".join(limit.text for limit in ratios.limits(points, answers))
-    pairs = zip(runs, begun.values(), strict=True)
+    pairs = list(zip(runs, begun.values(), strict=True))
     screenings = {entry.label: found for entry, folder in pairs if (found := read_screening(folder))}
     pool = pools.table(runs, screenings)
     if len(pool):
@@ -38,6 +40,11 @@ def findings(folders: Mapping[str, RunFolder]) -> Iterator[str]:
     if parts is not None:
         yield as_table(_means(averages))
         yield as_table(_components(parts))
+    seen = {entry.label: known for entry, folder in pairs if (known := redundancy.of_run(folder))}
+    foretold = foretelling.table(runs, seen)
+    if len(foretold):
+        yield as_table(_families(foretelling.by_family(foretold)))
+        yield as_table(_correlations(foretelling.correlations(foretold)))
     ends = [front_ends.table(entry, answers[entry.label]) for entry in runs]
     if any(map(len, ends)):
         yield as_table(_ends(pd.concat([one for one in ends if len(one)])))
@@ -62,6 +69,38 @@ def _pools(pool: pd.DataFrame) -> list[tuple[str, ...]]:
             (row["run"], str(row["candidates"]), str(row["stay"]), *numbers, count(row["examples"]), row["lent"])
         )
     return rows
+
+
+MEASURES = {
+    "cheap": ("cheap layers", "{:.1f}"),
+    "lost": ("lost by the cheapest", "{:.1%}"),
+    "influence": ("Block Influence", "{:.3f}"),
+    "angular": ("angular distance", "{:.3f}"),
+}
+KEPT = {"retention": "retention", "above_chance": "above guessing"}
+
+
+def _families(families: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Of each family its base, what was measured of it, and what its searches keep: means over seeds."""
+    kept = [column for column in families if isinstance(column, tuple)]
+    names = [f"{series}: {KEPT[key]}" for key, series in kept]
+    rows = [("family", "dense base", *(name for name, _ in MEASURES.values()), *names)]
+    for row in families.to_dict("records"):
+        measured = (form.format(row[key]) for key, (_, form) in MEASURES.items())
+        shares = (value(row[column], percent=True) for column in kept)
+        rows.append((row["family"], value(row["dense"]), *measured, *shares))
+    return rows
+
+
+def _correlations(found: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Rank correlations of measures with what is kept."""
+    over = [column for column in found if isinstance(column, tuple)]
+    names = [f"{KEPT[kept]}, {found[each].max()} {each}" for kept, each in over]
+    rows = (
+        (row["series"], MEASURES[row["measure"]][0], *(value(row[column]) for column in over))
+        for row in found.to_dict("records")
+    )
+    return [("rank correlation", "of", *names), *rows]
 
 
 def _means(averages: pd.DataFrame) -> list[tuple[str, ...]]:

@@ -27,8 +27,8 @@ from gptailor.trial import Evaluation, Score, Subject
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "data" / "presets" / "demo.yaml")
 FILES = sorted((ROOT / "data" / "experiments").glob("*.yaml"))
-FOR_EVERY_FAMILY = [path for path in FILES if path.stem not in ("worth", "growing")]
-"""Without those that name a candidate, or ask for a pool of twelve."""
+FOR_EVERY_FAMILY = [path for path in FILES if path.stem not in ("worth", "growing", "training")]
+"""Without those that name a candidate, ask for a pool of twelve, or name families of their own."""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -197,6 +197,7 @@ def test_runs_end_in_one_table(tiny_family: Path, tmp_path: Path) -> None:
         "run": str(tmp_path / "run.yaml"),
         "runs": {"search": {"operations": ["remove", "fold"]}, "one-shot": {"baselines": ["last"]}},
         "evaluate": ["dense", "front"],
+        "redundancy": ["one-shot"],
     }
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(asked, sort_keys=False))
@@ -210,6 +211,7 @@ def test_runs_end_in_one_table(tiny_family: Path, tmp_path: Path) -> None:
     assert len(lines) == 2 and all(line.count("%") == 3 and "±" in line for line in lines), done.stdout
     again = gptailor("experiment", file, "--runs", tmp_path / "runs")
     assert again.returncode == 0 and "rung" not in again.stdout, "nothing is run twice"
+    assert done.stdout.count("BI: Block Influence") == 1 and "BI: Block" not in again.stdout, "measured once"
     assert len([path for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")]) == 2
 
 
@@ -223,6 +225,8 @@ def test_runs_end_in_one_table(tiny_family: Path, tmp_path: Path) -> None:
         ({"run": "r.yaml", "runs": {"a": 3}}, "runs.a: expected keys of a run file"),
         ({"run": DEMO, "runs": {"a": {}}, "fronts": {"x": ["b"]}}, "fronts.x: there is no run 'b'; the runs are a"),
         ({"run": DEMO, "runs": {"a": {}}, "fronts": ["a"]}, "fronts: expected names, each with a list of labels"),
+        ({"run": DEMO, "runs": {"a": {}}, "redundancy": ["b"]}, "redundancy: there is no run 'b'; the runs are a"),
+        ({"run": DEMO, "runs": {"a": {}}, "redundancy": "a"}, "redundancy: expected a list of labels of runs"),
     ],
 )
 def test_mistakes(tmp_path: Path, data: dict[Any, Any], message: str) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.redundant import family_of, model_of
 from helpers.run_tables import SPEC, run_tables
 from scipy import stats
 
-from gptailor.commands.findings import _components, _ends, _pools
+from gptailor.commands.findings import _components, _correlations, _ends, _families, _pools
 from gptailor.plan import StitchPlan
-from gptailor.results.frames import compare, front_ends, pools, ratios, variance
+from gptailor.results.frames import compare, foretelling, front_ends, pools, ratios, variance
 from gptailor.results.frames.compare import Entry
 from gptailor.results.frames.view import View
 from gptailor.store.queries import Answers
@@ -210,3 +211,37 @@ def test_pools_side_by_side() -> None:
     assert table.loc["one", "examples"] == 100 + 900
     assert len(_pools(table.reset_index())) == 3
     assert pools.table(runs[:1], {}).empty, "one size of pool"
+
+
+SHARES = {"little": 0.99, "some": 0.9, "much": 0.7}
+"""What bases of more and more training keep without any one layer but the first."""
+
+
+def test_what_redundancy_foretells() -> None:
+    """Three bases: what single layers cost is in the order of what is kept, Block Influence in the opposite one."""
+    kept = {"little": 0.79, "some": 0.74, "much": 0.65}
+    runs, found = [], {}
+    for place, (base, share) in enumerate(SHARES.items()):
+        model = model_of([0.0] + [share] * 7, influence=[0.9] + [0.03 - 0.01 * place] * 7)
+        for seed, operations in itertools.product((0, 1), (["remove"], ["remove", "select"])):
+            asked: dict[str, Any] = {"base_model": base, "operations": operations, "name": f"{base}, {len(operations)}"}
+            _, view = run(2, kept[base] + 0.001 * seed, seed, **asked)
+            label = f"{base}, {operations[-1]}, seed {seed}"
+            runs.append((label, view))
+            if operations == ["remove"]:
+                found[label] = family_of(model, model)
+    table = foretelling.table(entries(*runs), found)
+    assert len(table) == 12 and set(table["series"]) == {"remove", "select"}, "runs of a base share what was measured"
+    families = foretelling.by_family(table).set_index("family")
+    assert families.index.to_list() == list(SHARES)
+    assert families["cheap"].to_list() == [7, 0, 0] and families["lost"].to_list() == pytest.approx([0.02, 0.2, 0.6])
+    assert families["influence"].to_list() == pytest.approx([0.06, 0.04, 0.02])
+    assert families.loc["much", [("above_chance", "select")]].item() == pytest.approx((0.65 + 0.0005 - 0.5) / 0.3)
+    told = foretelling.correlations(table).set_index(["series", "measure"])
+    assert told.loc[("remove", "lost"), [("retention", "families")]].item() == pytest.approx(1)
+    assert told.loc[("select", "influence"), [("retention", "families")]].item() == pytest.approx(-1)
+    assert 0.8 < told.loc[("remove", "lost"), [("above_chance", "runs")]].item() < 1, "seeds tie"
+    assert told[("retention", "families")].isna().groupby("measure").all().to_dict()["angular"], "all alike"
+    assert _families(families.reset_index())[1][:3] == ("little", "0.800", "7.0")
+    assert _correlations(told.reset_index())[0][2] == "retention, 3 families"
+    assert foretelling.table(entries(*runs[:4]), found).empty, "one base"

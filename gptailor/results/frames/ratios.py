@@ -46,7 +46,7 @@ def points(runs: Sequence[Entry]) -> pd.DataFrame:
     sizes = {entry.facts.n_layers for entry in runs}
     if len(judges) > 1 or len(sizes) > 1 or frame["removed"].nunique() < 2:
         return frame.head(0)
-    return frame.assign(series=frame["series"].map(_names(frame)))
+    return frame.assign(series=frame["series"].map(series_names(frame)))
 
 
 def hashes(found: pd.DataFrame, run: str) -> tuple[str, ...]:
@@ -96,12 +96,13 @@ def _removed(entry: Entry, config_id: int) -> int:
     return int((own[own["config_id"] == config_id]["operation"] == "removed").sum()) or entry.facts.n_removed
 
 
-def _names(frame: pd.DataFrame) -> dict[Hashable, str]:
+def series_names(frame: pd.DataFrame, column: str = "series") -> dict[Hashable, str]:
     """What the labels of a series' runs have in common, and not with those of all others.
 
-    `one-shot` of `10 %, one-shot, seed 0` and `20 %, one-shot, seed 1`.
+    `one-shot` of `10 %, one-shot, seed 0` and `20 %, one-shot, seed 1`. frame: `run`, and a column of what tells series
+    apart: a key and a remark.
     """
-    series = frame.groupby("series", sort=False)["run"]
+    series = frame.groupby(column, sort=False)["run"]
     words = {key: set.intersection(*({*_words(label)} for label in labels)) for key, labels in series}
     everywhere = set.intersection(*words.values()) if len(words) > 1 else set()
     names: dict[Hashable, str] = {}
