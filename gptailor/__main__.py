@@ -389,10 +389,11 @@ def _run_here(folder: RunFolder, arguments: argparse.Namespace) -> int:
 
 def _engine(folder: RunFolder) -> int:
     from gptailor.launch.supervisor import is_child, supervise
-    from gptailor.launch.warm import is_forked
+    from gptailor.launch.warm import import_all, is_forked
 
     if not is_child():
         return supervise(folder, main if is_forked() else None)
+    import_all(ENGINE_IMPORTS)
     from gptailor.search.engine import run_engine
     from gptailor.search.progress import Report
     from gptailor.trial import RunStatus

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -132,12 +133,12 @@ class Searched:
     kept: pd.DataFrame
     size: pd.Series | None = None
 
-    @property
+    @cached_property
     def is_share(self) -> bool:
         """Whether every plan's retention is known in every objective, so that plans are ranked by it."""
         return bool(self.kept.notna().to_numpy().all())
 
-    @property
+    @cached_property
     def average(self) -> pd.Series:
         """What plans are ranked by: the mean retention, or, where the dense model was not scored, the mean gain.
 
@@ -146,12 +147,12 @@ class Searched:
         frame = (self.kept if self.is_share else self.gains)[self.averaged]
         return frame.astype(float).mean(axis=1, skipna=False)
 
-    @property
+    @cached_property
     def averaged(self) -> list[str]:
         """The objectives whose scores make one average."""
         return [name for name in map(str, self.gains.columns) if name in _together(self.rows)]
 
-    @property
+    @cached_property
     def front(self) -> list[int]:
         """config_id of the plans that no other plan beats in every objective, best average first."""
         if self.scores.empty:
@@ -159,13 +160,13 @@ class Searched:
         on_front = self.average[measures.pareto_front(self._points)]
         return [int(config_id) for config_id in on_front.sort_values(ascending=False, kind="stable").index]
 
-    @property
+    @cached_property
     def knee(self) -> int | None:
         """config_id of the front's knee."""
         bend = measures.knee(self._points) if len(self.rising) else None
         return None if bend is None else int(self.rising.index[bend])
 
-    @property
+    @cached_property
     def hypervolume(self) -> float | None:
         """Of the gains, from the corner 0; None without a plan, and with too many objectives.
 
@@ -176,7 +177,7 @@ class Searched:
         points = self.gains if self.size is None else self.gains.assign(**{SIZE: 1.0 - self.size})
         return measures.hypervolume(points.to_numpy(float), [0.0] * points.shape[1])
 
-    @property
+    @cached_property
     def _points(self) -> np.ndarray:
         """What plans are compared by, more being better: [plans, objectives], size among them."""
         points = self.rising if self.size is None else self.rising.assign(**{SIZE: -self.size})
@@ -234,11 +235,11 @@ def dense_scores(tables: ScoreTables) -> pd.DataFrame:
     return found.sort_values("n_samples")[["name", "n_samples", "score"]]
 
 
-def calibration(tables: ScoreTables) -> dict[Subject, float]:
+def calibration(tables: ScoreTables, plans: Searched | None = None) -> dict[Subject, float]:
     """Subject -> mean retention over the objectives at the full budget: what the search believed.
 
     Of objectives whose scores are averaged together. Configurations from their trials, others (repaired plans too,
-    which have none) from the reference scores.
+    which have none) from the reference scores. plans: `searched`, where it is known.
     """
     asked = _asked(tables, "objectives")
     found = tables.evaluations
@@ -251,7 +252,7 @@ def calibration(tables: ScoreTables) -> dict[Subject, float]:
     references = {
         Subject.parse(str(subject)): float(own.mean()) for subject, own in shares if len(own) == len(together)
     }
-    plans = searched(tables)
+    plans = plans or searched(tables)
     believed = plans.kept.dropna()[plans.averaged].mean(axis=1)
     return references | {Subject.config(int(str(i))): float(own) for i, own in believed.items()}
 
@@ -270,7 +271,7 @@ def best(tables: ScoreTables, found: Searched | None = None) -> Subject | None:
     each). None before a plan was scored at the full budget.
     found: `searched`, where it is known.
     """
-    if chosen := choice(tables):
+    if chosen := choice(tables, found):
         return chosen.subject
     average = (found or searched(tables)).average
     return Subject.config(int(average.idxmax())) if len(average) else None
@@ -285,11 +286,14 @@ def best_of_sizes(tables: ScoreTables, found: Searched | None = None) -> pd.Data
     Columns: kept_layers, config_id, average (what the search's own scores rank by), selection (retention on the
     selection split; NaN where it was not used).
     """
+    columns = ["kept_layers", "config_id", "average", "selection"]
+    if not tables.spec.has_range:
+        return pd.DataFrame(columns=columns)
     found = found or searched(tables)
     rows = pd.DataFrame({"config_id": found.average.index, "average": found.average.to_numpy(float)})
     rows = rows.astype({"config_id": int}).assign(selection=np.nan)
     if _asked(tables, "selection"):
-        known = calibration(tables)
+        known = calibration(tables, found)
         judged_there = of_kind(averages(judged(tables, "selection"), known), SubjectKind.CONFIG)
         judged_there = judged_there.dropna(subset=["retention", "gap"]).assign(
             average=lambda own: own["subject"].map(lambda subject: known[Subject.parse(subject)]),
@@ -298,11 +302,8 @@ def best_of_sizes(tables: ScoreTables, found: Searched | None = None) -> pd.Data
         plain = rows[~rows["config_id"].isin(judged_there["config_id"])]
         rows = pd.concat([judged_there[["config_id", "average", "selection"]], plain], ignore_index=True)
     rows = rows.assign(kept_layers=rows["config_id"].map(tables.kept_layers)).dropna(subset=["kept_layers", "average"])
-    if not tables.spec.has_range:
-        rows = rows.head(0)
     order = ["kept_layers", "selection", "average"]
     best_first = rows.sort_values(order, ascending=False, na_position="last", kind="stable")
-    columns = ["kept_layers", "config_id", "average", "selection"]
     return (
         best_first.drop_duplicates("kept_layers")[columns]
         .astype({"kept_layers": int, "config_id": int})
@@ -328,11 +329,11 @@ class Choice:
     finalists: int
 
 
-def choice(tables: ScoreTables) -> Choice | None:
-    """What the selection split chose; None where it has not been used."""
+def choice(tables: ScoreTables, found: Searched | None = None) -> Choice | None:
+    """What the selection split chose; None where it has not been used. found: `searched`, where it is known."""
     if not _asked(tables, "selection"):
         return None
-    known = calibration(tables)
+    known = calibration(tables, found)
     table = averages(judged(tables, "selection"), known)
     plans = of_kind(table, SubjectKind.CONFIG).dropna(subset=["retention", "gap"])
     if plans.empty:

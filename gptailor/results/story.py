@@ -34,7 +34,7 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
     done = trials[trials.status == TrialStatus.SUCCESS]
     searched = {one.key for one in tables.spec.objectives}
     references = _references(tables.evaluations, searched)
-    chosen = scores.choice(tables)
+    chosen = scores.choice(tables, found)
     return {
         "run_id": run.run_id,
         "name": run["name"],
@@ -63,7 +63,7 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
         "front": [describe(config_id) for config_id in found.front],
         "sizes": _sizes(tables, found, describe),
         "hypervolume": found.hypervolume,
-        "held_out": _held_out(folder, tables, best),
+        "held_out": _held_out(folder, tables, found, best),
         "selection": _selection(chosen) if chosen else None,
         "repairs": [asdict(one) | {"text": one.text} for one in _repairs(folder, tables)],
         "failures": [
@@ -94,20 +94,20 @@ def stored_plans(tables: queries.RunTables) -> dict[int, StitchPlan]:
 
 
 def _repairs(folder: RunFolder, tables: queries.RunTables) -> list[statistics.Repaired]:
-    frame = scores.judged(tables, "selection")
-    if not frame["config_id"].dropna().map(is_repaired).any():
+    if not tables.evaluations["config_id"].dropna().map(is_repaired).any():
         return []
+    frame = scores.judged(tables, "selection")
     return statistics.repairs(frame, queries.answers_of(folder, frame["plan_hash"].dropna()))
 
 
-def _held_out(folder: RunFolder, tables: queries.RunTables, best: int | None) -> dict[str, Any]:
+def _held_out(folder: RunFolder, tables: queries.RunTables, found: scores.Searched, best: int | None) -> dict[str, Any]:
     """Averages of every subject that was judged on all that is held out, and two of them compared.
 
     How the best plan does against the best one-shot cut, the best candidate's included, on the same examples. best: the
     run's best plan, which may not be judged.
     """
     frame = scores.judged(tables)
-    table = scores.averages(frame, scores.calibration(tables))
+    table = scores.averages(frame, scores.calibration(tables, found))
     plan, control = scores.judged_best(table, best), scores.strongest(table, SubjectKind.BASELINE)
     tests = []
     if plan is not None and control is not None:

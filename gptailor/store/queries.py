@@ -137,12 +137,8 @@ def read_scores(folder: RunFolder, patience: float = READER_PATIENCE) -> ScoreTa
 
 def load_examples(folder: RunFolder) -> dict[ItemKey, list[Any]]:
     """All items of the run, in each benchmark's nested order from example 0: nothing scored is scored again."""
-    return dict(_examples(folder, None))
-
-
-def items_of(folder: RunFolder, plan_hashes: Iterable[str]) -> dict[ItemKey, list[Any]]:
-    """Like load_examples, for some plans."""
-    return dict(_examples(folder, sorted(set(plan_hashes))))
+    with open_reader(folder, patience=30.0) as con:
+        return dict(_examples(con, None))
 
 
 def load_digests(folder: RunFolder) -> Digests:
@@ -168,18 +164,18 @@ def load_digests(folder: RunFolder) -> Digests:
 def answers_of(folder: RunFolder, plan_hashes: Iterable[str]) -> Answers:
     """What paired tests between these plans need."""
     hashes = sorted(set(plan_hashes))
-    return Answers(items_of(folder, hashes), _resamples(folder, hashes))
-
-
-def _resamples(folder: RunFolder, hashes: list[str]) -> dict[ResampleKey, list[float | None]]:
     with open_reader(folder, patience=30.0) as con:
-        if schema_version(con) < DIGESTS_SINCE:
-            return {}
-        rows = con.execute(
-            "SELECT plan_hash, benchmark, metric, split, n_samples, scores FROM resamples "
-            "WHERE list_contains(?::VARCHAR[], plan_hash)",
-            [hashes],
-        ).fetchall()
+        return Answers(dict(_examples(con, hashes)), _resamples(con, hashes))
+
+
+def _resamples(con: duckdb.DuckDBPyConnection, hashes: list[str]) -> dict[ResampleKey, list[float | None]]:
+    if schema_version(con) < DIGESTS_SINCE:
+        return {}
+    rows = con.execute(
+        "SELECT plan_hash, benchmark, metric, split, n_samples, scores FROM resamples "
+        "WHERE list_contains(?::VARCHAR[], plan_hash)",
+        [hashes],
+    ).fetchall()
     return {(*key, n): json.loads(text) for *key, n, text in rows}
 
 
@@ -216,14 +212,13 @@ def _of_known_subjects(evaluations: pd.DataFrame) -> pd.DataFrame:
     return evaluations[known].reset_index(drop=True)
 
 
-def _examples(folder: RunFolder, plan_hashes: list[str] | None) -> Iterator[tuple[ItemKey, list[Any]]]:
-    with open_reader(folder, patience=30.0) as con:
-        rows = con.execute(
-            "SELECT plan_hash, benchmark, metric, split, first, items FROM examples "
-            "WHERE coalesce(list_contains(?::VARCHAR[], plan_hash), true) "
-            "ORDER BY plan_hash, benchmark, metric, split, first",
-            [plan_hashes],
-        ).fetchall()
+def _examples(con: duckdb.DuckDBPyConnection, plan_hashes: list[str] | None) -> Iterator[tuple[ItemKey, list[Any]]]:
+    rows = con.execute(
+        "SELECT plan_hash, benchmark, metric, split, first, items FROM examples "
+        "WHERE coalesce(list_contains(?::VARCHAR[], plan_hash), true) "
+        "ORDER BY plan_hash, benchmark, metric, split, first",
+        [plan_hashes],
+    ).fetchall()
     items: dict[ItemKey, list[Any]] = {}
     for *key, first, text in rows:
         known = items.setdefault(ItemKey(*key), [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from gptailor.launch.engine import is_alive, prepare, stop
 from gptailor.launch.warm import COMMAND, WarmEngines
 from gptailor.store.folder import RunFolder
 
+ROOT = Path(__file__).resolve().parents[2]
 HOST = f"""
 import os, socket, sys, time
 from pathlib import Path
@@ -147,3 +149,27 @@ def test_a_host_that_cannot_import_says_why_in_the_log(
     start(engines, runs[0])
     assert eventually(lambda: not is_alive(runs[0])), "the run is lost, not forgotten"
     assert "No module named 'no_such_module'" in runs[0].log.read_text()
+
+
+def test_imports_leave_the_collector_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "looks.py").write_text("import gc\nseen = gc.isenabled()\n")
+    (tmp_path / "fails.py").write_text("1 / 0\n")
+    code = """
+import contextlib, gc
+from gptailor.launch.warm import import_all
+with contextlib.suppress(ZeroDivisionError):
+    import_all(["fails"])
+print(gc.isenabled(), gc.get_freeze_count() > 0)
+import_all(["looks"])
+import looks
+print(looks.seen, gc.isenabled(), gc.get_freeze_count() > 0)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+    )
+    assert done.stdout.split() == ["True", "False", "False", "True", "True"]

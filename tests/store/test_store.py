@@ -181,7 +181,7 @@ def test_examples_in_their_nested_order(tmp_path: Path) -> None:
     assert repr(items[ItemKey(*key)]) == repr([1.0, 0.0, math.nan, [1, 2]]) and items[
         ItemKey("other", "piqa", "acc", "validation")
     ] == [True]
-    assert set(queries.items_of(writer.folder, [PLAN.hash])) == {key}
+    assert set(queries.answers_of(writer.folder, [PLAN.hash]).items) == {key}
 
 
 def test_a_heartbeat_leaves_the_database_alone(tmp_path: Path) -> None:
