@@ -157,8 +157,11 @@ def check(arguments: argparse.Namespace) -> int:
 
 def redundancy(arguments: argparse.Namespace) -> int:
     """Before a search: which layers of the base and of each candidate look cheap, and whether candidates conflict."""
-    from gptailor.commands.redundancy import redundancy as look
-    from gptailor.commands.redundancy import tell
+    from gptailor.launch.warm import collector_at_rest
+
+    with collector_at_rest():
+        from gptailor.commands.redundancy import redundancy as look
+        from gptailor.commands.redundancy import tell
     from gptailor.spec import load_spec
     from gptailor.store.asked import spec_of
 
@@ -194,7 +197,10 @@ def export(arguments: argparse.Namespace) -> int:
 
 def heal(arguments: argparse.Namespace) -> int:
     """Heal a plan by a short distillation, write its model as a plain folder, and keep it as a subject to judge."""
-    from gptailor.commands.heal import heal as train
+    from gptailor.launch.warm import collector_at_rest
+
+    with collector_at_rest():
+        from gptailor.commands.heal import heal as train
     from gptailor.heal.asked import HealAsked, parse_count
 
     asked = HealAsked(
@@ -322,8 +328,10 @@ def repair(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Score the dense base, candidates, one-shot cuts, the best plan and the front on the held-out benchmarks."""
-    from gptailor.commands.evaluate import evaluate as judge
+    from gptailor.launch.warm import collector_at_rest
 
+    with collector_at_rest():
+        from gptailor.commands.evaluate import evaluate as judge
     subjects, benchmarks = (list(filter(None, text.split(","))) for text in (arguments.subjects, arguments.benchmarks))
     judge(_at_home(arguments), _say(arguments), subjects, benchmarks, arguments.examples)
     return OK

@@ -20,8 +20,8 @@ import sysconfig
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -153,18 +153,25 @@ def shared() -> WarmEngines:
     return WarmEngines()
 
 
-def import_all(modules: Sequence[str]) -> None:
-    """Import these with the garbage collector at rest, and have it leave alone what they brought.
+@contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """For imports: no collection of garbage meanwhile, and none ever of what they brought.
 
-    It would look through all that was imported before, over and over: a quarter of an engine's imports.
+    Else the collector looks through all that was imported before, over and over: a quarter of an engine's imports.
     """
     gc.disable()
     try:
-        for module in modules:
-            import_module(module)
+        yield
         gc.freeze()
     finally:
         gc.enable()
+
+
+def import_all(modules: Sequence[str]) -> None:
+    """Import these at once, see collector_at_rest."""
+    with collector_at_rest():
+        for module in modules:
+            import_module(module)
 
 
 def serve(channel: socket.socket, imports: Sequence[str], run: Callable[[list[str]], int]) -> int:
