@@ -333,7 +333,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     with collector_at_rest():
         from gptailor.commands.evaluate import evaluate as judge
     subjects, benchmarks = (list(filter(None, text.split(","))) for text in (arguments.subjects, arguments.benchmarks))
-    judge(_at_home(arguments), _say(arguments), subjects, benchmarks, arguments.examples)
+    judge(_at_home(arguments), _say(arguments), subjects, benchmarks, arguments.examples, _repair(arguments))
     return OK
 
 
@@ -593,12 +593,13 @@ def command_parser() -> argparse.ArgumentParser:
     watch = add(dashboard)
     watch.add_argument("--port", type=int, metavar="N", help="of the web server (default: 8501)")
     watch.add_argument("--address", metavar="HOST", help="to listen on (default: 127.0.0.1, this machine alone)")
-    judge = add(evaluate, run_id=True)
+    judge = with_repair(add(evaluate, run_id=True))
     judge.add_argument(
         "--subjects",
-        default="dense,candidates,baselines,best,front",
-        help="of dense, candidates, baselines, best, sizes, front, healed, candidate:NAME, baseline:NAME, config:ID, "
-        "healed:SUBJECT/NAME (default: dense,candidates,baselines,best,front)",
+        default="",
+        help="of dense, candidates, baselines, best, sizes, front, repaired, healed, candidate:NAME, baseline:NAME, "
+        "config:ID, repaired:SUBJECT/NAME, healed:SUBJECT/NAME (default: dense,candidates,baselines,best,front; with "
+        "--repair, which keeps the repaired plans as subjects beside what they were: best)",
     )
     judge.add_argument("--benchmarks", default="", help="names, with commas (default: all held out)")
     judge.add_argument("--examples", type=int, metavar="N", help="per benchmark (default: all)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -40,6 +40,9 @@ REPAIRED = 1_000_000
 """Numbers of configurations from here on are repaired plans: configuration N, repaired, is REPAIRED + N."""
 HEALED = 2_000_000
 """Numbers from here on are healed plans, in the order in which they were healed."""
+KEPT = 3_000_000
+"""Numbers from here on are plans that were kept when they were judged: repaired ones and one-shot cuts, in their
+order."""
 
 
 SIZE = "size"
@@ -49,6 +52,11 @@ keeps. Lower is better; it is exact, and costs no examples."""
 
 def is_repaired(config_id: int) -> bool:
     return REPAIRED <= config_id < HEALED
+
+
+def next_number(first: int, taken: Iterable[int]) -> int:
+    """The next free number of those from `first` on, which is HEALED or KEPT."""
+    return max((number for number in taken if first <= number < first + REPAIRED), default=first - 1) + 1
 
 
 def benchmark_name(benchmark: str, shots: int | None = None) -> str:
@@ -182,16 +190,22 @@ class SubjectKind(StrEnum):
     CANDIDATE = "candidate"
     BASELINE = "baseline"
     CONFIG = "config"
+    REPAIRED = "repaired"
     HEALED = "healed"
+
+
+CHANGED = (SubjectKind.REPAIRED, SubjectKind.HEALED)
+"""Plans that were others before."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Who has a score: the dense base, a candidate, a baseline's plan, a configuration of the search, a healed plan.
+    """Who has a score: the dense base, a candidate, a baseline's plan, a configuration, a repaired or a healed plan.
 
-    Stored and typed as text: `dense`, `candidate:NAME`, `baseline:METHOD[@SOURCE]`, `config:ID`, `healed:SUBJECT/NAME`.
-    name: a candidate's, a method's, with its number where it has several seeds, or a heal's. source: the candidate that
-    a baseline shortens (None: it shortens the base), or the subject that was healed, as text.
+    Stored and typed as text: `dense`, `candidate:NAME`, `baseline:METHOD[@SOURCE]`, `config:ID`,
+    `repaired:SUBJECT/NAME`, `healed:SUBJECT/NAME`. name: a candidate's, a method's, with its number where it has
+    several seeds, a repair's or a heal's. source: the candidate that a baseline shortens (None: it shortens the base),
+    or the subject that was repaired or healed, as text.
     """
 
     kind: SubjectKind
@@ -212,13 +226,22 @@ class Subject:
         return cls(SubjectKind.CONFIG, config_id=int(config_id))
 
     @classmethod
+    def repaired(cls, before: Subject, name: str) -> Subject:
+        return cls(SubjectKind.REPAIRED, name, str(before))
+
+    @classmethod
     def healed(cls, before: Subject, name: str) -> Subject:
         return cls(SubjectKind.HEALED, name, str(before))
 
     @property
     def before(self) -> Subject | None:
-        """Who a healed subject was before; None for every other."""
-        return None if self.kind is not SubjectKind.HEALED or self.source is None else Subject.find(self.source)
+        """Who a repaired or healed subject was before; None for every other."""
+        if self.kind in CHANGED and self.source is not None:
+            return Subject.find(self.source)
+        if self.config_id is not None and is_repaired(self.config_id):
+            return Subject.config(self.config_id - REPAIRED)
+        method, plus, _ = self.name.rpartition(REPAIRED_BY)
+        return Subject.baseline(method, self.source) if self.kind is SubjectKind.BASELINE and plus else None
 
     @classmethod
     def parse(cls, text: str) -> Subject:
@@ -226,8 +249,8 @@ class Subject:
         found = cls.find(text)
         if found is None:
             raise ValueError(
-                f"{text!r} names no subject: use dense, candidate:NAME, baseline:METHOD[@SOURCE], config:ID or "
-                "healed:SUBJECT/NAME"
+                f"{text!r} names no subject: use dense, candidate:NAME, baseline:METHOD[@SOURCE], config:ID, "
+                "repaired:SUBJECT/NAME or healed:SUBJECT/NAME"
             )
         return found
 
@@ -244,10 +267,10 @@ class Subject:
         if kind == SubjectKind.BASELINE and name:
             method, _, source = name.partition("@")
             return cls.baseline(method, source or None)
-        if kind == SubjectKind.HEALED:
+        if kind in CHANGED:
             before, _, own = name.rpartition("/")
             subject = cls.find(before)
-            return None if subject is None or not own else cls.healed(subject, own)
+            return None if subject is None or not own else cls(SubjectKind(kind), own, str(subject))
         return None
 
     def __str__(self) -> str:
@@ -256,8 +279,8 @@ class Subject:
                 return "dense"
             case SubjectKind.CONFIG:
                 return f"config:{self.config_id}"
-            case SubjectKind.HEALED:
-                return f"healed:{self.source}/{self.name}"
+            case SubjectKind.REPAIRED | SubjectKind.HEALED:
+                return f"{self.kind}:{self.source}/{self.name}"
             case _:
                 return f"{self.kind}:{self.name}" + (f"@{self.source}" if self.source else "")
 
@@ -271,16 +294,20 @@ class Subject:
                 return f"{self.name}, dense"
             case SubjectKind.BASELINE:
                 return f"{self.name}{_REMARKS.get(self.name.partition(LESS)[0], '')} on {self.source or 'base'}"
-            case SubjectKind.HEALED:
-                return f"{self.before.label if self.before else self.source}, healed ({self.name})"
+            case SubjectKind.REPAIRED | SubjectKind.HEALED:
+                return f"{self.before.label if self.before else self.source}, {self.kind} ({self.name})"
             case SubjectKind.CONFIG if self.config_id is not None and is_repaired(self.config_id):
                 return f"Plan {self.config_id - REPAIRED}, repaired"
+            case SubjectKind.CONFIG if self.config_id is not None and self.config_id >= KEPT:
+                return f"Kept plan {self.config_id - KEPT + 1}"
             case SubjectKind.CONFIG if self.config_id is not None and self.config_id >= HEALED:
                 return f"Healed plan {self.config_id - HEALED + 1}"
             case SubjectKind.CONFIG:
                 return f"Plan {self.config_id}"
 
 
+REPAIRED_BY = "+"
+"""Between a baseline's name and the method that its plan was repaired by, in a run that repairs."""
 LESS = "_less_"
 """Between a baseline's name and the number of layers that go, where a run cuts at several."""
 _REMARKS = {"besa": " (zeros, not smaller)"}

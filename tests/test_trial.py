@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gptailor.trial import DENSE, HEALED, REPAIRED, Subject, SubjectKind
+from gptailor.trial import DENSE, HEALED, KEPT, REPAIRED, Subject, SubjectKind
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,12 @@ from gptailor.trial import DENSE, HEALED, REPAIRED, Subject, SubjectKind
         ("config:7", Subject.config(7), "Plan 7"),
         ("config:1000007", Subject.config(REPAIRED + 7), "Plan 7, repaired"),
         ("config:2000000", Subject.config(HEALED), "Healed plan 1"),
+        ("config:3000000", Subject.config(KEPT), "Kept plan 1"),
+        (
+            "repaired:config:7/refit-base",
+            Subject.repaired(Subject.config(7), "refit-base"),
+            "Plan 7, repaired (refit-base)",
+        ),
         ("healed:config:7/1M", Subject.healed(Subject.config(7), "1M"), "Plan 7, healed (1M)"),
         (
             "healed:baseline:sleb@math/1M",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gptailor.plan import BASE
 from gptailor.spec import Baseline, RunSpec, evenly
-from gptailor.trial import LESS, Subject
+from gptailor.trial import LESS, REPAIRED_BY, Subject
 
 if TYPE_CHECKING:
     from gptailor.baselines.case import Case
@@ -114,6 +114,6 @@ def cuts(spec: RunSpec, names: Iterable[Baseline], n_layers: int) -> list[Cut]:
             place, seed = None if source == BASE else source, spec.seed + number
             found.append(Cut(name, source, seed, gone, Subject.baseline(label, place)))
             if spec.repairs is not None and METHODS[name].removes and not METHODS[name].is_repaired:
-                subject = Subject.baseline(f"{label}+{spec.repairs.method}", place)
+                subject = Subject.baseline(f"{label}{REPAIRED_BY}{spec.repairs.method}", place)
                 found.append(Cut(name, source, seed, gone, subject, is_repaired=True))
     return found

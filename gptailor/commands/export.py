@@ -20,8 +20,8 @@ from gptailor.formats.published import BaseAt, read_family, read_plan, strip_tex
 from gptailor.launch.events import Event, Say
 from gptailor.plan import BASE, StitchPlan
 from gptailor.results import worth
+from gptailor.results.subjects import stored_subjects
 from gptailor.spec import Repair, RunSpec
-from gptailor.stitch.edits.registry import healed_subject
 from gptailor.store import queries
 from gptailor.store.asked import spec_of
 from gptailor.store.folder import RunFolder
@@ -166,7 +166,7 @@ def write_model(
     from gptailor.formats.huggingface import export_hf, refuse_folder
     from gptailor.scoring.plan_scorer import run_texts
     from gptailor.stitch.edits.healed import HealedFolders
-    from gptailor.stitch.edits.registry import repair_edit
+    from gptailor.stitch.edits.registry import refuse_repair, repair_edit
     from gptailor.stitch.stitcher import Stitcher
 
     refuse_folder(out)
@@ -175,6 +175,7 @@ def write_model(
     texts = run_texts(family.reader, spec, folder)
     stitcher = Stitcher(family, texts=texts, healed=HealedFolders(None if folder is None else folder.path))
     if repair is not None:
+        refuse_repair(plan, "the plan", repair.method)
         say(Event("reading the texts of the repair", share=0.0))
         dense = StitchPlan.dense(family.n_layers)
         named = texts.named(repair.texts, repair.tokens_for(family.inner_size), lambda: stitcher.stitch(dense))
@@ -232,7 +233,7 @@ def scores_of(tables: queries.RunTables, config_id: int) -> list[Score]:
     trials = tables.trials
     mine = trials[(trials.config_id == config_id) & (trials.status == TrialStatus.SUCCESS)].sort_values("budget")
     searched = tables.scores[tables.scores.trial_id == mine.trial_id.iloc[-1]] if len(mine) else tables.scores.head(0)
-    subject = healed_subject(plan_of(tables, config_id)) or Subject.config(config_id)
+    subject = stored_subjects(tables)[config_id]
     judged = tables.evaluations[tables.evaluations.subject == str(subject)]
     return [*_scores(searched), *_scores(_with_split(judged))]
 

@@ -40,13 +40,13 @@ from gptailor.scoring.plan_scorer import SELECTION_EXAMPLES, PlanScorer
 from gptailor.spec import RunSpec
 from gptailor.stitch.edits.case import most_kept
 from gptailor.stitch.edits.healed import HealedFolders, Tensors, digest_of
-from gptailor.stitch.edits.registry import EDITS, healed_subject, keeps_shapes
 from gptailor.stitch.edits.registry import HEALED as HEALED_EDIT
+from gptailor.stitch.edits.registry import healed_subject, makes_zeros
 from gptailor.store import queries
 from gptailor.store.asked import spec_of
 from gptailor.store.folder import RunFolder, write_atomically
 from gptailor.store.writer import RunWriter
-from gptailor.trial import HEALED, Subject
+from gptailor.trial import HEALED, Subject, next_number
 from gptailor.wording import duration, gigabytes, now_and_then, plural, size
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def heal(folder: RunFolder, who: str, out: Path, asked: HealAsked, say: Say, dev
     scorer.known = queries.load_examples(folder)
     scorer.told = scorer.texts.told = now_and_then(lambda text: say(Event(text, share=0.0)))
     (((one, plan),)) = plans_of(chosen, scorer, spec)
-    if zeros := [edit.method for edit in plan.edits if EDITS[edit.method].leaves_out and keeps_shapes(edit)]:
+    if zeros := [edit.method for edit in plan.edits if makes_zeros(edit)]:
         raise UserError(f"heal {who}: {zeros[0]} made zeros of single weights, which training would fill again")
     if len(devices_of(scorer.family.model)) > 1:
         raise UserError(f"heal {who}: the base is spread over several GPUs; one must hold it, or --device cpu")
@@ -278,7 +278,7 @@ class Healer:
             )
             HealedFolders(self.folder.path).remember(digest_of(found.layers), self.out)
             known = {plan.hash: config_id for config_id, plan in plans.items()}
-            config_id = known.get(healed.hash, max([HEALED - 1, *plans]) + 1)
+            config_id = known.get(healed.hash, next_number(HEALED, plans))
             writer = RunWriter.open(self.folder, summarise=summarise)
             writer.record_plan(config_id, healed, self.scorer.stitcher.n_parameters(healed))
         with suppress(OSError):

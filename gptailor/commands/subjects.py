@@ -11,13 +11,13 @@ from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
 from gptailor.results import scores
 from gptailor.results.story import stored_plans
+from gptailor.results.subjects import stored_subjects
 from gptailor.scoring.plan_scorer import CALIBRATION_TEXTS, PlanScorer
 from gptailor.spec import Baseline, RunSpec
-from gptailor.stitch.edits.registry import healed_subject
 from gptailor.store import queries
 from gptailor.store.asked import spec_of
 from gptailor.store.folder import RunFolder
-from gptailor.trial import DENSE, Subject, SubjectKind
+from gptailor.trial import DENSE, Subject, SubjectKind, is_repaired
 
 DEFAULT = Baseline.BLOCK_INFLUENCE
 """What `baselines` stands for in a search's run; in a run of baselines, it stands for all of them."""
@@ -38,9 +38,8 @@ def find_subjects(folder: RunFolder, names: Sequence[str]) -> list[Asked]:
     n_layers = int(tables.runs.iloc[0].n_layers)
     spec = spec_of(folder)
     plans = stored_plans(tables)
-    rows = scores.of_kind(tables.evaluations, SubjectKind.BASELINE).dropna(subset="config_id")
-    stored = {Subject.parse(str(row.subject)): int(row.config_id) for row in rows.itertuples()}
-    healed = {subject: config_id for config_id, plan in plans.items() if (subject := healed_subject(plan))}
+    subjects = stored_subjects(tables)
+    stored = {subject: config_id for config_id, subject in subjects.items()}
     one_shot = {cut.subject for cut in cuts(spec, METHODS, n_layers)}
     found: dict[Subject, Asked] = {}
 
@@ -50,6 +49,11 @@ def find_subjects(folder: RunFolder, names: Sequence[str]) -> list[Asked]:
     def add_stored(subject: Subject, config_id: int) -> None:
         add(subject, plans[config_id], config_id)
 
+    def add_kinds(kind: SubjectKind) -> None:
+        for one, config_id in stored.items():
+            if one.kind is kind or (kind is SubjectKind.REPAIRED and is_repaired(config_id)):
+                add_stored(one, config_id)
+
     for name in names:
         subject = Subject.find(name)
         if subject == DENSE:
@@ -58,9 +62,8 @@ def find_subjects(folder: RunFolder, names: Sequence[str]) -> list[Asked]:
             for candidate in spec.candidates:
                 add(Subject.candidate(candidate), StitchPlan.dense(n_layers, candidate))
         elif name == "baselines":
-            for baseline, config_id in stored.items():
-                add_stored(baseline, config_id)
-            for cut in cuts(spec, [DEFAULT], n_layers) if not stored else ():
+            add_kinds(SubjectKind.BASELINE)
+            for cut in cuts(spec, [DEFAULT], n_layers) if not spec.baselines else ():
                 add(cut.subject)
         elif name == "best":
             if (best := scores.best(tables)) and best.config_id is not None:
@@ -71,24 +74,21 @@ def find_subjects(folder: RunFolder, names: Sequence[str]) -> list[Asked]:
         elif name == "front":
             for config_id in scores.searched(tables).front:
                 add_stored(Subject.config(config_id), config_id)
-        elif name == "healed":
-            for one, config_id in healed.items():
-                add_stored(one, config_id)
+        elif name in ("repaired", "healed"):
+            add_kinds(SubjectKind(name))
         elif subject in stored:
             add_stored(subject, stored[subject])
-        elif subject in healed:
-            add_stored(subject, healed[subject])
         elif subject in one_shot:
             add(subject)
         elif subject and subject.config_id in plans:
-            add_stored(healed_subject(plans[subject.config_id]) or subject, subject.config_id)
+            add_stored(subjects[subject.config_id], subject.config_id)
         elif subject and subject.kind is SubjectKind.CANDIDATE and subject.name in spec.candidates:
             add(subject, StitchPlan.dense(n_layers, subject.name))
         else:
             raise UserError(
-                f"--subjects {name}: expected dense, candidates, baselines, best, sizes, front, healed, config:ID of "
-                "this run, candidate:NAME, baseline:NAME or baseline:NAME@CANDIDATE (block_influence, sleb, random-1, "
-                "...), or healed:SUBJECT/NAME"
+                f"--subjects {name}: expected dense, candidates, baselines, best, sizes, front, repaired, healed, "
+                "config:ID of this run, candidate:NAME, baseline:NAME or baseline:NAME@CANDIDATE (block_influence, "
+                "sleb, random-1, ...), repaired:SUBJECT/NAME or healed:SUBJECT/NAME"
             )
     return list(found.values())
 

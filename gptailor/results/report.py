@@ -189,7 +189,7 @@ def _proves(view: View, answers: Answers) -> Iterable[str]:
         tests = statistics.paired(scores.judged(view.tables), answers, best, control)
         yield document.note(held_out.verdict(tests, best, control))
         yield document.frame(tests.drop(columns=["metric", "split"]))
-    yield from map(document.note, held_out.heals(view.tables, answers))
+    yield from map(document.note, held_out.changes(view.tables, answers))
     yield document.frame(held_out.by_benchmark(view.tables))
 
 

@@ -118,14 +118,14 @@ def _held_out(folder: RunFolder, tables: queries.RunTables, found: scores.Search
         "best": plan and str(plan),
         "control": control and str(control),
         "tests": tests,
-        "heals": _heals(folder, tables, frame),
+        "changes": _changes(folder, tables, frame),
     }
 
 
-def _heals(folder: RunFolder, tables: queries.RunTables, frame: pd.DataFrame) -> list[str]:
-    if scores.of_kind(frame, SubjectKind.HEALED).empty:
+def _changes(folder: RunFolder, tables: queries.RunTables, frame: pd.DataFrame) -> list[str]:
+    if not any(Subject.parse(str(subject)).before for subject in frame["subject"].unique()):
         return []
-    return held_out.heals(tables, queries.answers_of(folder, frame["plan_hash"].dropna()))
+    return held_out.changes(tables, queries.answers_of(folder, frame["plan_hash"].dropna()))
 
 
 def _selection(chosen: scores.Choice) -> dict[str, Any]:

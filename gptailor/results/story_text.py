@@ -125,7 +125,7 @@ def _held_out_text(story: dict[str, Any]) -> list[str]:
         f"[{test['low']:+.4f}, {test['high']:+.4f}], p {test['p']:.3g} ({test['test']}, {test['n']} examples)"
         for test in story["tests"]
     ]
-    return [*lines, *tests, *story["heals"]]
+    return [*lines, *tests, *story["changes"]]
 
 
 def _cell(score: dict[str, Any] | None) -> str:

@@ -24,7 +24,7 @@ from gptailor.family.models import Family, Reader, open_family
 from gptailor.plan import BASE, StitchPlan, Texts
 from gptailor.scoring.item_cache import Gap, ItemCache, Items, PlanScores
 from gptailor.scoring.shared import Shared
-from gptailor.spec import Benchmark, Reading, RunSpec
+from gptailor.spec import Benchmark, Reading, Repair, RunSpec
 from gptailor.stitch.edits.case import Between
 from gptailor.stitch.edits.healed import HealedFolders
 from gptailor.stitch.edits.registry import repair_edit
@@ -225,9 +225,9 @@ class PlanScorer:
         assert repair is not None
         return plan.edited(repair_edit(repair, self.repair_texts(), self.family.spec.seed))
 
-    def repair_texts(self) -> Texts:
-        """The texts of the run's repairs, read or written now. Raises UserError."""
-        repair, dense = self.family.spec.repairs, StitchPlan.dense(self.family.n_layers)
+    def repair_texts(self, repair: Repair | None = None) -> Texts:
+        """The texts of a repair, or of the run's own, read or written now. Raises UserError."""
+        repair, dense = repair or self.family.spec.repairs, StitchPlan.dense(self.family.n_layers)
         assert repair is not None
         return self.texts.named(
             repair.texts, repair.tokens_for(self.family.inner_size), lambda: self.stitcher.stitch(dense)

@@ -155,8 +155,8 @@ def test_it_is_a_subject_judged_beside_what_it_was(run, healed, tmp_path) -> Non
     tables = queries.read_run(run)
     table = held_out.shown(held_out.averages(tables))
     row = table[table["Subject"] == "last on base, healed (60k)"].iloc[0]
-    assert row["Kind"] == "healed" and row["Before healing"] == pytest.approx(got[CUT])
-    (told,) = run_json(run)["held_out"]["heals"]
+    assert row["Kind"] == "healed" and row["Before"] == pytest.approx(got[CUT])
+    (told,) = run_json(run)["held_out"]["changes"]
     assert told.startswith("last on base, healed (60k) is ahead of last on base by"), "tested on the same examples"
     assert told in unescape(write_report(run, tmp_path / "report.html").read_text()) and told in run_text(run_json(run))
     assert HEALED in stored_plans(tables)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -16,21 +17,26 @@ from helpers.planted import family_with_a_linear_layer
 from gptailor.__main__ import main
 from gptailor.commands.evaluate import evaluate
 from gptailor.commands.export import export_model, generate
+from gptailor.commands.subjects import find_subjects
 from gptailor.errors import UserError
-from gptailor.evaluate.calibration import digest_of
+from gptailor.evaluate.calibration import TextReader, digest_of
 from gptailor.launch.engine import prepare
 from gptailor.launch.events import Event
-from gptailor.plan import StitchPlan, Texts
+from gptailor.plan import Edit, StitchPlan, Texts
 from gptailor.results import scores
-from gptailor.results.story import run_json
+from gptailor.results.frames import held_out
+from gptailor.results.report import write_report
+from gptailor.results.story import run_json, stored_plans
+from gptailor.results.subjects import stored_subjects
 from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.search.engine import run_engine
 from gptailor.search.progress import Report
-from gptailor.spec import RunSpec, build_spec, load_spec
+from gptailor.spec import Repair, RepairMethod, RunSpec, build_spec, load_spec
+from gptailor.stitch.edits.registry import Method, refuse_repair
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
-from gptailor.trial import REPAIRED, RunStatus
+from gptailor.trial import KEPT, REPAIRED, RunStatus
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,7 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "remove": 1,
         "objectives": [{"benchmark": "first_words", "metric": "agree"}],
         "selection": [{"benchmark": "other_words", "metric": "agree"}],
-        "held_out": [{"benchmark": "other_words", "metric": "acc"}],
+        "held_out": [{"benchmark": "other_words", "metric": "closeness"}],
         "include_path": [str(folder)],
         "budget": {"min": 60, "max": 60},
         "trials": 8,
@@ -101,7 +107,7 @@ def test_a_repaired_plan_is_evaluated_and_exported_as_any_other(finished, tmp_pa
     config_id = best.removeprefix("config:")
     judged: list[Event] = []
     evaluate(folder, judged.append, ["dense", best])
-    got = dict(re.findall(r"(dense|config:\d+)  other_words acc (\S+)", "\n".join(map(str, judged))))
+    got = dict(re.findall(r"(dense|config:\d+)  other_words closeness (\S+)", "\n".join(map(str, judged))))
     assert got[best] == got["dense"]
     export_model(folder, int(config_id), tmp_path / "out", judged.append)
     assert str(judged[-2]) == "100% done"
@@ -171,6 +177,72 @@ def test_a_plan_is_repaired_when_it_is_exported_or_stitched(finished, run_file, 
     (tmp_path / "texts.txt").write_text("other words " * 100)
     status, said = call("stitch", made, "--family", run_file, "--out", tmp_path / "d")
     assert status == 2 and "gives other texts now" in said
+
+
+def test_plans_of_a_finished_run_are_repaired_and_judged_beside_what_they_were(finished, tmp_path, monkeypatch) -> None:
+    """Under names that tell how; several of one plan side by side; of a plan that is stored nothing is fitted again."""
+    folder, _ = finished
+    before = queries.read_run(folder)
+    (planted_one,) = [c for c, plan in stored_plans(before).items() if c < REPAIRED and plan.removed == (3,)]
+    was, cut = f"config:{planted_one}", "baseline:block_influence"
+    said: list[Event] = []
+
+    def judge(*subjects: str, method: str = "refit", texts: str = "objectives") -> dict[str, float]:
+        said.clear()
+        evaluate(folder, said.append, subjects, repair=Repair(method=RepairMethod(method), texts=texts))
+        return {event.result["subject"]: event.result["score"] for event in said if event.result}
+
+    (tmp_path / "words.txt").write_text("the cat sat on a mat and one plus two is three " * 200)
+    refit, also = f"repaired:{was}/refit", f"repaired:{was}/replaceme-words.txt"
+    got = judge(was, cut)
+    assert list(got) == [was, refit, cut, f"repaired:{cut}/refit"] and got[was] < got[refit]
+    assert got[refit] == pytest.approx(1, abs=1e-3), "this one can be mended wholly"
+    ahead = f"Plan {planted_one}, repaired (refit) is ahead of Plan {planted_one} by"
+    assert any(event.text.startswith(ahead) for event in said)
+    assert list(judge(was, method="replaceme", texts=f"file:{tmp_path / 'words.txt'}")) == [was, also]
+    kept = {str(who): number for number, who in stored_subjects(queries.read_run(folder)).items() if number >= KEPT}
+    assert kept == {refit: KEPT, cut: KEPT + 1, f"repaired:{cut}/refit": KEPT + 2, also: KEPT + 3}
+
+    monkeypatch.setattr(Method, "load", lambda self: pytest.fail(f"{self.title}: weights are fitted once more"))
+    monkeypatch.setattr(TextReader, "named", lambda *_: pytest.fail("texts are read once more"))
+    assert judge(was, cut) == got
+    assert set(stored_plans(queries.read_run(folder))) == {*stored_plans(before), *kept.values()}
+    monkeypatch.undo()
+    (tmp_path / "words.txt").write_text("a mat is on the cat " * 200)
+    assert list(judge(was, method="replaceme", texts=f"file:{tmp_path / 'words.txt'}")) == [was, f"{also}-2"]
+
+    story = run_json(folder)["held_out"]
+    assert {one["subject"] for one in story["averages"]} >= {was, refit, cut, also}
+    told = [one for one in story["changes"] if one.startswith(f"Plan {planted_one}, repaired (refit)")]
+    assert len(told) == 1 and told[0] in unescape(write_report(folder, tmp_path / "report.html").read_text())
+    table = held_out.shown(held_out.averages(queries.read_run(folder))).set_index("Subject")
+    row = table.loc[f"Plan {planted_one}, repaired (refit)"]
+    assert row["Kind"] == "repaired" and row["Before"] == pytest.approx(got[was])
+    export_model(folder, kept[refit], tmp_path / "out", said.append)
+    assert f"{got[refit]:.4f}" in (tmp_path / "out" / "README.md").read_text(), "its own scores"
+    asked = {str(one.subject) for one in find_subjects(folder, ["repaired"])}
+    assert {refit, also, f"{also}-2", f"config:{REPAIRED + planted_one}"} <= asked
+
+
+def test_what_cannot_be_repaired_is_said_in_a_sentence(finished, tmp_path) -> None:
+    folder, _ = finished
+    repair = Repair(method=RepairMethod.RCPU)
+    for who, message in (
+        ("dense", "--repair rcpu: dense leaves out no layer, so there is no gap to repair"),
+        (
+            "best",
+            r"config:1\d+ has fitted weights already \(refit\); repair the plan that it was before",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(folder, lambda _: None, [who], repair=repair)
+    best = scores.best(queries.read_run(folder))
+    assert best is not None and best.config_id is not None
+    with pytest.raises(UserError, match="--repair rcpu: the plan has fitted weights already"):
+        export_model(folder, best.config_id, tmp_path / "out", lambda _: None, repair=repair)
+    sparse = StitchPlan.without([2], 6).edited(Edit("besa", texts=Texts("objectives", 600, "abc")))
+    with pytest.raises(UserError, match=r"baseline:besa has zeros among its weights \(besa\)"):
+        refuse_repair(sparse, "baseline:besa", "rcpu")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ KINDS = {
     SubjectKind.CANDIDATE: "candidate",
     SubjectKind.BASELINE: "one-shot cut",
     SubjectKind.CONFIG: "plan of the search",
+    SubjectKind.REPAIRED: "repaired",
     SubjectKind.HEALED: "healed",
 }
 
@@ -34,7 +35,7 @@ def label(subject: str) -> str:
 def averages(tables: RunTables) -> pd.DataFrame:
     """scores.averages with label, kind (in words), low and high (one standard error); the best average first.
 
-    before: of a healed plan, the average of what it was.
+    before: of a repaired or healed plan, the average of what it was.
     """
     table = scores.averages(scores.judged(tables), scores.calibration(tables))
     known = dict(zip(table["subject"], table["average"], strict=True))
@@ -57,7 +58,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
             "Kind": table["kind"],
             "Average": table["average"],
             "±": table["stderr"],
-            "Before healing": table["before"],
+            "Before": table["before"],
             "Without calibration": table["without_calibration"],
             "retention": table["retention"],
             "above_chance": table["above_chance"],
@@ -67,16 +68,21 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     return frame.loc[:, [not frame[name].isna().all() for name in frame]]
 
 
-def heals(tables: RunTables, answers: Answers) -> list[str]:
-    """Of every healed plan that was judged beside what it was before, a sentence on the difference."""
+def changes(tables: RunTables, answers: Answers) -> list[str]:
+    """Of every repaired or healed plan that was judged beside what it was before, a sentence on the difference."""
     frame = scores.judged(tables)
     known = dict.fromkeys(map(str, frame["subject"]))
-    pairs = [(one, one.before) for one in map(Subject.parse, known)]
     return [
-        verdict(paired(frame, answers, one, before), one, before)
-        for one, before in pairs
-        if before is not None and str(before) in known
+        beside_before(tables, answers, one)
+        for one in map(Subject.parse, known)
+        if one.before and str(one.before) in known
     ]
+
+
+def beside_before(tables: RunTables, answers: Answers, one: Subject) -> str:
+    """A sentence on the difference between a repaired or healed subject and what it was."""
+    assert one.before is not None
+    return verdict(paired(scores.judged(tables), answers, one, one.before), one, one.before)
 
 
 def by_benchmark(tables: RunTables) -> pd.DataFrame:

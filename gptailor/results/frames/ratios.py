@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gptailor.results import scores
 from gptailor.results.frames.compare import CLEAR, Entry
 from gptailor.store.queries import Answers
-from gptailor.trial import DENSE, REPAIRED, BenchmarkKey, ItemKey, Subject, SubjectKind, is_repaired
+from gptailor.trial import DENSE, BenchmarkKey, ItemKey, Subject, SubjectKind
 from gptailor.wording import plain
 
 DRAWS = 2000
@@ -79,15 +79,16 @@ def _points_of(entry: Entry) -> list[tuple[object, ...]]:
 def _subjects(best: int, judged: Sequence[str]) -> list[tuple[Subject, str]]:
     """Who of a run is drawn, and what is said beside the series' name."""
     own = Subject.config(best)
-    found = [(own, "")]
-    if not is_repaired(best):
-        found.append((Subject.config(REPAIRED + best), "repaired"))
-    healed = [subject for subject in map(Subject.parse, judged) if subject.before == own]
-    return [
-        (subject, remark)
-        for subject, remark in [*found, *((one, "healed") for one in healed)]
-        if str(subject) in judged
-    ]
+    subjects = sorted(map(Subject.parse, judged), key=lambda one: list(SubjectKind).index(one.kind))
+    changed = [(one, _remark(one)) for one in subjects if one.before == own]
+    return [*([(own, "")] if str(own) in judged else []), *changed]
+
+
+def _remark(changed: Subject) -> str:
+    """`repaired`, `repaired (refit-base)`, `healed`."""
+    if changed.kind is SubjectKind.HEALED:
+        return "healed"
+    return f"repaired ({changed.name})" if changed.name else "repaired"
 
 
 def _removed(entry: Entry, config_id: int) -> int:

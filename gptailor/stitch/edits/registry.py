@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from gptailor.errors import UserError
 from gptailor.plan import Edit, Setting, StitchPlan, Texts
-from gptailor.spec import Repair
+from gptailor.spec import Repair, RepairMethod
 from gptailor.trial import Subject
 
 if TYPE_CHECKING:
@@ -71,6 +72,25 @@ EDITS: dict[str, Method] = {
 def repair_edit(repair: Repair, texts: Texts, seed: int) -> Edit:
     """The edit that a run file's `repair` asks for."""
     return Edit(str(repair.method), tuple(repair.settings.items()), texts, seed)
+
+
+def refuse_repair(plan: StitchPlan, who: str, method: str) -> None:
+    """Raises UserError for a plan that is not to be repaired by this method. who: what the plan is called."""
+    if fitted := [edit.method for edit in plan.edits if edit.method in {*RepairMethod, HEALED}]:
+        raise UserError(
+            f"--repair {method}: {who} has fitted weights already ({fitted[-1]}); repair the plan that it was before"
+        )
+    if zeros := [edit.method for edit in plan.edits if makes_zeros(edit)]:
+        raise UserError(
+            f"--repair {method}: {who} has zeros among its weights ({zeros[-1]}), which a repair would fill again"
+        )
+    if not plan.removed:
+        raise UserError(f"--repair {method}: {who} leaves out no layer, so there is no gap to repair")
+
+
+def makes_zeros(edit: Edit) -> bool:
+    """Whether it leaves out single weights: training or fitting would fill them again."""
+    return EDITS[edit.method].leaves_out and keeps_shapes(edit)
 
 
 def settings_of(edit: Edit) -> dict[str, Setting]:
