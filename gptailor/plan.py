@@ -225,6 +225,13 @@ class StitchPlan:
         return tuple(i for i in range(self.n_layers) if i not in here)
 
     @property
+    def before_gaps(self) -> tuple[int, ...]:
+        """Places among the kept layers, from 0, of those behind which layers are left out; maybe the last one's."""
+        behind = [*(choice.layer for choice in self.kept[1:]), self.n_layers]
+        pairs = enumerate(zip(self.kept, behind, strict=True))
+        return tuple(place for place, (choice, next_one) in pairs if next_one > choice.layer + 1)
+
+    @property
     def candidates(self) -> tuple[str, ...]:
         """Names of all candidates that lend a layer, sorted."""
         return tuple(sorted({name for choice in self.kept for name in choice.sources}))

@@ -54,16 +54,16 @@ st.divider()
 st.markdown("#### One plan")
 narrow, _ = st.columns([2, 3])
 with narrow:
-    plan = pickers.pick_plan(view)
-one = frames.strip(view.layers, plan)
+    plan = pickers.pick_plan(view, with_kept=True)
+name, one = view.name(plan), view.strip(plan)
 lanes = frames.strip_sources(one, view.tables.layers, facts)
 widgets.show_chart(
     charts.lanes(lanes, facts),
     lanes.drop(columns=["deviates", "choice"]),
-    title=f"The build of plan {plan}",
+    title=f"The build of {name}",
     note="A column a layer of the base, a row a source. Several filled rows in a column are a merge; the number is "
-    "its factor.",
-    alt=f"Grid of sources by layers for plan {plan}",
+    f"its factor.{frames.fitted_note(one)}",
+    alt=f"Grid of sources by layers for {name}",
     key="lanes",
 )
 left_over = frames.left_of_layers(one)
@@ -71,10 +71,10 @@ if len(left_over):
     widgets.show_chart(
         charts.left_of_layers(left_over),
         left_over,
-        title=f"What is left of each layer of plan {plan}",
+        title=f"What is left of each layer of {name}",
         note="Percent of the layer's query heads, of its MLP's channels, and of all its weights, without those that "
         "are zero. Zeros make a model neither smaller nor faster.",
-        alt=f"Heatmap of the share of heads, channels and weights that is left in each layer of plan {plan}",
+        alt=f"Heatmap of the share of heads, channels and weights that is left in each layer of {name}",
         key="left",
     )
 worth = frames.undo_one(view.layers, view.trials, plan)

@@ -10,16 +10,17 @@ widgets.open_page("Models")
 run = pickers.pick_run()
 view = pickers.read(run)
 pickers.need_plans(view)
-plan = pickers.pick_plan(view)
+plan = pickers.pick_plan(view, with_kept=True)
 models.facts(view, run, plan)
 
-one = layer_frames.strip(view.layers, plan)
+name, one = view.name(plan), view.strip(plan)
 widgets.show_chart(
     layer_charts.strip(one, view.facts),
     one,
-    title=f"Layers of plan {plan}",
-    note="Where each layer of the base comes from: × is removed, · is the base's own layer, letters are candidates.",
-    alt=f"Source of each layer of plan {plan}",
+    title=f"Layers of {name}",
+    note="Where each layer of the base comes from: × is removed, · is the base's own layer, letters are candidates."
+    + layer_frames.fitted_note(one),
+    alt=f"Source of each layer of {name}",
     key="models.strip",
 )
 models.show_results(view, run, plan)

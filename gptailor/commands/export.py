@@ -317,7 +317,8 @@ def generate(
         raise UserError(f"prompt: must have 1 to {MAX_PROMPT} characters, got {len(prompt)}")
     if not 1 <= max_tokens <= 2048:
         raise UserError(f"tokens: must be 1 to 2048, got {max_tokens}")
-    plan = plan_of(queries.read_run(folder), config_id)
+    tables = queries.read_run(folder)
+    plan, who = plan_of(tables, config_id), stored_subjects(tables)[config_id]
     spec = spec_of(folder, [f"device={device}"] if device is not None else [])
     from gptailor.scoring.provenance import refuse_other_models
 
@@ -332,7 +333,7 @@ def generate(
     family = open_family(spec)
     texts = run_texts(family.reader, spec, folder)
     stitcher = Stitcher(family, texts=texts, healed=HealedFolders(folder.path))
-    for subject, chosen in ((DENSE, StitchPlan.dense(family.n_layers)), (Subject.config(config_id), plan)):
+    for subject, chosen in ((DENSE, StitchPlan.dense(family.n_layers)), (who, plan)):
         name = "the dense base" if subject == DENSE else f"plan {config_id}"
         say(Event(f"{name} writes"))
         answer = _answer(stitcher, chosen, subject, prompt, max_tokens, chat)

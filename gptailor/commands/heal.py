@@ -280,7 +280,8 @@ class Healer:
             known = {plan.hash: config_id for config_id, plan in plans.items()}
             config_id = known.get(healed.hash, next_number(HEALED, plans))
             writer = RunWriter.open(self.folder, summarise=summarise)
-            writer.record_plan(config_id, healed, self.scorer.stitcher.n_parameters(healed))
+            stitcher = self.scorer.stitcher
+            writer.record_plan(config_id, healed, stitcher.n_parameters(healed), stitcher.shares(healed))
         with suppress(OSError):
             shutil.rmtree(self.work)
         judge = f"python -m gptailor evaluate {self.folder.run_id} --subjects {subject}"

@@ -41,7 +41,7 @@ def show_of_plan(view: View, run: Run, config_id: int) -> None:
         return
     from gptailor.results.charts import held_out as charts
 
-    subject = Subject.config(config_id)
+    subject = view.subjects[config_id]
     if len(table.dropna(subset=["average"])) > 1:
         widgets.show_chart(
             charts.averages(table, str(subject)),
@@ -51,14 +51,19 @@ def show_of_plan(view: View, run: Run, config_id: int) -> None:
             alt="Held-out averages of the dense models, one-shot cuts and plans",
             key="models.held-out",
         )
-    rival = scores.strongest(table, SubjectKind.BASELINE)
-    if rival is not None and str(subject) in set(table["subject"]):
-        frame = scores.judged(view.tables)
-        both = frame[frame["subject"].isin([str(subject), str(rival)])]
-        hashes = tuple(sorted(set(both["plan_hash"].dropna())))
-        answers = _answers(str(run.folder.path.resolve()), view.tables.version, hashes)
-        tests = statistics.paired(frame, answers, subject, rival)
-        st.info(wording.safe(frames.verdict(tests, subject, rival), 600), icon=":material/balance:")
+    for rival in dict.fromkeys([subject.before, scores.strongest(table, SubjectKind.BASELINE)]):
+        if rival not in (None, subject) and {str(subject), str(rival)} <= set(table["subject"]):
+            _show_test(view, run, subject, rival)
+
+
+def _show_test(view: View, run: Run, one: Subject, other: Subject) -> None:
+    """Is the difference between two that were judged more than noise?"""
+    frame = scores.judged(view.tables)
+    both = frame[frame["subject"].isin([str(one), str(other)])]
+    hashes = tuple(sorted(set(both["plan_hash"].dropna())))
+    answers = _answers(str(run.folder.path.resolve()), view.tables.version, hashes)
+    tests = statistics.paired(frame, answers, one, other)
+    st.info(wording.safe(frames.verdict(tests, one, other), 600), icon=":material/balance:")
 
 
 def show_choice(view: View) -> None:

@@ -29,17 +29,16 @@ MAX_PROMPT = 2000
 
 
 def facts(view: View, run: Run, config_id: int) -> None:
-    """Parameters, size, layers and retention of the plan as a row of numbers."""
+    """Parameters, size, layers and the average of the plan as a row of numbers."""
     whole = view.facts
-    row = view.plans[view.plans["config_id"] == config_id].iloc[0]
-    place = tradeoffs.place_of(view.trials, view.plans, config_id)
+    n_parameters = int(view.tables.plans.set_index("config_id")["n_parameters"][config_id])
     out = jobs.export_folder(run, config_id)
     layers, parameters, size, kept = st.columns(4)
-    layers.metric("Layers", f"{row['kept_layers']:.0f} of {whole.n_layers}", border=True)
+    layers.metric("Layers", f"{view.tables.kept_layers[config_id]} of {whole.n_layers}", border=True)
     zeros = layer_frames.zeros(view.tables.layers, config_id)
     parameters.metric(
         "Parameters",
-        wording.size(row["parameters"]),
+        wording.size(n_parameters),
         f"{zeros:.0%} of the layers' are zeros" if zeros else None,
         delta_color="off",
         delta_arrow="off",
@@ -51,16 +50,30 @@ def facts(view: View, run: Run, config_id: int) -> None:
     if out.is_dir():
         on_disk, how = wording.gigabytes(_folder_size(out)), "Of the exported folder."
     elif width is not None:
-        on_disk, how = wording.gigabytes(row["parameters"] * width), f"Weights of {width} bytes each ({dtype})."
+        on_disk, how = wording.gigabytes(n_parameters * width), f"Weights of {width} bytes each ({dtype})."
     else:
         on_disk, how = "–", "The run does not say in which type its base is stored; an export tells."
     size.metric("Size on disk", on_disk, border=True, help=how)
-    kept.metric(
-        whole.average_label,
-        wording.value(row["average"], row["average ±"], percent=whole.average_is_share),
-        help=f"Rank {place.rank} of {place.of}. {pickers.judged_note(view)}",
-        border=True,
-    )
+    average = _average_of_kept if config_id in view.kept else _average_of_judged
+    label, value, note = average(view, config_id)
+    kept.metric(label, value, help=note, border=True)
+
+
+def _average_of_judged(view: View, config_id: int) -> tuple[str, str, str]:
+    """Label, value and help of what the search knows of a plan."""
+    whole, row = view.facts, view.plans[view.plans["config_id"] == config_id].iloc[0]
+    place = tradeoffs.place_of(view.trials, view.plans, config_id)
+    value = wording.value(row["average"], row["average ±"], percent=whole.average_is_share)
+    return whole.average_label, value, f"Rank {place.rank} of {place.of}. {pickers.judged_note(view)}"
+
+
+def _average_of_kept(view: View, config_id: int) -> tuple[str, str, str]:
+    """The same of a plan that no trial was about: what it scores on what is held out."""
+    own = view.held_out[view.held_out["subject"] == str(view.subjects[config_id])]
+    note = "The search did not try this plan. Mean over the held-out benchmarks, ± one standard error."
+    if own.empty:
+        return "Held-out average", "–", f"{note} It was not scored on all of them yet."
+    return "Held-out average", wording.value(own["average"].iloc[0], own["stderr"].iloc[0]), note
 
 
 def results(view: View, config_id: int) -> pd.DataFrame:
@@ -68,18 +81,19 @@ def results(view: View, config_id: int) -> pd.DataFrame:
 
     Columns: Benchmark, Split, Used in the search, Examples, This plan, ± , Dense, Dense ±, retention.
     """
-    mine = pd.concat([_searched(view, config_id), _judged(view, Subject.config(config_id))])
-    dense = _judged(view, DENSE)
     keys = ["benchmark", "metric", "split", "n_samples"]
+    mine = pd.concat([_searched(view, config_id), _judged(view, view.subjects[config_id])]).drop_duplicates(keys)
+    dense = _judged(view, DENSE)
     both = mine.merge(dense[[*keys, "score", "stderr"]], on=keys, how="left", suffixes=("", "_dense"))
-    choosers = {one.key for one in view.tables.spec.selection}
+    spec = view.tables.spec
+    objectives, choosers = ({one.key for one in asked} for asked in (spec.objectives, spec.selection))
     kept = [retention(*row) for row in zip(both["score"], both["score_dense"], both["higher"], strict=True)]
     frame = pd.DataFrame(
         {
             "Benchmark": [wording.plain(f"{b} / {m}") for b, m in zip(both["benchmark"], both["metric"], strict=True)],
             "Split": both["split"].map(wording.plain),
             "Used in the search": [
-                "yes" if searched else "to choose" if key in choosers else "no"
+                "yes" if searched or key in objectives else "to choose" if key in choosers else "no"
                 for searched, key in zip(
                     both["objective"], both[keys[:3]].itertuples(index=False, name=None), strict=True
                 )
@@ -126,18 +140,19 @@ def show_results(view: View, run: Run, config_id: int) -> None:
     st.caption(
         _held_out_words(known, asked) + " ± is one standard error; retention is the share of the dense base's score."
     )
-    widgets.show_table(frame, alt=f"Scores of plan {config_id} and of the dense base", height=560)
-    judge(run, config_id, max(asked - known, 0))
+    widgets.show_table(frame, alt=f"Scores of {view.name(config_id)} and of the dense base", height=560)
+    judge(run, config_id, view.subjects[config_id], max(asked - known, 0))
     judging.show_of_plan(view, run, config_id)
     judging.report_button(view, run)
 
 
-def judge(run: Run, config_id: int, missing: int) -> None:
-    """Score the plan and the dense base on the held-out benchmarks, where that was not done yet."""
+def judge(run: Run, config_id: int, subject: Subject, missing: int) -> None:
+    """Score the plan, what it was before, and the dense base on the held-out benchmarks, if that was not done yet."""
+    who = [str(one) for one in (DENSE, subject.before, subject) if one is not None]
     jobs.offer(
         run,
         f"judge-{config_id}",
-        ["evaluate", "--subjects", f"{DENSE},{Subject.config(config_id)}"],
+        ["evaluate", "--subjects", ",".join(who)],
         doing="Scoring on the held-out benchmarks",
         label="Score it on the held-out benchmarks",
         icon=":material/quiz:",

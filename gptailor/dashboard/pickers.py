@@ -7,12 +7,14 @@ from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+import pandas as pd
 import streamlit as st
 
 from gptailor import wording
 from gptailor.dashboard import actions, readers
 from gptailor.dashboard.url import choose, chosen, select, told_apart
 from gptailor.dashboard.widgets import empty, status_badge
+from gptailor.results import scores
 from gptailor.results.frames import tradeoffs
 from gptailor.results.frames.facts import KEPT_LAYERS
 from gptailor.results.frames.layers import plan_name
@@ -193,7 +195,9 @@ def judged_note(view: View) -> str:
     """What "best" means here: n and the budget it is judged at."""
     n = wording.plural(len(view.plans), "plan")
     if view.judged_in_full:
-        chosen = f" The selection split chose plan {view.best} as the best." if view.choice else ""
+        chosen = (
+            f" The selection split chose {scores.plan_name(view.choice.subject)} as the best." if view.choice else ""
+        )
         return f"{n} scored at the full budget of {view.top_budget} examples a benchmark.{chosen}"
     full = f"(the full budget is {view.facts.full_budget})"
     return f"{n} scored at {view.top_budget} examples a benchmark, the highest rung reached so far {full}."
@@ -211,18 +215,36 @@ def chosen_plan(view: View) -> int:
     return view.best
 
 
-def pick_plan(view: View, label: str = "Plan") -> int:
-    """A select box of the judged plans, best first, on the plan that is looked at. Returns its config_id."""
+def pick_plan(view: View, label: str = "Plan", with_kept: bool = False) -> int:
+    """A select box of the judged plans, best first, on the plan that is looked at. Returns its config_id.
+
+    with_kept: then those that are stored beside the search, which were repaired or healed, or are one-shot cuts.
+    """
     names = {
-        int(c): plan_name(c, a, view.facts) for c, a in zip(view.plans["config_id"], view.plans[AVERAGE], strict=True)
+        int(c): plan_name(c, a, view.facts, view.subjects[int(c)].label)
+        for c, a in zip(view.plans["config_id"], view.plans[AVERAGE], strict=True)
     }
     if view.facts.has_range:
         of_sizes = set(view.best_of_sizes["config_id"])
         for config_id, kept in zip(view.plans["config_id"], view.plans[KEPT_LAYERS], strict=True):
             names[int(config_id)] += f", {kept:.0f} layers" + (", the best of them" if config_id in of_sizes else "")
+    names |= _kept_names(view) if with_kept else {}
     assert view.best is not None  # there are plans
-    names[view.best] += " (best, chosen by the selection)" if view.choice else " (best)"
-    return int(select("config", label, list(names), names.__getitem__, view.best))
+    by_selection = view.choice.subject.config_id if view.choice else None
+    best = by_selection if by_selection in names else view.best
+    if by_selection in (None, best):
+        names[best] += " (best, chosen by the selection)" if view.choice else " (best)"
+    return int(select("config", label, list(names), lambda config_id: plain(names[config_id], 160), best))
+
+
+def _kept_names(view: View) -> dict[int, str]:
+    """Of the plans that are stored beside the search: who they are, and their held-out averages where they have any."""
+    averages = dict(zip(view.held_out["subject"], view.held_out["average"], strict=True))
+    known = {config_id: averages.get(str(subject)) for config_id, subject in view.kept.items()}
+    return {
+        config_id: subject.label + ("" if pd.isna(known[config_id]) else f" · {known[config_id]:.3f} held out")
+        for config_id, subject in view.kept.items()
+    }
 
 
 def adopt_click(event: Any, selection: str, view: View) -> None:

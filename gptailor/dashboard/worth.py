@@ -23,7 +23,7 @@ def show_of_plan(view: View, run: Run, config_id: int) -> None:
             "Measured on the exported model in plain transformers, in turns with the dense base. ± is half the width "
             "of the middle half of the rounds. Speeds above 1 and memory below 1 are better than dense."
         )
-        widgets.show_table(found, alt=f"Speed and memory of plan {config_id} beside the dense base")
+        widgets.show_table(found, alt=f"Speed and memory of {view.name(config_id)} beside the dense base")
     else:
         st.caption("Tokens a second, time to the first token, memory and bytes on disk were not measured yet.")
     jobs.offer(

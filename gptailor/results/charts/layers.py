@@ -45,7 +45,18 @@ _LEFT = (("heads", "Heads left", ".0%"), ("channels", "Channels left", ".0%"), (
 
 def _cell(frame: pd.DataFrame, first: int = 0) -> list[alt.Tooltip]:
     """What is told of a cell, from its `first` line on, and what edits left of the layer, where they leave any out."""
-    return tooltips(*_CELL[first:], *(_LEFT if frame["weights"].notna().any() else ()))
+    left = _LEFT if frame["weights"].notna().any() else ()
+    return tooltips(*_CELL[first:], *left, *((("fitted", "Its weights"),) if _has_fitted(frame) else ()))
+
+
+def _has_fitted(frame: pd.DataFrame) -> bool:
+    """Whether weights of some layers were repaired or healed, which View.strip says."""
+    return "fitted" in frame and bool(frame["fitted"].ne("").any())
+
+
+def _framed(base: alt.Chart, frame: pd.DataFrame) -> list[alt.Chart]:
+    """Frames around the cells of those layers."""
+    return [base.transform_filter("datum.fitted != ''").mark_rect(**_FRAME)] if _has_fitted(frame) else []
 
 
 def origins(grid: pd.DataFrame, facts: Facts) -> Chart:
@@ -73,7 +84,11 @@ def origins(grid: pd.DataFrame, facts: Facts) -> Chart:
     )
     ink = alt.Color("ink:N", scale=None, legend=None)
     layers = alt.layer(
-        cells.encode(color=colour), holes, kept.encode(text="code:N", color=ink), gone.encode(text="code:N")
+        cells.encode(color=colour),
+        *_framed(base, grid),
+        holes,
+        kept.encode(text="code:N", color=ink),
+        gone.encode(text="code:N"),
     ).resolve_scale(color="independent")
     return layers.properties(height=height(ROW * len(rows), legend=True) + _second_line(facts))
 
@@ -106,7 +121,7 @@ def lanes(frame: pd.DataFrame, facts: Facts) -> Chart:
     colour = alt.Color("lane:N", scale=source_scale(facts.candidates), legend=None)
     words = base.mark_text(fontSize=10).encode(text="text:N", color=alt.Color("ink:N", scale=None))
     return (
-        alt.layer(squares, kept.encode(color=colour), words)
+        alt.layer(squares, kept.encode(color=colour), *_framed(base, frame), words)
         .resolve_scale(color="independent")
         .properties(height=height(ROW * len(order)))
     )

@@ -69,20 +69,23 @@ def origin_grid(labelled: pd.DataFrame, plans: pd.DataFrame, facts: Facts) -> pd
     return grid.sort_values(["row", "layer"]).reset_index(drop=True)
 
 
-def plan_name(config_id: float, average: float, facts: Facts) -> str:
-    """'Plan 17 · 95.1 %', the row's name on heatmaps and in select boxes."""
+def plan_name(config_id: float, average: float, facts: Facts, name: str | None = None) -> str:
+    """'Plan 17 · 95.1 %', the row's name on heatmaps and in select boxes. name: another than its number's."""
+    name = name or f"Plan {config_id:.0f}"
     if not np.isfinite(average):
-        return f"Plan {config_id:.0f}"
-    return (
-        f"Plan {config_id:.0f} · {100 * average:.1f} %"
-        if facts.average_is_share
-        else f"Plan {config_id:.0f} · {average:.3f}"
-    )
+        return name
+    return f"{name} · {100 * average:.1f} %" if facts.average_is_share else f"{name} · {average:.3f}"
 
 
 def strip(labelled: pd.DataFrame, config_id: int) -> pd.DataFrame:
     """One plan's layers in the order of the base."""
     return labelled[labelled["config_id"] == config_id].sort_values("layer").reset_index(drop=True)
+
+
+def fitted_note(one: pd.DataFrame) -> str:
+    """What frames around cells of a strip say, to stand behind a note; nothing where there are none."""
+    words = list(dict.fromkeys(filter(None, one["fitted"])))
+    return f" Framed: weights that were {' or '.join(words)}." if words else ""
 
 
 def strip_sources(one: pd.DataFrame, layers: pd.DataFrame, facts: Facts) -> pd.DataFrame:

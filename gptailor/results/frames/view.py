@@ -11,7 +11,11 @@ import pandas as pd
 
 from gptailor.results import scores
 from gptailor.results.frames import facts, held_out, layers, tradeoffs, trials
+from gptailor.results.story import stored_plans
+from gptailor.results.subjects import stored_subjects
+from gptailor.stitch.edits.registry import fitted_layers
 from gptailor.store.queries import RunTables
+from gptailor.trial import Subject, SubjectKind
 
 Made = TypeVar("Made")
 
@@ -72,6 +76,30 @@ class View:
     def layers(self) -> pd.DataFrame:
         """See frames.layers.label_layers: a row a configuration and layer."""
         return layers.label_layers(self.tables.layers, self.facts)
+
+    @cached_property
+    def subjects(self) -> dict[int, Subject]:
+        """See results.subjects.stored_subjects: who every stored plan is, by its number."""
+        return stored_subjects(self.tables)
+
+    @cached_property
+    def kept(self) -> dict[int, Subject]:
+        """Stored plans that no trial was about, by their numbers: repaired ones, then healed ones, then cuts."""
+        tried = {int(config_id) for config_id in self.tables.trials["config_id"]}
+        order = (SubjectKind.CONFIG, SubjectKind.REPAIRED, SubjectKind.HEALED, SubjectKind.BASELINE)
+        found = [(one, config_id) for config_id, one in self.subjects.items() if config_id not in tried]
+        return {config_id: one for one, config_id in sorted(found, key=lambda own: (order.index(own[0].kind), own[1]))}
+
+    def name(self, config_id: int) -> str:
+        """A plan's name within a sentence: `plan 12`, `plan 12, repaired (refit)`, `sleb on math`."""
+        label = self.subjects[config_id].label
+        return f"p{label[1:]}" if label.startswith("Plan ") else label
+
+    def strip(self, config_id: int) -> pd.DataFrame:
+        """See frames.layers.strip, with `fitted`: how a layer's weights were repaired or healed, empty if not."""
+        fitted = fitted_layers(stored_plans(self.tables)[config_id])
+        one = layers.strip(self.layers, config_id)
+        return one.assign(fitted=[fitted.get(layer, "") for layer in one["layer"]])
 
     @cached_property
     def held_out(self) -> pd.DataFrame:

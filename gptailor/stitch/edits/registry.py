@@ -88,6 +88,35 @@ def refuse_repair(plan: StitchPlan, who: str, method: str) -> None:
         raise UserError(f"--repair {method}: {who} leaves out no layer, so there is no gap to repair")
 
 
+def fitted_places(plan: StitchPlan, at_gaps: bool) -> set[int]:
+    """Places among the kept layers whose weights a repair fits: before the gaps alone, or all from the first gap on."""
+    if at_gaps:
+        return set(plan.before_gaps)
+    n = len(plan.kept)
+    return set(range(0 if plan.kept[0].layer else min(plan.before_gaps, default=n), n))
+
+
+def fitted_layers(plan: StitchPlan) -> dict[int, str]:
+    """Layers of the base whose weights were repaired or healed -> how, in words: `repaired by refit, then healed`."""
+    found: dict[int, list[str]] = {}
+    for edit in plan.edits:
+        for place in _fitted_by(plan, edit):
+            words = "healed" if edit.method == HEALED else f"repaired by {edit.method}"
+            found.setdefault(plan.kept[place].layer, []).append(words)
+    return {layer: ", then ".join(words) for layer, words in found.items()}
+
+
+def _fitted_by(plan: StitchPlan, edit: Edit) -> set[int]:
+    if edit.method == HEALED:
+        return set(range(len(plan.kept)))
+    if edit.method == RepairMethod.PRUNE_COMP:  # which scales what is behind a gap
+        places = fitted_places(plan, at_gaps=False)
+        return places if plan.kept[0].layer else places - {min(places, default=0)}
+    if edit.method in set(RepairMethod):
+        return fitted_places(plan, at_gaps=settings_of(edit).get("layers") != "kept")
+    return set()
+
+
 def makes_zeros(edit: Edit) -> bool:
     """Whether it leaves out single weights: training or fitting would fill them again."""
     return EDITS[edit.method].leaves_out and keeps_shapes(edit)

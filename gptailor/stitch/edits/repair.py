@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gptailor.family.structure import with_tensors
 from gptailor.stitch.edits.case import EditCase
+from gptailor.stitch.edits.registry import fitted_places
 from gptailor.stitch.edits.streams import Site, Streams
 from gptailor.stitch.edits.walk import wide
 
@@ -29,7 +30,7 @@ def repair(case: EditCase, fit: Fit, *, at_gaps: bool = True, with_attention: bo
     before it too. Raises UserError.
     """
     streams = Streams(case, case.teacher(str(case.parameter("teacher"))))
-    chosen = _chosen(streams, len(case.layers), at_gaps)
+    chosen = fitted_places(case.plan, at_gaps)
     names = streams.projections if with_attention else streams.projections[1:]
     edited = list(case.layers)
     for position in range(max(chosen, default=-1) + 1):
@@ -39,15 +40,6 @@ def repair(case: EditCase, fit: Fit, *, at_gaps: bool = True, with_attention: bo
         else:
             streams.skip(position, edited[position])
     return edited
-
-
-def _chosen(streams: Streams, n: int, at_gaps: bool) -> set[int]:
-    """Positions of the kept layers that are fitted."""
-    gaps = [position for position in range(n) if streams.is_before_a_gap(position)]
-    if at_gaps:
-        return set(gaps)
-    first = 0 if streams.layer_of(0) else min(gaps, default=n)
-    return set(range(first, n))
 
 
 def _repaired(streams: Streams, position: int, layer: nn.Module, names: tuple[str, ...], fit: Fit) -> nn.Module:

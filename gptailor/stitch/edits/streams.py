@@ -79,7 +79,7 @@ class Streams(Walk):
         return kept[position + 1].layer if position + 1 < len(kept) else self.case.family.n_layers
 
     def is_before_a_gap(self, position: int) -> bool:
-        return self.target_of(position) > self.layer_of(position) + 1
+        return position in self.case.plan.before_gaps
 
     def teach(self, until: int) -> None:
         """Move the teacher on, alone, until its stream enters this layer."""
