@@ -54,6 +54,10 @@ def is_repaired(config_id: int) -> bool:
     return REPAIRED <= config_id < HEALED
 
 
+def is_healed(config_id: int) -> bool:
+    return HEALED <= config_id < KEPT
+
+
 def next_number(first: int, taken: Iterable[int]) -> int:
     """The next free number of those from `first` on, which is HEALED or KEPT."""
     return max((number for number in taken if first <= number < first + REPAIRED), default=first - 1) + 1

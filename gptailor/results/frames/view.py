@@ -11,8 +11,7 @@ import pandas as pd
 
 from gptailor.results import scores
 from gptailor.results.frames import facts, held_out, layers, tradeoffs, trials
-from gptailor.results.story import stored_plans
-from gptailor.results.subjects import stored_subjects
+from gptailor.results.subjects import stored_plan, stored_subjects
 from gptailor.stitch.edits.registry import fitted_layers
 from gptailor.store.queries import RunTables
 from gptailor.trial import Subject, SubjectKind
@@ -97,7 +96,7 @@ class View:
 
     def strip(self, config_id: int) -> pd.DataFrame:
         """See frames.layers.strip, with `fitted`: how a layer's weights were repaired or healed, empty if not."""
-        fitted = fitted_layers(stored_plans(self.tables)[config_id])
+        fitted = fitted_layers(stored_plan(self.tables, config_id))
         one = layers.strip(self.layers, config_id)
         return one.assign(fitted=[fitted.get(layer, "") for layer in one["layer"]])
 
