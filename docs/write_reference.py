@@ -16,7 +16,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
 from gptailor.__main__ import command_parser
-from gptailor.spec import RunSpec, describe, fields_of, record_of
+from gptailor.spec.files import describe
+from gptailor.spec.records import fields_of, record_of
+from gptailor.spec.run import RunSpec
 
 DOCUMENT_END = "...\n"  # YAML's, after a single value
 FOLDER = Path(__file__).with_name("reference")
@@ -43,7 +45,7 @@ END = "\nWritten by [docs/write_reference.py](../write_reference.py) (`make refe
 def files() -> dict[str, str]:
     """Every file of docs/reference/ by its name."""
     return {
-        "run-file.md": run_file() + END.format("gptailor/spec.py"),
+        "run-file.md": run_file() + END.format("gptailor/spec/"),
         SCHEMA: json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n",
         "command-line.md": command_line() + END.format("gptailor/__main__.py"),
     }

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gptailor.family.models import open_family
     from gptailor.formats.published import read_plan
     from gptailor.notebooks import export_model, make_plan, open_run, run_search, score_plans, stitch_model
-    from gptailor.spec import load_spec as load_run_file
+    from gptailor.spec.files import load_spec as load_run_file
 
 __version__ = VERSION
 __all__ = (
@@ -30,7 +30,7 @@ __all__ = (
 )
 _ELSEWHERE = {
     "UserError": "gptailor.errors.UserError",
-    "load_run_file": "gptailor.spec.load_spec",
+    "load_run_file": "gptailor.spec.files.load_spec",
     "open_family": "gptailor.family.models.open_family",
     "read_plan": "gptailor.formats.published.read_plan",
 }

@@ -17,7 +17,7 @@ from gptailor.versions import VERSION
 
 if TYPE_CHECKING:
     from gptailor.launch.events import Say
-    from gptailor.spec import Repair
+    from gptailor.spec.sections import Repair
     from gptailor.store.folder import RunFolder
 
 OK, USER_ERROR, RUN_FAILED, INTERRUPTED = 0, 2, 1, 130
@@ -76,7 +76,7 @@ def _refuse(arguments: argparse.Namespace, why: str) -> int:
 def search(arguments: argparse.Namespace) -> int:
     """Search from a run file: check it, make its folder, run it here and report."""
     from gptailor.launch.engine import prepare
-    from gptailor.spec import load_spec
+    from gptailor.spec.files import load_spec
 
     folder = prepare(arguments.runs, load_spec(arguments.run_file, arguments.set))
     return _run_here(folder, arguments)
@@ -85,7 +85,8 @@ def search(arguments: argparse.Namespace) -> int:
 def baseline(arguments: argparse.Namespace) -> int:
     """Score what published pruning methods give for a run file, on the base and on each candidate."""
     from gptailor.launch.engine import prepare
-    from gptailor.spec import Baseline, build_spec, load_spec
+    from gptailor.spec.files import build_spec, load_spec
+    from gptailor.spec.sections import Baseline
 
     names = [str(name) for name in Baseline] if arguments.names == "all" else arguments.names.split(",")
     spec = load_spec(arguments.run_file, arguments.set)
@@ -148,7 +149,7 @@ def show(arguments: argparse.Namespace) -> int:
 def check(arguments: argparse.Namespace) -> int:
     """Preflight of a run file: does the family fit, do the benchmarks open, what will it take."""
     from gptailor.commands.check import check_json, check_text
-    from gptailor.spec import load_spec
+    from gptailor.spec.files import load_spec
 
     spec = load_spec(arguments.run_file, arguments.set)
     print(json.dumps(check_json(spec, arguments.runs)) if arguments.json else check_text(spec, arguments.runs))
@@ -162,7 +163,7 @@ def redundancy(arguments: argparse.Namespace) -> int:
     with collector_at_rest():
         from gptailor.commands.redundancy import redundancy as look
         from gptailor.commands.redundancy import tell
-    from gptailor.spec import load_spec
+    from gptailor.spec.files import load_spec
     from gptailor.store.asked import spec_of
 
     is_file = Path(arguments.run).suffix in (".yaml", ".yml")
@@ -366,7 +367,7 @@ def _repair(arguments: argparse.Namespace) -> Repair | None:
     """The repair that --repair and --texts ask for, or None. Raises UserError."""
     from pydantic import ValidationError
 
-    from gptailor.spec import Repair
+    from gptailor.spec.sections import Repair
 
     if arguments.repair is None:
         if arguments.texts is not None:

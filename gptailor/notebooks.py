@@ -24,7 +24,9 @@ from gptailor.measures import retention
 from gptailor.plan import BASE, LayerChoice, StitchPlan
 from gptailor.results import scores
 from gptailor.results.story import stored_plans
-from gptailor.spec import Benchmark, RunSpec, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Benchmark
 from gptailor.store.folder import RunFolder, runs_root
 from gptailor.store.queries import RunTables, read_run
 from gptailor.trial import Score

@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gptailor.spec import Budget, RunSpec, SpaceOperation
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Budget, SpaceOperation
 
 REFERENCES = 5
 """Plans that are scored at the full budget before the first trial, where there are several rungs: the dense base and

@@ -27,7 +27,7 @@ def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def make_spec() -> Callable[..., object]:
     """make_spec(folder, remove=2): a run over a family's folder, whose every sub-folder but `base` is a candidate."""
-    from gptailor.spec import build_spec
+    from gptailor.spec.files import build_spec
 
     def make(folder: Path, **changes):
         names = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != "base")

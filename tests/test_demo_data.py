@@ -11,7 +11,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from gptailor.spec import load_spec
+from gptailor.spec.files import load_spec
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "data" / "demo"

@@ -18,7 +18,7 @@ import pytest
 from gptailor.__main__ import command_parser
 from gptailor.launch.devices import Device
 from gptailor.scoring.memory import Memory, predict_memory
-from gptailor.spec import load_spec
+from gptailor.spec.files import load_spec
 from gptailor.store.tables import known_tables
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,8 @@ from gptailor.evaluate.examples import Example
 from gptailor.evaluate.metrics import gold_options
 from gptailor.evaluate.safety import check_task_file
 from gptailor.evaluate.scoring import item_of
-from gptailor.spec import Benchmark, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.sections import Benchmark
 
 pytest.importorskip("torch")
 

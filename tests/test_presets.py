@@ -10,7 +10,8 @@ import yaml
 from gptailor.commands.check import _benchmark_problems, check
 from gptailor.dashboard import form
 from gptailor.evaluate.safety import check_task_file
-from gptailor.spec import SpaceOperation, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.sections import SpaceOperation
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = sorted((ROOT / "data" / "presets").glob("*.yaml"))

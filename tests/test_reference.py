@@ -10,7 +10,8 @@ import yaml
 
 from docs import write_reference
 from gptailor.dashboard import form
-from gptailor.spec import RunSpec, describe
+from gptailor.spec.files import describe
+from gptailor.spec.run import RunSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_FILES = [*(ROOT / "data" / "presets").glob("*.yaml"), *(ROOT / "data" / "experiments" / "families").glob("*.yaml")]
@@ -19,7 +20,7 @@ RUN_FILES = [*(ROOT / "data" / "presets").glob("*.yaml"), *(ROOT / "data" / "exp
 @pytest.mark.parametrize("key", list(write_reference.keys()))
 def test_every_key_of_the_run_file_says_what_it_means(key: str) -> None:
     text = describe(key)
-    assert len(text) > 10 and text.endswith("."), f"a sentence is missing below {key} in gptailor/spec.py"
+    assert len(text) > 10 and text.endswith("."), f"a sentence is missing below {key} in gptailor/spec/"
     assert text in write_reference.files()["run-file.md"]
 
 

@@ -8,7 +8,8 @@ import pytest
 from gptailor.schedule import brackets, schedule
 from gptailor.search.space import build_space
 from gptailor.search.suggest import Suggester
-from gptailor.spec import Budget, build_spec
+from gptailor.spec.files import build_spec
+from gptailor.spec.sections import Budget
 
 
 def test_the_papers_settings() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from gptailor import shipped
 from gptailor.dashboard import access
-from gptailor.spec import load_spec
+from gptailor.spec.files import load_spec
 
 ROOT = Path(__file__).resolve().parents[1]
 BESIDE = ("data/presets", "data/demo", "data/benchmarks", "data/experiments", "pages", ".streamlit")

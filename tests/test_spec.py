@@ -9,17 +9,11 @@ import pytest
 from pydantic import BaseModel
 
 from gptailor.errors import UserError
-from gptailor.spec import (
-    Budget,
-    RunSpec,
-    build_spec,
-    fields_of,
-    keys_at,
-    load_spec,
-    parse_duration,
-    parse_spec,
-    record_of,
-)
+from gptailor.spec.files import build_spec, keys_at, load_spec, parse_spec
+from gptailor.spec.records import fields_of, record_of
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Budget
+from gptailor.spec.values import parse_duration
 
 MINIMAL = """
 name: demo

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gptailor import wording
 from gptailor.search.progress import Report
-from gptailor.spec import build_spec
+from gptailor.spec.files import build_spec
 from gptailor.trial import Origin, Outcome, Trial, TrialStatus
 
 

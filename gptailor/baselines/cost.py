@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gptailor.baselines import mended, narrower
-from gptailor.spec import Baseline, Repair, RepairMethod
+from gptailor.spec.sections import Baseline, Repair, RepairMethod
 from gptailor.stitch.edits.cost import Cost, Sizes, besa_cost, llm_pruner_cost, repair_cost, slimgpt_cost
 
 

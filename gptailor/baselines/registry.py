@@ -12,7 +12,8 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from gptailor.plan import BASE
-from gptailor.spec import Baseline, RunSpec, evenly
+from gptailor.spec.run import RunSpec, evenly
+from gptailor.spec.sections import Baseline
 from gptailor.trial import LESS, REPAIRED_BY, Subject
 
 if TYPE_CHECKING:

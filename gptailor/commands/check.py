@@ -24,7 +24,8 @@ from gptailor.results.outlook import outlook
 from gptailor.schedule import Rung, n_examples, schedule
 from gptailor.scoring.device_speed import matmul_speed, type_advice
 from gptailor.scoring.memory import ELSEWHERE, Memory, costs_of_edits, local_workers, predict_memory
-from gptailor.spec import Removal, RunSpec, SpaceOperation
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Removal, SpaceOperation
 from gptailor.store.folder import runs_root
 from gptailor.wording import duration, gigabytes, size
 

@@ -24,7 +24,8 @@ from gptailor.scoring.item_cache import evaluation_of
 from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.scoring.provenance import Provenance, without
 from gptailor.scoring.shared import Shared
-from gptailor.spec import HeldOut, Repair, RunSpec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import HeldOut, Repair
 from gptailor.stitch.edits.registry import refuse_repair
 from gptailor.stitch.stitcher import Stitcher
 from gptailor.stopwatch import Part, Stopwatch

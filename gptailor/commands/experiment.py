@@ -25,7 +25,8 @@ from gptailor.launch.process import python
 from gptailor.results import redundancy, scores
 from gptailor.results.fronts import QUALITIES, attained, volume
 from gptailor.runfile import load_yaml, read_text
-from gptailor.spec import RunSpec, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.run import RunSpec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import RunStatus

@@ -21,7 +21,8 @@ from gptailor.launch.events import Event, Say
 from gptailor.plan import BASE, StitchPlan
 from gptailor.results import worth
 from gptailor.results.subjects import stored_subjects
-from gptailor.spec import Repair, RunSpec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Repair
 from gptailor.store import queries
 from gptailor.store.asked import spec_of
 from gptailor.store.folder import RunFolder

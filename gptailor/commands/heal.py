@@ -37,7 +37,7 @@ from gptailor.plan import Edit, StitchPlan, Texts
 from gptailor.results.story import stored_plans
 from gptailor.results.summary import summarise
 from gptailor.scoring.plan_scorer import SELECTION_EXAMPLES, PlanScorer
-from gptailor.spec import RunSpec
+from gptailor.spec.run import RunSpec
 from gptailor.stitch.edits.case import most_kept
 from gptailor.stitch.edits.healed import HealedFolders, Tensors, digest_of
 from gptailor.stitch.edits.registry import HEALED as HEALED_EDIT

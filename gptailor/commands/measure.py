@@ -28,7 +28,7 @@ from gptailor.launch.events import Event, Say
 from gptailor.plan import StitchPlan
 from gptailor.results.summary import summarise
 from gptailor.results.worth import line
-from gptailor.spec import RunSpec
+from gptailor.spec.run import RunSpec
 from gptailor.store.asked import spec_of
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter

@@ -37,7 +37,8 @@ from gptailor.scoring.item_cache import items_key
 from gptailor.scoring.plan_scorer import CALIBRATION_TEXTS, PlanScorer, open_run_benchmarks
 from gptailor.scoring.provenance import digests_of, refuse_other_models
 from gptailor.scoring.removal_speed import counted_here
-from gptailor.spec import Benchmark, RunSpec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Benchmark
 from gptailor.store.folder import RunFolder
 from gptailor.trial import now
 from gptailor.wording import as_table, count, duration, gigabytes

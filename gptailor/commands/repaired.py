@@ -14,7 +14,7 @@ from gptailor.plan import StitchPlan, Texts
 from gptailor.results.story import stored_plans
 from gptailor.results.subjects import stored_subjects
 from gptailor.scoring.plan_scorer import PlanScorer
-from gptailor.spec import Repair
+from gptailor.spec.sections import Repair
 from gptailor.stitch.edits.registry import refuse_repair, repair_edit
 from gptailor.store.queries import RunTables
 from gptailor.trial import Subject

@@ -13,7 +13,8 @@ from gptailor.results import scores
 from gptailor.results.story import stored_plans
 from gptailor.results.subjects import stored_subjects
 from gptailor.scoring.plan_scorer import CALIBRATION_TEXTS, PlanScorer
-from gptailor.spec import Baseline, RunSpec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Baseline
 from gptailor.store import queries
 from gptailor.store.asked import spec_of
 from gptailor.store.folder import RunFolder

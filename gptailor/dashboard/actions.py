@@ -24,7 +24,7 @@ from gptailor.launch.engine import StopResult, delete_run, request
 from gptailor.launch.extend import extend as more_for
 from gptailor.launch.jobs import Job, JobStatus, job_state, list_jobs, start_job, stop_job
 from gptailor.results.redundancy import shared_file
-from gptailor.spec import RunSpec
+from gptailor.spec.run import RunSpec
 from gptailor.store.folder import RUN_ID, RunFolder, write_atomically
 from gptailor.store.imports import import_run
 from gptailor.store.notes import Notes, write_notes

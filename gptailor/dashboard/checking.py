@@ -20,7 +20,7 @@ from typing import Any
 import streamlit as st
 
 from gptailor.launch.process import clean_environment, python
-from gptailor.spec import RunSpec
+from gptailor.spec.run import RunSpec
 
 KEPT = 32
 FRESH_SECONDS = 120.0

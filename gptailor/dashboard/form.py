@@ -19,7 +19,9 @@ import yaml
 
 from gptailor import shipped
 from gptailor.errors import UserError
-from gptailor.spec import Benchmark, Removal, RunSpec, build_spec, load_spec
+from gptailor.spec.files import build_spec, load_spec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Benchmark, Removal
 
 PRESETS = (shipped.ROOT / shipped.PRESETS, shipped.PRESETS)
 """Folders of run files that are offered to begin with: those shipped, and those in the folder that the dashboard was

@@ -11,7 +11,8 @@ from gptailor import wording
 from gptailor.dashboard import form, url, widgets
 from gptailor.dashboard.form import Draft, Preset
 from gptailor.launch.devices import free_devices
-from gptailor.spec import Baseline, SpaceOperation, describe
+from gptailor.spec.files import describe
+from gptailor.spec.sections import Baseline, SpaceOperation
 from gptailor.wording import gigabytes
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from gptailor.dashboard.readers import Run
 from gptailor.results.frames.view import View
 from gptailor.results.outlook import Outlook, Verdict, outlook
 from gptailor.results.redundancy import Redundancy, of_run, read, shared_file
-from gptailor.spec import Removal, RunSpec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Removal
 
 LABEL, ICON = "Measure the redundancy", ":material/layers_clear:"
 HELP = "Which layers look cheap, and where candidates conflict. Minutes, on the run's device."

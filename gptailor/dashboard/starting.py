@@ -18,7 +18,7 @@ from gptailor.dashboard.polling import poll
 from gptailor.errors import UserError
 from gptailor.launch.queue import waiting_behind
 from gptailor.schedule import n_examples, schedule
-from gptailor.spec import RunSpec
+from gptailor.spec.run import RunSpec
 from gptailor.store.folder import RunFolder
 from gptailor.wording import gigabytes
 

@@ -19,7 +19,7 @@ from gptailor.evaluate.examples import Encoder, Example, build_examples, chat_re
 from gptailor.evaluate.metrics import ANSWER_PERPLEXITY, NEED_ANSWERS, OUR_METRICS, RELATIVE, chance_of, gold_options
 from gptailor.evaluate.shots import drawn_as_for_all
 from gptailor.evaluate.tasks import cause_of, find_tasks, load_tasks
-from gptailor.spec import Benchmark, Reading
+from gptailor.spec.sections import Benchmark, Reading
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
-    from gptailor.spec import Benchmark
+    from gptailor.spec.sections import Benchmark
 
 SPLITS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 FEWSHOT_SEED = 1234  # lm-eval's default for drawing few-shot examples

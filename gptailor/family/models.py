@@ -42,7 +42,7 @@ from gptailor.family.structure import (
     with_tensors,
 )
 from gptailor.plan import BASE
-from gptailor.spec import RunSpec
+from gptailor.spec.run import RunSpec
 
 CHUNK = 1 << 20
 SMALL = 1 << 26

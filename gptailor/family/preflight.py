@@ -34,7 +34,8 @@ from gptailor.family.skeleton import (
 from gptailor.family.structure import find_layers, layer_list
 from gptailor.family.weights import distance, first_non_finite
 from gptailor.plan import BASE
-from gptailor.spec import Removal, RunSpec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Removal
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 MAX_LINES_A_MODEL = 5

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from gptailor.errors import UserError
-from gptailor.spec import Removal, RunSpec, parse_bytes
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Removal
+from gptailor.spec.values import parse_bytes
 from gptailor.wording import gigabytes
 
 

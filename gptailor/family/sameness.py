@@ -7,7 +7,7 @@ from gptailor.family.checkpoint import Checkpoint, Unreadable
 from gptailor.family.digests import checkpoint_digests
 from gptailor.family.hub import open_checkpoint, revision_of
 from gptailor.plan import BASE
-from gptailor.spec import RunSpec
+from gptailor.spec.run import RunSpec
 from gptailor.trial import Digests
 
 MAX_LINES = 6

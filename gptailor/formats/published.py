@@ -26,7 +26,8 @@ from typing import Any, Literal
 from gptailor.errors import UserError
 from gptailor.plan import BASE, LayerChoice, StitchPlan
 from gptailor.runfile import load_yaml, read_text
-from gptailor.spec import RunSpec, build_spec
+from gptailor.spec.files import build_spec
+from gptailor.spec.run import RunSpec
 from gptailor.wording import gigabytes
 
 MAX_BYTES = 4 * 1024 * 1024

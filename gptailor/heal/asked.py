@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gptailor.errors import UserError
-from gptailor.spec import Repair
+from gptailor.spec.sections import Repair
 
 LORA_RATE, FULL_RATE = 1e-3, 2e-4
 WRITTEN = 100_000

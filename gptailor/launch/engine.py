@@ -32,7 +32,7 @@ from gptailor.store.folder import STARTED_IN, RunFolder, new_run_id, write_atomi
 from gptailor.trial import RunStatus
 
 if TYPE_CHECKING:
-    from gptailor.spec import RunSpec
+    from gptailor.spec.run import RunSpec
 
 LOST: Literal["lost"] = "lost"
 """State of a run that says it is queued, running or paused while no process holds its lock."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gptailor.errors import UserError
 from gptailor.launch.engine import EngineLock, start
-from gptailor.spec import build_spec, load_spec
+from gptailor.spec.files import build_spec, load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter

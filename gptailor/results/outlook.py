@@ -13,7 +13,7 @@ from statistics import median
 
 from gptailor.plan import BASE
 from gptailor.results.redundancy import SURE, Agreement, Kept, ModelFound, Redundancy
-from gptailor.spec import SpaceOperation
+from gptailor.spec.sections import SpaceOperation
 from gptailor.wording import plural
 
 CHEAP = 0.95

@@ -20,7 +20,8 @@ from typing import Any
 
 from gptailor.errors import UserError
 from gptailor.measures import retention
-from gptailor.spec import RunSpec, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.run import RunSpec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder, write_atomically
 from gptailor.trial import averaged_together

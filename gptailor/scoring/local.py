@@ -10,7 +10,8 @@ from gptailor.scoring.item_cache import Items, PlanScores
 from gptailor.scoring.plan_scorer import OBJECTIVES, PlanScorer
 from gptailor.scoring.scorer import Ended, attempt, hung_error
 from gptailor.scoring.time_limit import TimeLimit
-from gptailor.spec import Reading, RunSpec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Reading
 from gptailor.store.folder import RunFolder
 
 

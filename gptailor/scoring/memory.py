@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from gptailor.launch.devices import device_of, devices_of, free_devices, places
 from gptailor.plan import BASE
-from gptailor.spec import RunSpec, SpaceOperation
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import SpaceOperation
 from gptailor.stitch.edits.cost import Cost, Sizes, repair_cost
 from gptailor.wording import gigabytes
 

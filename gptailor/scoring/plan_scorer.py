@@ -24,7 +24,8 @@ from gptailor.family.models import Family, Reader, open_family
 from gptailor.plan import BASE, StitchPlan, Texts
 from gptailor.scoring.item_cache import Gap, ItemCache, Items, PlanScores
 from gptailor.scoring.shared import Shared
-from gptailor.spec import Benchmark, Reading, Repair, RunSpec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Benchmark, Reading, Repair
 from gptailor.stitch.edits.case import Between
 from gptailor.stitch.edits.healed import HealedFolders
 from gptailor.stitch.edits.registry import repair_edit

@@ -23,7 +23,8 @@ from gptailor.family.sameness import MAX_LINES, refuse_difference
 from gptailor.plan import BASE
 from gptailor.scoring.item_cache import OPTIONS, ORDER, Items
 from gptailor.scoring.plan_scorer import open_run_benchmarks
-from gptailor.spec import Benchmark, RunSpec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Benchmark
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter

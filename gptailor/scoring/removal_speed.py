@@ -20,7 +20,9 @@ from statistics import median
 from typing import Any
 
 from gptailor.errors import UserError
-from gptailor.spec import Removal, RunSpec, SpaceOperation, build_spec
+from gptailor.spec.files import build_spec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Removal, SpaceOperation
 
 PROMPT, NEW = 32, 24
 """Tokens that are read and then written each time."""

@@ -18,7 +18,8 @@ from gptailor.plan import StitchPlan
 from gptailor.scoring.item_cache import ItemCache, PlanScores
 from gptailor.scoring.plan_scorer import OBJECTIVES
 from gptailor.scoring.time_limit import TimeLimit, TookTooLong
-from gptailor.spec import Reading, RunSpec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Reading
 
 T = TypeVar("T")
 

@@ -32,7 +32,7 @@ from gptailor.scoring.scorer import Ended
 from gptailor.search.recording import outcome_of, trial_record
 from gptailor.search.run_base import RunBase
 from gptailor.search.selection import FINALISTS
-from gptailor.spec import RunSpec
+from gptailor.spec.run import RunSpec
 from gptailor.stopwatch import Part
 from gptailor.store import queries
 from gptailor.trial import DENSE, Evaluation, Origin, Outcome, RunStatus, TrialStatus, averaged_together, now

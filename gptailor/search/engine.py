@@ -31,7 +31,9 @@ from gptailor.search.loop import Search
 from gptailor.search.progress import Progress
 from gptailor.search.recording import blame_the_trial, open_writer
 from gptailor.search.run_base import RunBase
-from gptailor.spec import Removal, RunSpec, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Removal
 from gptailor.stopwatch import Part, Stopwatch
 from gptailor.store.asked import spec_of
 from gptailor.store.connection import StoreUnwritable

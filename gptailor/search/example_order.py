@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gptailor.evaluate.benchmarks import OpenBenchmark
 from gptailor.plan import StitchPlan
 from gptailor.scoring.item_cache import OPTIONS, ORDER, Fresh, Items, items_key, reading_key
-from gptailor.spec import Reading
+from gptailor.spec.sections import Reading
 
 FLATTEST = 0.1
 """The least that a slope is taken for: few plans tell it roughly."""

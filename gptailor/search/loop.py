@@ -33,7 +33,8 @@ from gptailor.search.selection import select
 from gptailor.search.space import PlanSpace, build_space, initial_design
 from gptailor.search.suggest import Suggester, cost
 from gptailor.search.trial_queue import NextTrial, TrialQueue
-from gptailor.spec import Baseline, RunSpec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Baseline
 from gptailor.stitch.merging import merge_source_counts
 from gptailor.stopwatch import Part
 from gptailor.store import queries

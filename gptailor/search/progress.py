@@ -10,7 +10,7 @@ from typing import Protocol, TextIO
 from tqdm import tqdm
 
 from gptailor.schedule import REFERENCES, schedule
-from gptailor.spec import RunSpec
+from gptailor.spec.run import RunSpec
 from gptailor.trial import Outcome, RunStatus, Score, Subject, Trial, TrialStatus
 from gptailor.wording import duration
 

@@ -12,7 +12,8 @@ from gptailor.launch.supervisor import DEATHS_AT_A_TRIAL
 from gptailor.plan import StitchPlan
 from gptailor.results.summary import summarise
 from gptailor.scoring.scorer import Ended
-from gptailor.spec import RunSpec, SpaceOperation
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import SpaceOperation
 from gptailor.stitch.merging import merge_method_problem
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder

@@ -30,7 +30,7 @@ from gptailor.scoring.shared import Shared
 from gptailor.search.example_order import known_orders, put_in_order, slopes, telling_orders
 from gptailor.search.progress import Progress
 from gptailor.search.replay import read_history
-from gptailor.spec import RunSpec
+from gptailor.spec.run import RunSpec
 from gptailor.stopwatch import Part
 from gptailor.store.connection import StoreFull, StoreUnwritable
 from gptailor.store.folder import RunFolder

@@ -26,7 +26,7 @@ from gptailor.schedule import SWAPS, screening_rounds
 from gptailor.scoring.item_cache import PlanScores, items_key
 from gptailor.scoring.plan_scorer import OBJECTIVES
 from gptailor.scoring.scorer import Scorer
-from gptailor.spec import RunSpec
+from gptailor.spec.run import RunSpec
 from gptailor.store.screening import Screening
 
 LEVEL = 0.05

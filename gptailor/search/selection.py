@@ -20,7 +20,7 @@ from gptailor.scoring.item_cache import evaluation_of
 from gptailor.scoring.plan_scorer import OBJECTIVES, SELECTION, SELECTION_EXAMPLES
 from gptailor.scoring.provenance import Provenance, without
 from gptailor.scoring.scorer import Scorer
-from gptailor.spec import RunSpec, evenly
+from gptailor.spec.run import RunSpec, evenly
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter

@@ -38,7 +38,8 @@ from numpy.typing import NDArray
 
 from gptailor.errors import UserError
 from gptailor.plan import BASE, LayerChoice, StitchPlan, merge_sets
-from gptailor.spec import RunSpec, SpaceOperation, evenly
+from gptailor.spec.run import RunSpec, evenly
+from gptailor.spec.sections import SpaceOperation
 
 DECIMALS = 2
 """Resolution of factors and scales."""

@@ -29,7 +29,7 @@ from smac.runhistory.enumerations import StatusType
 from gptailor.plan import StitchPlan
 from gptailor.search.space import PlanSpace
 from gptailor.search.surrogate import PlanForest, PlanSearch, PlanSelector, SpaceExhausted
-from gptailor.spec import RunSpec
+from gptailor.spec.run import RunSpec
 from gptailor.trial import SIZE, Origin, Score
 
 WORST_COST = 1.0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gptailor.spec import Removal, RunSpec, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Removal
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 

@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 
 from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
-from gptailor.spec import RunSpec, build_spec
+from gptailor.spec.files import build_spec
+from gptailor.spec.run import RunSpec
 from gptailor.store.folder import RUN_ID, RunFolder, new_run_id
 from gptailor.store.journal import Event
 from gptailor.store.notes import read_notes, write_notes

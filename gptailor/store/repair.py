@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from gptailor.errors import UserError
-from gptailor.spec import Removal, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.sections import Removal
 from gptailor.store.connection import StoreDamaged, open_reader
 from gptailor.store.folder import RunFolder
 from gptailor.store.journal import read_journal

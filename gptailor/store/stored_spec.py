@@ -1,6 +1,6 @@
 """What a saved run asked, as its store says it, whichever version wrote it.
 
-A run file that is to run is validated (gptailor/spec.py). One that has run is only read: a key that is missing, or is
+A run file that is to run is validated (gptailor/spec/). One that has run is only read: a key that is missing, or is
 not what it should be, is taken as a run file without it, and what this version does not know stays in `keys`. Nothing
 but the standard library is needed, as small processes read stores too.
 """

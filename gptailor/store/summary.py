@@ -62,7 +62,9 @@ class RunSummary:
 
 def summary_of_run_file(folder: RunFolder, problem: str | None = None) -> RunSummary:
     """What is known of a run before its engine has written anything, or when its database cannot be read."""
-    from gptailor.spec import parse_spec  # brings pydantic (0.3 s), which small processes that read a store do without
+    from gptailor.spec.files import (
+        parse_spec,  # brings pydantic (0.3 s), which small processes that read a store do without
+    )
 
     try:
         spec = parse_spec(folder.spec.read_text(encoding="utf-8"))

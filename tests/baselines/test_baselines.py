@@ -18,7 +18,7 @@ from gptailor.baselines.shortened_llama import taylor_scores
 from gptailor.errors import UserError
 from gptailor.family.models import open_family
 from gptailor.plan import StitchPlan, Texts
-from gptailor.spec import Baseline
+from gptailor.spec.sections import Baseline
 from gptailor.stitch.edits.registry import edit_problem
 from gptailor.stitch.stitcher import Stitcher
 

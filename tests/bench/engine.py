@@ -44,7 +44,9 @@ from gptailor.plan import BASE, StitchPlan
 from gptailor.scoring.item_cache import items_key
 from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.search.space import PlanSpace, build_space, initial_design
-from gptailor.spec import Budget, RunSpec, build_spec
+from gptailor.spec.files import build_spec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Budget
 from gptailor.threads import side_by_side
 
 Answers = dict[tuple[str, int], float]

@@ -32,7 +32,8 @@ from gptailor.errors import UserError
 from gptailor.launch.engine import delete_run, is_alive, prepare, request, resume, start, stop
 from gptailor.launch.extend import extend
 from gptailor.launch.process import read_holder, wait_until
-from gptailor.spec import RunSpec, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.run import RunSpec
 from gptailor.store.folder import RunFolder
 from gptailor.store.journal import read_journal
 from gptailor.trial import RunStatus

@@ -18,7 +18,7 @@ from pathlib import Path
 from gptailor.launch import engine, warm
 from gptailor.launch.process import clean_environment, python
 from gptailor.results.frames.seconds import seconds
-from gptailor.spec import load_spec
+from gptailor.spec.files import load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder, run_folders
 from gptailor.wording import as_table

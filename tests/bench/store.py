@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gptailor.plan import LayerChoice, StitchPlan
 from gptailor.results.summary import summarise
-from gptailor.spec import build_spec
+from gptailor.spec.files import build_spec
 from gptailor.store import queries
 from gptailor.store.connection import StoreBusy
 from gptailor.store.folder import RunFolder, new_run_id

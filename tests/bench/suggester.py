@@ -27,7 +27,8 @@ from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.search.loop import INITIAL_SHARE
 from gptailor.search.space import PlanSpace, build_space, initial_design
 from gptailor.search.suggest import Listed, Suggester, cost, scenario_of
-from gptailor.spec import RunSpec, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.run import RunSpec
 
 RUN_FILE = "data/presets/demo.yaml"
 

@@ -34,7 +34,8 @@ from gptailor.plan import StitchPlan
 from gptailor.results.story import run_json
 from gptailor.results.summary import run_summary
 from gptailor.scoring.plan_scorer import PlanScorer
-from gptailor.spec import RunSpec, build_spec, load_spec
+from gptailor.spec.files import build_spec, load_spec
+from gptailor.spec.run import RunSpec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import TrialStatus

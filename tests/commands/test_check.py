@@ -17,7 +17,8 @@ from helpers.make_runs import make_run
 from gptailor.commands.check import Memory, _benchmark_problems, check, check_json, check_text
 from gptailor.errors import UserError
 from gptailor.scoring import device_speed
-from gptailor.spec import RunSpec, build_spec
+from gptailor.spec.files import build_spec
+from gptailor.spec.run import RunSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 

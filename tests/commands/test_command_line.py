@@ -188,7 +188,8 @@ def test_a_benchmark_may_be_held_out_on_several_metrics(tiny_family: Path) -> No
 
 def test_the_issues_own_run_file_is_understood(tmp_path: Path) -> None:
     """Every key that a run file may have, as they are documented."""
-    from gptailor.spec import RunSpec, load_spec
+    from gptailor.spec.files import load_spec
+    from gptailor.spec.run import RunSpec
 
     text = """
 name: smollm2-27pct

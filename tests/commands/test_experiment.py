@@ -19,7 +19,8 @@ from gptailor.errors import UserError
 from gptailor.measures import hypervolume
 from gptailor.results import scores
 from gptailor.results.fronts import attained, volume
-from gptailor.spec import Baseline, SpaceOperation, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.sections import Baseline, SpaceOperation
 from gptailor.store import queries
 from gptailor.store.writer import RunWriter
 from gptailor.trial import Evaluation, Score, Subject

@@ -20,7 +20,7 @@ from gptailor.evaluate.speed import Setting, opened, peak_memory, prompt_of, tim
 from gptailor.launch.events import Event
 from gptailor.results import worth
 from gptailor.results.report import write_report
-from gptailor.spec import load_spec
+from gptailor.spec.files import load_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import Measurement, Quantity, Subject

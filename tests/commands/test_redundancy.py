@@ -23,7 +23,8 @@ from gptailor.results import redundancy as kept
 from gptailor.results.outlook import Verdict, cheap_layers, outlook
 from gptailor.results.redundancy import Redundancy, Scored, Without
 from gptailor.scoring import provenance
-from gptailor.spec import RunSpec, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.run import RunSpec
 from gptailor.store import queries
 from gptailor.trial import Digests
 

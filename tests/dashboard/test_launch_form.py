@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gptailor.dashboard import form
-from gptailor.spec import build_spec, load_spec, parse_spec
+from gptailor.spec.files import build_spec, load_spec, parse_spec
 
 DEMO = next(preset for preset in form.presets() if preset.path.stem == "demo")
 

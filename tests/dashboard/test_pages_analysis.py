@@ -17,7 +17,7 @@ from gptailor.dashboard import readers
 from gptailor.launch.engine import EngineLock, asked, is_alive, prepare, request
 from gptailor.plan import LayerShares
 from gptailor.results import redundancy
-from gptailor.spec import build_spec
+from gptailor.spec.files import build_spec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.notes import Notes, write_notes

@@ -17,7 +17,8 @@ from gptailor.__main__ import main
 from gptailor.dashboard import actions, checking, form, readers
 from gptailor.launch.engine import EngineLock, stop
 from gptailor.launch.jobs import Job
-from gptailor.spec import RunSpec, describe
+from gptailor.spec.files import describe
+from gptailor.spec.run import RunSpec
 from gptailor.store.folder import RunFolder, run_folders
 from gptailor.trial import RunStatus
 

@@ -150,7 +150,7 @@ def test_a_file_of_five_gigabytes_is_refused_unread(tmp_path: Path) -> None:
 
 
 def test_a_run_file_of_many_lines_is_refused_unread(tmp_path: Path) -> None:
-    from gptailor.spec import load_spec
+    from gptailor.spec.files import load_spec
 
     lines = tmp_path / "long.yaml"
     lines.write_text("a: &a [x]\n" + "b: [*a, *a, *a, *a, *a, *a, *a]\n" * 10_000)

@@ -18,7 +18,7 @@ from gptailor.plan import StitchPlan
 from gptailor.scoring.item_cache import OPTIONS
 from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.search.example_order import ORDER
-from gptailor.spec import RunSpec
+from gptailor.spec.run import RunSpec
 from gptailor.store import queries
 
 DENSE = StitchPlan.dense(6)

@@ -16,7 +16,7 @@ from gptailor.errors import UserError
 from gptailor.evaluate.benchmarks import calibration_batches, nested_order
 from gptailor.evaluate.evaluator import Stopped
 from gptailor.evaluate.scoring import NonFinite
-from gptailor.spec import Benchmark
+from gptailor.spec.sections import Benchmark
 
 torch = pytest.importorskip("torch")
 

@@ -23,7 +23,7 @@ from helpers.evaluate_tools import (
 
 from gptailor.errors import UserError
 from gptailor.evaluate.examples import chat_renderer
-from gptailor.spec import Benchmark
+from gptailor.spec.sections import Benchmark
 
 torch = pytest.importorskip("torch")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from helpers.evaluate_tools import PERPLEXITY, evaluator, opened, rows, write_task
 
-from gptailor.spec import Benchmark
+from gptailor.spec.sections import Benchmark
 
 torch = pytest.importorskip("torch")
 

@@ -14,7 +14,7 @@ from helpers.command_line import write_benchmark
 
 from gptailor.plan import LayerChoice, StitchPlan
 from gptailor.scoring.plan_scorer import PlanScorer
-from gptailor.spec import RunSpec
+from gptailor.spec.run import RunSpec
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 

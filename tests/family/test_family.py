@@ -381,7 +381,7 @@ def test_a_model_on_the_hub_is_judged_by_its_headers(tiny_family, make_spec, tmp
         "from gptailor.errors import UserError\n"
         "from gptailor.family.models import open_family\n"
         "from gptailor.family.preflight import preflight\n"
-        "from gptailor.spec import parse_spec\n"
+        "from gptailor.spec.files import parse_spec\n"
         "good, bad = map(parse_spec, pathlib.Path(sys.argv[1]).read_text().split('=====\\n'))\n"
         "weights = lambda: len(list(pathlib.Path(sys.argv[2]).glob('*/snapshots/*/*.safetensors')))\n"
         "print(preflight(good).model_bytes, weights())\n"

@@ -24,7 +24,7 @@ from gptailor.plan import LayerChoice, StitchPlan
 from gptailor.scoring.cluster.start import _only_gpus, start
 from gptailor.scoring.memory import Memory, predict_memory
 from gptailor.search import engine
-from gptailor.spec import Benchmark
+from gptailor.spec.sections import Benchmark
 from gptailor.stitch.stitcher import Stitcher
 from gptailor.store.folder import RunFolder
 

@@ -46,7 +46,7 @@ from gptailor.results.story_text import run_text
 from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.search.engine import run_engine
 from gptailor.search.progress import Report
-from gptailor.spec import build_spec, load_spec
+from gptailor.spec.files import build_spec, load_spec
 from gptailor.stitch.stitcher import Stitcher
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder

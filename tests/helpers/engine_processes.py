@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from gptailor.launch.process import spawn
-from gptailor.spec import build_spec
+from gptailor.spec.files import build_spec
 from gptailor.store.folder import RunFolder
 
 SPEC = build_spec(

@@ -10,7 +10,7 @@ from typing import Any
 
 from gptailor.evaluate.benchmarks import OpenBenchmark, open_benchmarks
 from gptailor.evaluate.evaluator import Evaluator
-from gptailor.spec import Benchmark
+from gptailor.spec.sections import Benchmark
 from helpers.families import WORDS
 
 CHOICE = """

@@ -18,7 +18,8 @@ from gptailor.family.preflight import architecture_problems
 from gptailor.family.skeleton import reason_of
 from gptailor.formats.huggingface import export_hf
 from gptailor.plan import LayerChoice, StitchPlan
-from gptailor.spec import Benchmark, build_spec
+from gptailor.spec.files import build_spec
+from gptailor.spec.sections import Benchmark
 from gptailor.stitch.stitcher import Stitcher
 from helpers.evaluate_tools import evaluator, opened, write_task
 from helpers.families import train_tokenizer

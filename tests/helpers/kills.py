@@ -24,7 +24,8 @@ from gptailor.launch.engine import LOST, is_alive, prepare, resume, start, state
 from gptailor.launch.process import read_holder
 from gptailor.results.story import run_json
 from gptailor.results.summary import run_summary
-from gptailor.spec import RunSpec, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.run import RunSpec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.journal import read_journal

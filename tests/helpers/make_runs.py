@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gptailor.plan import BASE, Edit, LayerChoice, LayerShares, StitchPlan
 from gptailor.results.summary import summarise
-from gptailor.spec import RunSpec, build_spec
+from gptailor.spec.files import build_spec
+from gptailor.spec.run import RunSpec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder, new_run_id
 from gptailor.store.writer import RunWriter

@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gptailor.spec import RunSpec, build_spec
+from gptailor.spec.files import build_spec
+from gptailor.spec.run import RunSpec
 from helpers.command_line import write_benchmark
 
 

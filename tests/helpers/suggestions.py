@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from gptailor.plan import StitchPlan
-from gptailor.spec import RunSpec, build_spec
+from gptailor.spec.files import build_spec
+from gptailor.spec.run import RunSpec
 
 N_LAYERS = 16
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from gptailor.plan import LayerChoice, StitchPlan
 from gptailor.results.summary import summarise
-from gptailor.spec import RunSpec, build_spec
+from gptailor.spec.files import build_spec
+from gptailor.spec.run import RunSpec
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
 from gptailor.trial import (

@@ -7,7 +7,8 @@ from pathlib import Path
 import yaml
 
 from gptailor.launch.engine import prepare
-from gptailor.spec import RunSpec, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.run import RunSpec
 from gptailor.store.folder import RunFolder
 from helpers.command_line import write_benchmark
 from helpers.warm_engines import WarmEngines

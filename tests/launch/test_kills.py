@@ -10,7 +10,7 @@ from helpers import kills
 from helpers.warm_engines import WarmEngines, shared
 
 from gptailor.launch.engine import EngineLock, is_alive, resume
-from gptailor.spec import load_spec
+from gptailor.spec.files import load_spec
 from gptailor.store import queries
 from gptailor.store.writer import RunWriter
 from gptailor.trial import RunStatus

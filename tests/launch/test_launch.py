@@ -38,7 +38,7 @@ from gptailor.launch.jobs import Job, JobStatus, job_state, list_jobs, start_job
 from gptailor.launch.process import clean_environment, is_held, read_holder, spawn
 from gptailor.launch.queue import DeviceQueue, StopAsked, waiting_behind
 from gptailor.results.summary import run_summary
-from gptailor.spec import load_spec
+from gptailor.spec.files import load_spec
 from gptailor.store.folder import RunFolder, run_folders
 from gptailor.trial import RunStatus
 
@@ -112,7 +112,7 @@ def test_a_prepared_run(folder: RunFolder) -> None:
 def test_one_token_is_one_run(tmp_path: Path) -> None:
     """A double click, a reload, two people, two servers (F10)."""
     code = (
-        "import sys; from gptailor.launch.engine import prepare; from gptailor.spec import load_spec\n"
+        "import sys; from gptailor.launch.engine import prepare; from gptailor.spec.files import load_spec\n"
         "print(prepare(sys.argv[1], load_spec(sys.argv[2]), 'the token').run_id)"
     )
     (tmp_path / "run.yaml").write_text(SPEC.to_yaml())

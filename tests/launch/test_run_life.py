@@ -37,7 +37,8 @@ from gptailor.launch import engine
 from gptailor.launch.engine import LOST, StopResult, asked, is_alive, request
 from gptailor.launch.extend import extend
 from gptailor.launch.process import signal_holder
-from gptailor.spec import RunSpec, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.run import RunSpec
 from gptailor.trial import RunStatus
 
 FIRST, MOST = 6, 20

@@ -15,7 +15,7 @@ from gptailor.evaluate import resampling
 from gptailor.evaluate.resampling import MEAN, aggregation_name, resampled
 from gptailor.evaluate.scoring import aggregation_of, score_of
 from gptailor.results import statistics
-from gptailor.spec import Benchmark
+from gptailor.spec.sections import Benchmark
 from gptailor.store.queries import Answers
 from gptailor.trial import ItemKey, Subject, is_share
 

@@ -18,7 +18,8 @@ from gptailor.scoring.item_cache import ItemCache, PlanScores
 from gptailor.scoring.scorer import Ended
 from gptailor.search.loop import Search
 from gptailor.search.recording import open_writer
-from gptailor.spec import Benchmark, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.sections import Benchmark
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter

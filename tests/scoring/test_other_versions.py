@@ -8,7 +8,7 @@ import pytest
 from distributed import Client
 
 from gptailor.scoring.cluster.worker import SAME_EVERYWHERE, Run, answer
-from gptailor.spec import build_spec
+from gptailor.spec.files import build_spec
 from gptailor.versions import installed_versions
 
 

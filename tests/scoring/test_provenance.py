@@ -24,7 +24,9 @@ from gptailor.launch.engine import prepare
 from gptailor.launch.extend import extend
 from gptailor.search.engine import run_engine
 from gptailor.search.progress import Report
-from gptailor.spec import Benchmark, RunSpec, build_spec, load_spec
+from gptailor.spec.files import build_spec, load_spec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Benchmark
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.repair import rebuild

@@ -24,7 +24,7 @@ from gptailor.scoring.provenance import digests_of
 from gptailor.scoring.shared import FOLDER, Shared
 from gptailor.search.engine import run_engine
 from gptailor.search.progress import Report
-from gptailor.spec import RunSpec
+from gptailor.spec.run import RunSpec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import Digests, RunStatus

@@ -34,7 +34,8 @@ from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.scoring.provenance import digests_of
 from gptailor.scoring.scorer import Ended
 from gptailor.search.example_order import known_orders
-from gptailor.spec import RunSpec, build_spec, load_spec
+from gptailor.spec.files import build_spec, load_spec
+from gptailor.spec.run import RunSpec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.journal import read_journal

@@ -16,7 +16,7 @@ from gptailor.launch.supervisor import DEATHS
 from gptailor.plan import StitchPlan
 from gptailor.results.summary import run_summary
 from gptailor.search.loop import FAILURES_AFTER_A_SUCCESS
-from gptailor.spec import RunSpec
+from gptailor.spec.run import RunSpec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import RunStatus, TrialStatus

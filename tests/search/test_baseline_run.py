@@ -26,7 +26,8 @@ from gptailor.search.engine import run_engine
 from gptailor.search.progress import Report
 from gptailor.search.replay import read_history
 from gptailor.search.selection import FINALISTS
-from gptailor.spec import Baseline, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.sections import Baseline
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter

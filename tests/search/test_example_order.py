@@ -16,7 +16,7 @@ from gptailor.plan import StitchPlan
 from gptailor.scoring.item_cache import OPTIONS, Items, items_key, reading_key
 from gptailor.search.example_order import FLATTEST, ORDER, known_orders, put_in_order, slopes, telling_orders
 from gptailor.search.suggest import cost
-from gptailor.spec import Benchmark
+from gptailor.spec.sections import Benchmark
 from gptailor.store import queries
 from gptailor.trial import Score
 

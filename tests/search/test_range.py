@@ -28,7 +28,9 @@ from gptailor.search.progress import Report
 from gptailor.search.selection import FINALISTS, finalists
 from gptailor.search.space import build_space, initial_design
 from gptailor.search.suggest import Suggester, size_of
-from gptailor.spec import Baseline, evenly, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.run import evenly
+from gptailor.spec.sections import Baseline
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import RunStatus

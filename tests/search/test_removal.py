@@ -16,7 +16,8 @@ from gptailor.launch.engine import prepare
 from gptailor.scoring.removal_speed import answer_of, counted_here, known_ratios, next_to_try
 from gptailor.search.engine import run_engine
 from gptailor.search.progress import Report
-from gptailor.spec import RunSpec, load_spec
+from gptailor.spec.files import load_spec
+from gptailor.spec.run import RunSpec
 from gptailor.store import queries
 from gptailor.store.asked import spec_of
 from gptailor.trial import RunStatus

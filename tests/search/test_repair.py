@@ -31,7 +31,9 @@ from gptailor.results.subjects import stored_subjects
 from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.search.engine import run_engine
 from gptailor.search.progress import Report
-from gptailor.spec import Repair, RepairMethod, RunSpec, build_spec, load_spec
+from gptailor.spec.files import build_spec, load_spec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Repair, RepairMethod
 from gptailor.stitch.edits.registry import Method, refuse_repair
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder

@@ -18,7 +18,8 @@ from gptailor.plan import BASE, StitchPlan
 from gptailor.schedule import is_screened, n_examples, screening_rounds
 from gptailor.scoring.item_cache import ItemCache, items_key
 from gptailor.search.screening import screen
-from gptailor.spec import RunSpec, build_spec, load_spec
+from gptailor.spec.files import build_spec, load_spec
+from gptailor.spec.run import RunSpec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.screening import Screening, read_screening, write_screening

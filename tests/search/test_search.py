@@ -17,7 +17,7 @@ from helpers.command_line import ROOT, gptailor, only_run
 from gptailor.plan import StitchPlan
 from gptailor.results.frames.seconds import seconds
 from gptailor.schedule import schedule
-from gptailor.spec import Budget
+from gptailor.spec.sections import Budget
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import ItemKey

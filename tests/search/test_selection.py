@@ -18,7 +18,7 @@ from gptailor.plan import StitchPlan
 from gptailor.results import scores
 from gptailor.results.frames.view import View
 from gptailor.search.selection import FINALISTS, finalists
-from gptailor.spec import build_spec
+from gptailor.spec.files import build_spec
 from gptailor.store import queries
 from gptailor.trial import Subject
 

@@ -12,7 +12,8 @@ from gptailor.errors import UserError
 from gptailor.plan import LayerChoice, StitchPlan
 from gptailor.search.space import NUMBER, PlanConfiguration, PlanSpace, build_space, initial_design, sizes
 from gptailor.search.surrogate import PlanSearch
-from gptailor.spec import RunSpec, build_spec
+from gptailor.spec.files import build_spec
+from gptailor.spec.run import RunSpec
 
 
 def make_spec(n_candidates: int = 3, **changes: object) -> RunSpec:

@@ -12,7 +12,8 @@ from smac.acquisition.function import EI
 from gptailor.search.space import build_space, initial_design
 from gptailor.search.suggest import Suggester, Suggestion, cost
 from gptailor.search.surrogate import PlanForest, PlanSearch
-from gptailor.spec import RunSpec, build_spec
+from gptailor.spec.files import build_spec
+from gptailor.spec.run import RunSpec
 from gptailor.trial import Origin, Score
 
 

@@ -24,7 +24,7 @@ from gptailor.family.models import open_family
 from gptailor.family.structure import with_tensors
 from gptailor.formats.huggingface import export_hf
 from gptailor.plan import Edit, LayerChoice, StitchPlan, Texts
-from gptailor.spec import Baseline, Repair
+from gptailor.spec.sections import Baseline, Repair
 from gptailor.stitch.edits import registry
 from gptailor.stitch.edits.case import EditCase
 from gptailor.stitch.edits.cost import Cost, Sizes, repair_cost

@@ -102,7 +102,7 @@ def test_impossible_choices() -> None:
 
 def fold_space():
     from gptailor.search.space import build_space
-    from gptailor.spec import build_spec
+    from gptailor.spec.files import build_spec
 
     data = {
         "name": "x",
@@ -153,7 +153,7 @@ def test_a_design_begins_without_folds_and_goes_on_with_them() -> None:
 
 def test_spaces_without_folding_refuse_such_plans() -> None:
     from gptailor.search.space import build_space, folded
-    from gptailor.spec import build_spec
+    from gptailor.spec.files import build_spec
 
     data = {"name": "x", "base_model": "b", "remove": 3, "objectives": [{"benchmark": "t"}], "operations": ["remove"]}
     space = build_space(build_spec(data), 8)

@@ -21,7 +21,7 @@ from gptailor.errors import UserError
 from gptailor.launch.engine import LOST, EngineLock, StopResult, is_alive, prepare, resume, stop
 from gptailor.launch.process import write_holder
 from gptailor.results.story import run_json
-from gptailor.spec import RunSpec
+from gptailor.spec.run import RunSpec
 from gptailor.store.folder import RunFolder
 from gptailor.trial import RunStatus
 

@@ -16,7 +16,8 @@ import pandas as pd
 
 from gptailor import wording
 from gptailor.results import scores
-from gptailor.spec import Budget, parse_duration
+from gptailor.spec.sections import Budget
+from gptailor.spec.values import parse_duration
 from gptailor.store.queries import RunTables
 from gptailor.trial import asked_key, averaged_together
 

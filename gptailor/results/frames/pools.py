@@ -11,7 +11,7 @@ import pandas as pd
 from gptailor.plan import merge_sets
 from gptailor.results.frames.compare import Entry
 from gptailor.results.frames.trials import AVERAGE
-from gptailor.spec import SpaceOperation
+from gptailor.spec.sections import SpaceOperation
 from gptailor.store.screening import Screening
 
 COLUMNS = ["run", "candidates", "stay", "plans", "seconds", "best", "examples", "lent"]

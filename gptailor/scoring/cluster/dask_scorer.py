@@ -31,7 +31,8 @@ from gptailor.scoring.item_cache import Gap, ItemCache, Items, PlanScores
 from gptailor.scoring.plan_scorer import OBJECTIVES, SELECTION_EXAMPLES, open_run_benchmarks, run_texts
 from gptailor.scoring.provenance import summary_digest
 from gptailor.scoring.scorer import Ended, hung_error, last_line
-from gptailor.spec import Reading, RunSpec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Reading
 from gptailor.stitch.edits.registry import keeps_shapes, repair_edit
 from gptailor.store.folder import RunFolder
 from gptailor.trial import Digests

@@ -20,7 +20,9 @@ from distributed.utils import get_mp_context
 
 from gptailor.errors import UserError
 from gptailor.launch.devices import devices_of, n_cores, places
-from gptailor.spec import RunSpec, Slurm, parse_duration
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Slurm
+from gptailor.spec.values import parse_duration
 from gptailor.store.folder import RunFolder
 
 LOSSES = 2

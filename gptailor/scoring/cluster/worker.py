@@ -26,7 +26,8 @@ from gptailor.scoring.plan_scorer import OBJECTIVES, PlanScorer
 from gptailor.scoring.provenance import digests_of, summary_digest
 from gptailor.scoring.scorer import attempt
 from gptailor.scoring.time_limit import TimeLimit
-from gptailor.spec import Reading, RunSpec
+from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import Reading
 from gptailor.trial import Digests
 from gptailor.versions import installed_versions
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptailor.spec import Repair, RepairMethod
+from gptailor.spec.sections import Repair, RepairMethod
 
 BATCH_TOKENS, SLICE = 8192, 2048
 """Tokens of a batch (case.py), and rows that are in float64 at a time (solve.py)."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gptailor.errors import UserError
 from gptailor.plan import Edit, Setting, StitchPlan, Texts
-from gptailor.spec import Repair, RepairMethod
+from gptailor.spec.sections import Repair, RepairMethod
 from gptailor.trial import Subject
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Run files: what a person asks of a search."""
