@@ -23,7 +23,7 @@ from gptailor.launch.process import python, python_path
 from gptailor.measures import retention
 from gptailor.plan import BASE, LayerChoice, StitchPlan
 from gptailor.results import scores
-from gptailor.results.story import stored_plans
+from gptailor.results.subjects import stored_plans
 from gptailor.spec.files import load_spec
 from gptailor.spec.run import RunSpec
 from gptailor.spec.sections import Benchmark

@@ -347,3 +347,11 @@ def merge_sets(names: tuple[str, ...]) -> list[tuple[str, ...]]:
 def layers_of(asked: int | float, n_layers: int) -> int:
     """A number of layers as it is; a share of `n_layers` rounded up, as in the paper."""
     return asked if isinstance(asked, int) else math.ceil(asked * n_layers - 1e-9)
+
+
+def evenly(numbers: range, most: int) -> list[int]:
+    """Up to `most` of these numbers, with equal steps as near as that goes, both ends among them, ascending."""
+    if len(numbers) <= most:
+        return list(numbers)
+    step = (len(numbers) - 1) / (most - 1)
+    return [numbers[round(index * step)] for index in range(most)]

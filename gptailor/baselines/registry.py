@@ -11,8 +11,8 @@ from importlib import import_module
 from itertools import product
 from typing import TYPE_CHECKING
 
-from gptailor.plan import BASE
-from gptailor.spec.run import RunSpec, evenly
+from gptailor.plan import BASE, evenly
+from gptailor.spec.run import RunSpec
 from gptailor.spec.sections import Baseline
 from gptailor.trial import LESS, REPAIRED_BY, Subject
 

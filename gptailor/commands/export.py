@@ -20,7 +20,7 @@ from gptailor.formats.published import BaseAt, read_family, read_plan, strip_tex
 from gptailor.launch.events import Event, Say
 from gptailor.plan import BASE, StitchPlan
 from gptailor.results import worth
-from gptailor.results.subjects import stored_subjects
+from gptailor.results.subjects import stored_plan, stored_subjects
 from gptailor.spec.run import RunSpec
 from gptailor.spec.sections import Repair
 from gptailor.store import queries
@@ -59,7 +59,7 @@ def export_model(
     if push is not None:
         hub.refuse_name(push)
     tables = queries.read_run(folder)
-    plan = plan_of(tables, config_id)
+    plan = stored_plan(tables, config_id)
     spec = spec_of(folder)
     if old := refuse_other_models(folder, spec, plan.candidates):
         say(Event(old))
@@ -94,7 +94,7 @@ def export_mergekit(folder: RunFolder, config_id: int, out: Path, say: Say) -> N
     """
     from gptailor.scoring.provenance import refuse_other_models
 
-    plan = plan_of(queries.read_run(folder), config_id)
+    plan = stored_plan(queries.read_run(folder), config_id)
     if out.exists():
         raise UserError(f"export: {out} is there already; name a file that is not")
     spec = spec_of(folder)
@@ -204,17 +204,6 @@ def write_model(
 # --- what the store knows of a configuration --------------------------------------------------------------------------
 
 
-def plan_of(tables: queries.RunTables, config_id: int) -> StitchPlan:
-    """The stored plan. Raises UserError for a configuration that the run has not."""
-    plans = tables.plans
-    found = plans[plans.config_id == config_id]
-    if found.empty:
-        best = ", ".join(map(str, plans.config_id.head(8))) or "none yet"
-        more = " …" if len(plans) > 8 else ""
-        raise UserError(f"configuration {config_id}: run {tables.run_id} has none of this number; it has {best}{more}")
-    return StitchPlan.from_json(json.loads(found.plan.iloc[0]))
-
-
 def _without(tables: queries.RunTables, spec: RunSpec, stale: set[BenchmarkKey]) -> queries.RunTables:
     """The tables without scores of these benchmarks."""
     if not stale:
@@ -319,7 +308,7 @@ def generate(
     if not 1 <= max_tokens <= 2048:
         raise UserError(f"tokens: must be 1 to 2048, got {max_tokens}")
     tables = queries.read_run(folder)
-    plan, who = plan_of(tables, config_id), stored_subjects(tables)[config_id]
+    plan, who = stored_plan(tables, config_id), stored_subjects(tables)[config_id]
     spec = spec_of(folder, [f"device={device}"] if device is not None else [])
     from gptailor.scoring.provenance import refuse_other_models
 

@@ -34,7 +34,7 @@ from gptailor.launch.events import Event, Say
 from gptailor.launch.signals import stop_on_signal
 from gptailor.measures import gain
 from gptailor.plan import Edit, StitchPlan, Texts
-from gptailor.results.story import stored_plans
+from gptailor.results.subjects import stored_plans
 from gptailor.results.summary import summarise
 from gptailor.scoring.plan_scorer import SELECTION_EXAMPLES, PlanScorer
 from gptailor.spec.run import RunSpec

@@ -11,8 +11,7 @@ from functools import cached_property
 
 from gptailor.commands.subjects import Asked
 from gptailor.plan import StitchPlan, Texts
-from gptailor.results.story import stored_plans
-from gptailor.results.subjects import stored_subjects
+from gptailor.results.subjects import stored_plans, stored_subjects
 from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.spec.sections import Repair
 from gptailor.stitch.edits.registry import refuse_repair, repair_edit

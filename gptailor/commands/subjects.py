@@ -10,8 +10,7 @@ from gptailor.baselines.registry import METHODS, cuts
 from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
 from gptailor.results import scores
-from gptailor.results.story import stored_plans
-from gptailor.results.subjects import stored_subjects
+from gptailor.results.subjects import stored_plans, stored_subjects
 from gptailor.scoring.plan_scorer import CALIBRATION_TEXTS, PlanScorer
 from gptailor.spec.run import RunSpec
 from gptailor.spec.sections import Baseline

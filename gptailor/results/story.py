@@ -88,11 +88,6 @@ def _sizes(
     ]
 
 
-def stored_plans(tables: queries.RunTables) -> dict[int, StitchPlan]:
-    """Every configuration's plan, by its number."""
-    return {int(row.config_id): StitchPlan.from_json(json.loads(str(row.plan))) for row in tables.plans.itertuples()}
-
-
 def _repairs(folder: RunFolder, tables: queries.RunTables) -> list[statistics.Repaired]:
     if not tables.evaluations["config_id"].dropna().map(is_repaired).any():
         return []

@@ -1,9 +1,10 @@
-"""Who the stored plans of a run are: configurations, baselines' cuts, what was repaired or healed."""
+"""The stored plans of a run, and who they are: configurations, baselines' cuts, what was repaired or healed."""
 
 from __future__ import annotations
 
 import json
 
+from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
 from gptailor.stitch.edits.registry import healed_subject
 from gptailor.store.queries import RunTables
@@ -22,7 +23,17 @@ def stored_subjects(tables: RunTables) -> dict[int, Subject]:
     return found
 
 
+def stored_plans(tables: RunTables) -> dict[int, StitchPlan]:
+    """Every plan, by its number."""
+    return {int(row.config_id): StitchPlan.from_json(json.loads(str(row.plan))) for row in tables.plans.itertuples()}
+
+
 def stored_plan(tables: RunTables, config_id: int) -> StitchPlan:
-    """One plan, by its number."""
+    """One plan, by its number. Raises UserError for a configuration that the run has not."""
     plans = tables.plans
-    return StitchPlan.from_json(json.loads(str(plans.loc[plans["config_id"] == config_id, "plan"].iloc[0])))
+    found = plans[plans.config_id == config_id]
+    if found.empty:
+        best = ", ".join(map(str, plans.config_id.head(8))) or "none yet"
+        more = " …" if len(plans) > 8 else ""
+        raise UserError(f"configuration {config_id}: run {tables.run_id} has none of this number; it has {best}{more}")
+    return StitchPlan.from_json(json.loads(str(found.plan.iloc[0])))

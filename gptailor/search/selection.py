@@ -13,14 +13,14 @@ from collections.abc import Callable
 
 from gptailor.errors import UserError
 from gptailor.evaluate.scoring import NonFinite
-from gptailor.plan import StitchPlan
+from gptailor.plan import StitchPlan, evenly
 from gptailor.results import scores, statistics
-from gptailor.results.story import stored_plans
+from gptailor.results.subjects import stored_plans
 from gptailor.scoring.item_cache import evaluation_of
 from gptailor.scoring.plan_scorer import OBJECTIVES, SELECTION, SELECTION_EXAMPLES
 from gptailor.scoring.provenance import Provenance, without
 from gptailor.scoring.scorer import Scorer
-from gptailor.spec.run import RunSpec, evenly
+from gptailor.spec.run import RunSpec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter

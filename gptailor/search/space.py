@@ -37,8 +37,8 @@ from ConfigSpace import (
 from numpy.typing import NDArray
 
 from gptailor.errors import UserError
-from gptailor.plan import BASE, LayerChoice, StitchPlan, merge_sets
-from gptailor.spec.run import RunSpec, evenly
+from gptailor.plan import BASE, LayerChoice, StitchPlan, evenly, merge_sets
+from gptailor.spec.run import RunSpec
 from gptailor.spec.sections import SpaceOperation
 
 DECIMALS = 2

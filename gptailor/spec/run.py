@@ -312,11 +312,3 @@ def _layers(asked: int | float, n_layers: int) -> int:
     if not 0 <= count < n_layers:
         raise UserError(f"remove: {asked} takes {count} of {n_layers} layers; at least one must stay")
     return count
-
-
-def evenly(numbers: range, most: int) -> list[int]:
-    """Up to `most` of these numbers, with equal steps as near as that goes, both ends among them, ascending."""
-    if len(numbers) <= most:
-        return list(numbers)
-    step = (len(numbers) - 1) / (most - 1)
-    return [numbers[round(index * step)] for index in range(most)]

@@ -41,8 +41,9 @@ from gptailor.launch.events import Event
 from gptailor.plan import StitchPlan
 from gptailor.results.frames import held_out
 from gptailor.results.report import write_report
-from gptailor.results.story import run_json, stored_plans
+from gptailor.results.story import run_json
 from gptailor.results.story_text import run_text
+from gptailor.results.subjects import stored_plans
 from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.search.engine import run_engine
 from gptailor.search.progress import Report

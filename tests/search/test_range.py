@@ -15,6 +15,7 @@ from gptailor.commands.check import check
 from gptailor.commands.subjects import find_subjects
 from gptailor.launch.engine import prepare
 from gptailor.measures import hypervolume, pareto_front
+from gptailor.plan import evenly
 from gptailor.results import scores
 from gptailor.results.frames import compare, tradeoffs
 from gptailor.results.frames.view import View
@@ -29,7 +30,6 @@ from gptailor.search.selection import FINALISTS, finalists
 from gptailor.search.space import build_space, initial_design
 from gptailor.search.suggest import Suggester, size_of
 from gptailor.spec.files import load_spec
-from gptailor.spec.run import evenly
 from gptailor.spec.sections import Baseline
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder

@@ -26,8 +26,8 @@ from gptailor.plan import Edit, StitchPlan, Texts
 from gptailor.results import scores
 from gptailor.results.frames import held_out
 from gptailor.results.report import write_report
-from gptailor.results.story import run_json, stored_plans
-from gptailor.results.subjects import stored_subjects
+from gptailor.results.story import run_json
+from gptailor.results.subjects import stored_plans, stored_subjects
 from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.search.engine import run_engine
 from gptailor.search.progress import Report
