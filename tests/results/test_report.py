@@ -181,11 +181,12 @@ def test_held_out_frames_and_chart() -> None:
     assert wide["Plan 7"].tolist() == ["0.700 ± 0.010"] * 2
     spec = charts.averages(table, "config:7").to_dict()
     assert spec["layer"][0]["encoding"]["y"]["sort"] == list(table["label"])
-    *without_healed, healed = frames.KINDS.values()
-    assert spec["layer"][1]["encoding"]["color"]["scale"]["domain"] == without_healed, "named where there is one"
-    with_healed = charts.averages(table.assign(kind=healed)).to_dict()["layer"][1]["encoding"]
-    assert with_healed["color"]["scale"]["domain"] == [*without_healed, healed]
-    assert len(with_healed["shape"]["scale"]["range"]) == len(with_healed["color"]["scale"]["range"]) == 5
+    *searched, repaired, healed = frames.KINDS.values()
+    assert spec["layer"][1]["encoding"]["color"]["scale"]["domain"] == searched, "named where there is one"
+    for later in (repaired, healed):
+        encoding = charts.averages(table.assign(kind=later)).to_dict()["layer"][1]["encoding"]
+        assert encoding["color"]["scale"]["domain"] == [*searched, later]
+        assert len(encoding["shape"]["scale"]["range"]) == len(encoding["color"]["scale"]["range"]) == 5
     data = next(iter(d for d in spec["datasets"].values() if len(d) == 1))
     assert data[0]["subject"] == "config:7"
 
