@@ -1,14 +1,24 @@
-"""Texts as batches, as many as a number of tokens takes: the same in every process, and after a kill."""
+"""Texts as batches, as many as a number of tokens takes: the same in every process, and after a kill.
+
+A batch is as wide as a multiple of STEP tokens, and as high as its width allows: whatever the texts, a heal sees a few
+shapes again and again. A CPU's products are planned anew for each shape that they have not seen, which costs more than
+the product, and the plans are kept, so that batches of ever new shapes took twice the time and more memory at every
+step (docs/heal.md).
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 
-BATCH_TOKENS = 2048
+import torch
+
+from gptailor.stitch.edits.case import padded
+
+BATCH_TOKENS = 1024
 """Tokens of a step and device, padding among them, unless one text has more."""
-WINDOW = 16 * BATCH_TOKENS
-"""Tokens of texts that are put in order of their lengths at a time, so that little of a batch is padding."""
+STEP = 8
+"""A batch's width is a multiple of so many tokens."""
 
 Batch = list[list[int]]
 
@@ -21,7 +31,7 @@ def batches_of(texts: Sequence[Sequence[int]], n_tokens: int, seed: int) -> list
     while left > 0:
         order = [list(text) for text in texts if len(text) > 1]
         rng.shuffle(order)
-        one_pass = [batch for window in _windows(order) for batch in _cut(window)]
+        one_pass = _cut(order)
         rng.shuffle(one_pass)
         for batch in one_pass:
             if left <= 0:
@@ -31,22 +41,24 @@ def batches_of(texts: Sequence[Sequence[int]], n_tokens: int, seed: int) -> list
     return found
 
 
-def _windows(texts: Sequence[list[int]]) -> list[Batch]:
-    windows: list[Batch] = [[]]
-    n_tokens = 0
-    for text in texts:
-        if n_tokens >= WINDOW:
-            windows.append([])
-            n_tokens = 0
-        windows[-1].append(text)
-        n_tokens += len(text)
-    return windows
+def width(batch: Batch) -> int:
+    """Tokens in a row of it, padding among them."""
+    return -(-max(map(len, batch)) // STEP) * STEP
 
 
-def _cut(window: Sequence[list[int]]) -> list[Batch]:
-    batches: list[Batch] = [[]]
-    for text in sorted(window, key=len):
-        if batches[-1] and (len(batches[-1]) + 1) * len(text) > BATCH_TOKENS:
-            batches.append([])
-        batches[-1].append(text)
-    return batches
+def inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
+    """input_ids and attention_mask, [texts, width], padded on the right."""
+    wide = padded([*batch, [0] * width(batch)], device)  # the last row gives the others their width
+    return {name: tensor[:-1] for name, tensor in wide.items()}
+
+
+def _cut(texts: Sequence[list[int]]) -> list[Batch]:
+    """Texts of one width together, as they come; what does not fill a batch joins the next width's."""
+    found: list[Batch] = []
+    waiting: Batch = []
+    for text in sorted(texts, key=lambda text: width([text])):
+        if waiting and (len(waiting) + 1) * width([text]) > BATCH_TOKENS:
+            found.append(waiting)
+            waiting = []
+        waiting.append(text)
+    return [*found, waiting] if waiting else found

@@ -31,11 +31,10 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from gptailor.heal.batches import Batch
+from gptailor.heal.batches import Batch, inputs
 from gptailor.heal.loss import Head, divergence
 from gptailor.heal.student import Student
 from gptailor.heal.teaching import Teaching, kept_bytes
-from gptailor.stitch.edits.case import padded
 from gptailor.stitch.edits.healed import Tensors
 from gptailor.store.folder import write_atomically
 from gptailor.wording import duration
@@ -174,7 +173,7 @@ def distil(
         model=student.model,
         args=settings,
         train_dataset=list(range(len(batches))),
-        data_collator=lambda of_one: padded(batches[of_one[0]], torch.device("cpu")) | {"batch": torch.tensor(of_one)},
+        data_collator=lambda of_one: inputs(batches[of_one[0]], torch.device("cpu")) | {"batch": torch.tensor(of_one)},
         callbacks=[watch],
     )
     trainer.remove_callback(PrinterCallback)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -56,9 +57,11 @@ def divergence(head: Head, found: torch.Tensor, wanted: torch.Tensor) -> torch.T
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, found: torch.Tensor, wanted: torch.Tensor, head: Head) -> torch.Tensor:
-        gradient = torch.empty_like(found)
         nats = torch.zeros((), device=found.device)
-        rows = zip(*(states.split(HEAD_ROWS) for states in (found, wanted, gradient)), strict=True)
+        # every piece of one shape (batches.py): rows of zeros in both have no divergence, and no gradient
+        whole = [nn.functional.pad(states, (0, 0, 0, -len(states) % HEAD_ROWS)) for states in (found, wanted)]
+        gradient = torch.empty_like(whole[0])
+        rows = zip(*(states.split(HEAD_ROWS) for states in (*whole, gradient)), strict=True)
         for mine, theirs, slope in rows:
             mine = mine.detach().to(head.dtype).requires_grad_()
             goal = head(theirs)
@@ -67,7 +70,7 @@ class _Divergence(torch.autograd.Function):
             some, of_logits = compared(logits.detach(), goal)
             nats += some
             slope.copy_(torch.autograd.grad(logits, mine, of_logits)[0])
-        ctx.save_for_backward(gradient.div_(len(found)))
+        ctx.save_for_backward(gradient[: len(found)].div_(len(found)))
         return nats / len(found)
 
     @staticmethod

@@ -12,8 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gptailor.family.structure import decoder_of
-from gptailor.heal.batches import Batch
-from gptailor.stitch.edits.case import padded
+from gptailor.heal.batches import Batch, inputs
 
 KEPT_BYTES = 2 << 30
 """Of states on the host, at most: beyond that the teacher reads every batch anew."""
@@ -63,8 +62,8 @@ class Teaching:
     @torch.no_grad()
     def _read(self, number: int) -> torch.Tensor:
         device = self._teacher.device
-        inputs = padded(self._batches[number], device)
+        read = inputs(self._batches[number], device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._in_bfloat16):
-            states: torch.Tensor = self._decoder(**inputs, use_cache=False)[0]
-        states = states[inputs["attention_mask"].bool()]
+            states: torch.Tensor = self._decoder(**read, use_cache=False)[0]
+        states = states[read["attention_mask"].bool()]
         return states.bfloat16() if self._in_bfloat16 else states

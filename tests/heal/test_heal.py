@@ -31,7 +31,7 @@ from gptailor.errors import UserError
 from gptailor.evaluate.unseen import Unseen
 from gptailor.heal import distil
 from gptailor.heal.asked import HealAsked, count_text, parse_count
-from gptailor.heal.batches import BATCH_TOKENS, batches_of
+from gptailor.heal.batches import BATCH_TOKENS, STEP, batches_of, inputs
 from gptailor.heal.cost import Sizes, heal_bytes, heal_operations, lora_parameters
 from gptailor.heal.loss import Head, compared, divergence
 from gptailor.heal.student import Student
@@ -239,7 +239,7 @@ def test_the_rate_falls_to_nothing_with_the_steps_or_with_the_minutes(run, tmp_p
     monkeypatch.setattr(distil, "time", SimpleNamespace(monotonic=count(0.0).__next__))
 
     def heal(minutes: float | None, stop_at: int | None = None) -> dict[str, Any]:
-        asked, said = HealAsked("objectives", 12_000, minutes, lora=0, rate=0.01), list[Event]()
+        asked, said = HealAsked("objectives", 9_000, minutes, lora=0, rate=0.01), list[Event]()
         stop = SimpleNamespace(is_set=lambda: rates[-1][0] == stop_at)
         monkeypatch.setattr(command, "stop_on_signal", lambda: nullcontext(stop))
         command.heal(run, CUT, tmp_path / str(minutes), asked, said.append)
@@ -332,6 +332,19 @@ def test_batches_are_bounded_and_reach_the_tokens() -> None:
     assert 10_000 <= sum(len(t) for b in found for t in b) < 10_000 + BATCH_TOKENS
     assert all(len(batch) * max(map(len, batch)) <= BATCH_TOKENS for batch in found)
     assert found == batches_of(texts, 10_000, 0) != batches_of(texts, 10_000, 1)
+
+
+def test_batches_have_few_shapes_whatever_the_texts() -> None:
+    """A CPU plans its products anew for each shape, which costs more than the product."""
+    lengths = random.Random(0)
+    texts = [[1] * lengths.randint(2, 120) for _ in range(500)]
+    found = batches_of(texts, 200_000, 0)
+    shapes = {tuple(inputs(batch, torch.device("cpu"))["input_ids"].shape) for batch in found}
+    assert len(shapes) <= 120 // STEP + 1 and all(width % STEP == 0 for _, width in shapes)
+    read = sum(len(text) for batch in found for text in batch)
+    assert read > 0.85 * BATCH_TOKENS * len(found), "little is padding"
+    first = inputs(found[0], torch.device("cpu"))
+    assert first["attention_mask"].sum(dim=1).tolist() == list(map(len, found[0]))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "cohere", "granite", "gpt2"])
