@@ -79,7 +79,8 @@ def _average_of_kept(view: View, config_id: int) -> tuple[str, str, str]:
 def results(view: View, config_id: int) -> pd.DataFrame:
     """A row a benchmark and split: what the plan and the dense base scored on the same examples. Held-out ones last.
 
-    Columns: Benchmark, Split, Used in the search, Examples, This plan, ± , Dense, Dense ±, retention.
+    Columns: Benchmark, Split, Used in the search, Examples, This plan, ± , Dense, Dense ±, retention; the last three
+    only where the dense base was scored on any of these.
     """
     keys = ["benchmark", "metric", "split", "n_samples"]
     mine = pd.concat([_searched(view, config_id), _judged(view, view.subjects[config_id])]).drop_duplicates(keys)
@@ -106,6 +107,8 @@ def results(view: View, config_id: int) -> pd.DataFrame:
             "retention": pd.Series(kept, index=both.index, dtype=float),
         }
     )
+    if frame["Dense"].isna().all():
+        frame = frame.drop(columns=["Dense", "Dense ±", "retention"])
     uses = frame["Used in the search"].map(["yes", "to choose", "no"].index)
     return frame.iloc[uses.argsort(kind="stable")].reset_index(drop=True)
 

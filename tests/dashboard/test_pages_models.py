@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from streamlit.testing.v1 import AppTest
 
 from gptailor.dashboard import models, readers
 from gptailor.plan import LayerShares
+from gptailor.results.frames.view import View
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.notes import Notes, write_notes
@@ -103,6 +105,9 @@ def test_facts_and_results_on_values(root: Path, tiny_family: Path) -> None:
         ["words / acc", "test", "no", 16, 0.4, 0.8],
     ]
     assert frame["retention"].tolist() == pytest.approx([5 / 6, 0.5])
+    tables, searched = view.tables, view.tables.evaluations["subject"] != "dense"
+    alone = models.results(View(replace(tables, evaluations=tables.evaluations[searched])), CONFIG)
+    assert list(alone.columns) == ["Benchmark", "Split", "Used in the search", "Examples", "This plan", "±"]
     app = open_models(folder)
     assert "1 of 1 held-out result stored" in words(app)
     on_disk = next(metric for metric in app.metric if metric.label == "Size on disk")

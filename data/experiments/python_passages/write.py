@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write the passages of Python that the task beside this file reads: 600 characters each, of this Python's own library.
 
-    python data/experiments/python_passages/write.py      # seconds; writes validation.jsonl and test.jsonl, not committed
+    python data/experiments/python_passages/write.py      # seconds; two files, not committed
 
 Another version of Python has other passages. Those of one module are all in one split.
 """
