@@ -56,7 +56,8 @@ def format_of(percent: bool) -> str:
 
 def value_axis(title: str, percent: bool, **options: Any) -> alt.Axis:
     """An axis of scores (their own unit) or of shares (percent)."""
-    return alt.Axis(title=title, format=".3~%" if percent else ".4~g", **options)
+    # labels stay below their ticks: pushed inwards, the outer ones touch the next
+    return alt.Axis(title=title, format=".3~%" if percent else ".4~g", labelFlush=False, **options)
 
 
 def tight() -> alt.Scale:
