@@ -8,6 +8,7 @@ step (docs/heal.md).
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -28,8 +29,9 @@ def batches_of(texts: Sequence[Sequence[int]], n_tokens: int, seed: int) -> list
     rng = random.Random(seed)
     found: list[Batch] = []
     left = n_tokens
+    whole = max(map(len, texts)) // STEP * STEP or STEP  # no batch is wider than a text, which the model's window holds
     while left > 0:
-        order = [list(text) for text in texts if len(text) > 1]
+        order = [list(text[:whole]) for text in texts if len(text) > 1]
         rng.shuffle(order)
         one_pass = _cut(order)
         rng.shuffle(one_pass)
@@ -41,24 +43,22 @@ def batches_of(texts: Sequence[Sequence[int]], n_tokens: int, seed: int) -> list
     return found
 
 
-def width(batch: Batch) -> int:
-    """Tokens in a row of it, padding among them."""
-    return -(-max(map(len, batch)) // STEP) * STEP
-
-
 def inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
     """input_ids and attention_mask, [texts, width], padded on the right."""
-    wide = padded([*batch, [0] * width(batch)], device)  # the last row gives the others their width
-    return {name: tensor[:-1] for name, tensor in wide.items()}
+    return padded(batch, device, STEP)
 
 
 def _cut(texts: Sequence[list[int]]) -> list[Batch]:
     """Texts of one width together, as they come; what does not fill a batch joins the next width's."""
     found: list[Batch] = []
     waiting: Batch = []
-    for text in sorted(texts, key=lambda text: width([text])):
-        if waiting and (len(waiting) + 1) * width([text]) > BATCH_TOKENS:
+    for text in sorted(texts, key=_width):
+        if waiting and (len(waiting) + 1) * _width(text) > BATCH_TOKENS:
             found.append(waiting)
             waiting = []
         waiting.append(text)
     return [*found, waiting] if waiting else found
+
+
+def _width(text: list[int]) -> int:
+    return math.ceil(len(text) / STEP) * STEP

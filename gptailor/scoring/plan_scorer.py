@@ -26,7 +26,7 @@ from gptailor.scoring.item_cache import Gap, ItemCache, Items, PlanScores
 from gptailor.scoring.shared import Shared
 from gptailor.spec.run import RunSpec
 from gptailor.spec.sections import Benchmark, Reading, Repair
-from gptailor.stitch.edits.case import Between
+from gptailor.stitch.edits.case import Between, padded
 from gptailor.stitch.edits.healed import HealedFolders
 from gptailor.stitch.edits.registry import repair_edit
 from gptailor.stitch.stitcher import Stitcher
@@ -250,7 +250,7 @@ class PlanScorer:
         chosen = self.benchmarks if benchmarks is None else benchmarks
         tokenizer, window = self.family.tokenizer, _window(self.family.reader)
         texts = calibration_batches(chosen, CALIBRATION_TEXTS, tokenizer, window)
-        return _padded(texts, self.family.device)
+        return _batches(texts, self.family.device)
 
     def influence_orders(self, benchmarks: Sequence[OpenBenchmark] | None = None) -> list[tuple[str, list[int]]]:
         """Layers by rising Block Influence (the order in which to remove those that may be), of base and candidates.
@@ -283,17 +283,10 @@ class PlanScorer:
         return order
 
 
-def _padded(texts: list[list[int]], device: torch.device, rows: int = 16) -> list[dict[str, torch.Tensor]]:
+def _batches(texts: list[list[int]], device: torch.device, rows: int = 16) -> list[dict[str, torch.Tensor]]:
     """Token ids as padded batches of `rows` texts of similar length, with their masks."""
     ordered = sorted(texts, key=len)
-    batches = []
-    for start in range(0, len(ordered), rows):
-        some = [torch.tensor(tokens) for tokens in ordered[start : start + rows]]
-        ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True)
-        lengths = torch.tensor([len(tokens) for tokens in some])
-        mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
-        batches.append({"input_ids": ids.to(device), "attention_mask": mask.long().to(device)})
-    return batches
+    return [padded(ordered[start : start + rows], device) for start in range(0, len(ordered), rows)]
 
 
 def open_run_benchmarks(

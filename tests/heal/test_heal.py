@@ -345,6 +345,8 @@ def test_batches_have_few_shapes_whatever_the_texts() -> None:
     assert read > 0.85 * BATCH_TOKENS * len(found), "little is padding"
     first = inputs(found[0], torch.device("cpu"))
     assert first["attention_mask"].sum(dim=1).tolist() == list(map(len, found[0]))
+    of_a_window = batches_of([[1] * 50, [1] * 49], 100, 0)
+    assert inputs(of_a_window[0], torch.device("cpu"))["input_ids"].shape == (2, 48), "never wider than the model reads"
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "cohere", "granite", "gpt2"])
@@ -376,7 +378,7 @@ def test_logits_far_from_zero_have_a_finite_divergence() -> None:
 def test_a_teacher_is_asked_once_for_a_text_and_says_the_same_after_a_kill(tiny_family, monkeypatch) -> None:
     teacher = AutoModelForCausalLM.from_pretrained(tiny_family / "base").eval()
     rng = random.Random(0)
-    texts = [[rng.randrange(3, 90) for _ in range(rng.randrange(2, 60))] for _ in range(200)]
+    texts = [[rng.randrange(3, 90) for _ in range(rng.randrange(2, 57))] for _ in range(200)]
     n_tokens = sum(map(len, texts))
     once, thrice = batches_of(texts, n_tokens, 0), batches_of(texts, 3 * n_tokens, 0)
     assert kept_bytes(teacher, thrice, False) == n_tokens * teacher.config.hidden_size * 4

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import random
 import sysconfig
+from itertools import islice
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -36,7 +37,7 @@ def main() -> None:
     random.Random(0).shuffle(modules)
     found = iter([(module.name, text) for module in modules for text in passages(module)])
     for split, n in ROWS.items():
-        rows = [{"module": name, "text": text} for (name, text), _ in zip(found, range(n), strict=False)]
+        rows = [{"module": name, "text": text} for name, text in islice(found, n)]
         (HERE / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         print(f"{split}: {len(rows)} passages of {len({row['module'] for row in rows})} modules")
 

@@ -138,9 +138,10 @@ def _cut(ordered: Sequence[Sequence[int]], rows: int) -> list[list[Sequence[int]
     return batches
 
 
-def padded(texts: Sequence[Sequence[int]], device: torch.device) -> dict[str, torch.Tensor]:
-    """Token ids as one batch, padded on the right, with their mask."""
+def padded(texts: Sequence[Sequence[int]], device: torch.device, step: int = 1) -> dict[str, torch.Tensor]:
+    """Token ids as one batch, padded on the right to a multiple of `step` tokens, with their mask."""
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
+    ids = torch.nn.functional.pad(ids, (0, -ids.shape[1] % step))
     lengths = torch.tensor([len(text) for text in texts])
     mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
     return {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}
