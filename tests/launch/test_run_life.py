@@ -155,7 +155,8 @@ class Life(RuleBasedStateMachine):
         if not hasattr(self, "folder"):
             return
         if self.folder.exists():
-            done = [trial for trial in kills.trials(self.folder) if trial[3] == "success"]
+            stored = kills.trials(self.folder) if self.folder.database.exists() else []  # killed before it was made
+            done = [trial for trial in stored if trial[3] == "success"]
             assert done == self.peaceful[: len(done)] and len(done) >= self.n_done
             self.n_done = len(done)
         if not is_alive(self.folder):
