@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from gptailor.store.folder import RunFolder
 
 OK, USER_ERROR, RUN_FAILED, INTERRUPTED = 0, 2, 1, 130
-WARM_ENGINES = "warm-engines"
-"""launch.warm.COMMAND, which is no command for people."""
+WARM_ENGINES, SERIES = "warm-engines", "series"
+"""launch.warm.COMMAND and launch.series.COMMAND, which are no commands for people."""
 ENGINE_IMPORTS = (
     "gptailor.search.engine",
     "lm_eval.tasks",
@@ -35,8 +35,8 @@ ENGINE_IMPORTS = (
 def main(argv: list[str] | None = None) -> int:
     """Run a command. 0: done; 1: the run failed; 2: something asked is wrong; 130: interrupted or stopped."""
     given = sys.argv[1:] if argv is None else argv
-    if given[:1] == [WARM_ENGINES]:
-        return _warm_engines(int(given[1]))
+    if given[:1] in ([WARM_ENGINES], [SERIES]):
+        return _forks(given[0], int(given[1]))
     for word in given:
         if any("\ud800" <= letter <= "\udfff" for letter in word):  # Python's stand-in for a byte that is no UTF-8
             print(f"gptailor: argument {word!a}: is not UTF-8 text; rename the file", file=sys.stderr)
@@ -415,13 +415,13 @@ def _engine(folder: RunFolder) -> int:
     return {RunStatus.FINISHED: OK, RunStatus.STOPPED: INTERRUPTED}.get(ended, RUN_FAILED)
 
 
-def _warm_engines(channel: int) -> int:
-    """What a dashboard's engines are forked from, see launch/warm.py."""
+def _forks(kind: str, channel: int) -> int:
+    """What a dashboard's engines are forked from (launch/warm.py), or an experiment's commands (launch/series.py)."""
     import socket
 
-    from gptailor.launch.warm import serve
+    from gptailor.launch import series, warm
 
-    return serve(socket.socket(fileno=channel), ENGINE_IMPORTS, main)
+    return (warm if kind == WARM_ENGINES else series).serve(socket.socket(fileno=channel), ENGINE_IMPORTS, main)
 
 
 def _folder(arguments: argparse.Namespace, run_id: str | None = None) -> RunFolder:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os.path import commonprefix
@@ -21,7 +20,7 @@ import yaml
 from gptailor.commands.findings import findings
 from gptailor.errors import UserError
 from gptailor.launch.engine import prepare, state
-from gptailor.launch.process import python
+from gptailor.launch.series import Series
 from gptailor.results import redundancy, scores
 from gptailor.results.fronts import QUALITIES, attained, volume
 from gptailor.runfile import load_yaml, read_text
@@ -167,17 +166,21 @@ def _spelled_out(short: Mapping[str, Any], spec: RunSpec, where: str) -> dict[st
 def run_experiment(experiment: Experiment, root: str | Path, say: Callable[[str], None]) -> dict[str, RunFolder]:
     """Run, or go on with, every run, judge it, and say the table. The runs by their labels."""
     folders: dict[str, RunFolder] = {}
-    for label, spec in experiment.runs.items():
-        token = hashlib.sha256(spec.to_yaml().encode()).hexdigest()
-        folders[label] = folder = prepare(root, spec, token=token)
-        say(f"{label}: run {folder.run_id}")
-        if label in experiment.redundancy and redundancy.of_run(folder) is None:
-            _command(folder, "redundancy")
-        if not is_finished(folder):
-            _command(folder, "engine")
-        if is_finished(folder) and spec.held_out and experiment.evaluate and not _is_judged(folder, experiment.fronts):
-            asked = dict.fromkeys([*experiment.evaluate, "best"])  # which the table shows
-            _command(folder, "evaluate", "--subjects", ",".join(asked))
+    with Series() as series:
+        for label, spec in experiment.runs.items():
+            token = hashlib.sha256(spec.to_yaml().encode()).hexdigest()
+            folders[label] = folder = prepare(root, spec, token=token)
+            say(f"{label}: run {folder.run_id}")
+            of_it = (folder.run_id, "--runs", str(folder.root.resolve()))
+            if label in experiment.redundancy and redundancy.of_run(folder) is None:
+                series.run("redundancy", *of_it)
+            if not is_finished(folder):
+                series.run("engine", *of_it)
+            if not is_finished(folder) or not spec.held_out or not experiment.evaluate:
+                continue
+            if not _is_judged(folder, experiment.fronts):
+                asked = dict.fromkeys([*experiment.evaluate, "best"])  # which the table shows
+                series.run("evaluate", *of_it, "--subjects", ",".join(asked))
     say("")
     say(as_table(table(folders)))
     for told in fronts(experiment, folders):
@@ -316,8 +319,3 @@ def _is_judged(folder: RunFolder, groups: Mapping[str, Sequence[str]]) -> bool:
     tables = queries.read_run(folder)
     is_whole = not groups or bool(attained(tables)["held_out"].notna().all())
     return is_whole and _judged(folder, tables) is not None
-
-
-def _command(folder: RunFolder, command: str, *arguments: str) -> None:
-    """Run a command of this project on a run, in a process of its own, its words where ours go."""
-    subprocess.run(python(command, folder.run_id, "--runs", str(folder.root.resolve()), *arguments), check=False)
