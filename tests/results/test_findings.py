@@ -211,6 +211,9 @@ def test_pools_side_by_side() -> None:
     assert table.loc["one", "examples"] == 100 + 900
     assert len(_pools(table.reset_index())) == 3
     assert pools.table(runs[:1], {}).empty, "one size of pool"
+    alone = View(run_tables(last, {2: plan_less(2)}, dense, asked | {"candidates": {}}, n_layers=8, n_removed=2))
+    runs = compare.entries([("many", views[0]), ("alone", alone)])
+    assert pools.table(runs, {}).empty, "removal alone has no pool"
 
 
 SHARES = {"little": 0.99, "some": 0.9, "much": 0.7}

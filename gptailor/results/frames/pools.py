@@ -18,7 +18,7 @@ COLUMNS = ["run", "candidates", "stay", "plans", "seconds", "best", "examples", 
 
 
 def table(runs: Sequence[Entry], screenings: Mapping[str, Screening]) -> pd.DataFrame:
-    """A row a search with trials; empty where all have as many candidates.
+    """A row a search with trials; empty where all that have candidates have as many.
 
     Columns: run, candidates, stay (after a screening, where there was one), plans (log10 of how many there are, factors
     not counted), seconds (a suggestion's, mean), best (the best average of its trials on the highest rung), examples
@@ -26,7 +26,7 @@ def table(runs: Sequence[Entry], screenings: Mapping[str, Screening]) -> pd.Data
     the candidates that lend the run's best plan layers). screenings: by run.
     """
     searches = [entry for entry in runs if len(entry.trials) and not entry.facts.spec.get("baselines")]
-    if len({len(entry.facts.candidates) for entry in searches}) < 2:
+    if len({len(entry.facts.candidates) for entry in searches} - {0}) < 2:
         return pd.DataFrame(columns=COLUMNS)
     best = {entry.label: _at_the_top(entry)[AVERAGE].max() for entry in searches}
     target = float(np.nanmin([*map(float, best.values())]))
