@@ -204,6 +204,7 @@ def heal(arguments: argparse.Namespace) -> int:
         from gptailor.commands.heal import heal as train
     from gptailor.heal.asked import HealAsked, parse_count
 
+    folder = _at_home(arguments)
     asked = HealAsked(
         texts=arguments.texts,
         tokens=parse_count(arguments.tokens),
@@ -213,8 +214,7 @@ def heal(arguments: argparse.Namespace) -> int:
         teacher=arguments.teacher,
         seed=arguments.seed,
     )
-    out, say = Path(arguments.out), _say(arguments)
-    done = train(_folder(arguments), arguments.config_id, out, asked, say, arguments.device)
+    done = train(folder, arguments.config_id, Path(arguments.out), asked, _say(arguments), arguments.device)
     return OK if done else INTERRUPTED
 
 
@@ -343,7 +343,7 @@ def measure(arguments: argparse.Namespace) -> int:
     from gptailor.commands.measure import measure as take
 
     subjects = list(filter(None, arguments.subjects.split(",")))
-    take(_folder(arguments), _say(arguments), subjects, arguments.device)
+    take(_at_home(arguments), _say(arguments), subjects, arguments.device)
     return OK
 
 
@@ -443,8 +443,16 @@ def _at_home(arguments: argparse.Namespace) -> RunFolder:
     folder = type(folder)(folder.path.absolute())
     if "out" in arguments:
         arguments.out = str(Path(arguments.out).absolute())
+    if getattr(arguments, "texts", None):
+        arguments.texts = "+".join(map(_absolute, arguments.texts.split("+")))
     os.chdir(home)
     return folder
+
+
+def _absolute(source: str) -> str:
+    """A source of texts, where its path is relative to this folder, wherever the command goes on."""
+    kind, colon, path = source.partition(":")
+    return f"{kind}:{Path(path).expanduser().absolute()}" if colon and kind == "file" else source
 
 
 def _called_as() -> str:

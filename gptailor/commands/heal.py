@@ -37,6 +37,7 @@ from gptailor.plan import Edit, StitchPlan, Texts
 from gptailor.results.subjects import stored_plans
 from gptailor.results.summary import summarise
 from gptailor.scoring.plan_scorer import SELECTION_EXAMPLES, PlanScorer
+from gptailor.scoring.provenance import refuse_other_models
 from gptailor.spec.run import RunSpec
 from gptailor.stitch.edits.case import most_kept
 from gptailor.stitch.edits.healed import HealedFolders, Tensors, digest_of
@@ -78,6 +79,8 @@ def heal(folder: RunFolder, who: str, out: Path, asked: HealAsked, say: Say, dev
     scorer.known = queries.load_examples(folder)
     scorer.told = scorer.texts.told = now_and_then(lambda text: say(Event(text, share=0.0)))
     (((one, plan),)) = plans_of(chosen, scorer, spec)
+    if old := refuse_other_models(folder, spec, {*plan.candidates, asked.teacher or most_kept(plan)}):
+        say(Event(old))
     if zeros := [edit.method for edit in plan.edits if makes_zeros(edit)]:
         raise UserError(f"heal {who}: {zeros[0]} made zeros of single weights, which training would fill again")
     if len(devices_of(scorer.family.model)) > 1:

@@ -37,6 +37,7 @@ from gptailor.scoring.item_cache import items_key
 from gptailor.scoring.plan_scorer import CALIBRATION_TEXTS, PlanScorer, open_run_benchmarks
 from gptailor.scoring.provenance import digests_of, refuse_other_models
 from gptailor.scoring.removal_speed import counted_here
+from gptailor.spec.files import load_spec
 from gptailor.spec.run import RunSpec
 from gptailor.spec.sections import Benchmark
 from gptailor.store.folder import RunFolder
@@ -76,8 +77,9 @@ def redundancy(
     if found is None or (found.weights, found.texts) != (weights, texts) or found.examples < examples:
         found = _measured(scorer, batches, examples, say)
         found = replace(found, weights=weights, texts=texts)
+    is_of_run = folder is not None and kept.shared_file(runs, load_spec(folder.spec)) == file  # not of changed keys
     try:
-        for place in (file, *([] if folder is None else [kept.own_file(folder)])):
+        for place in (file, *([kept.own_file(folder)] if folder is not None and is_of_run else [])):
             kept.write(found, place)
     except OSError as error:
         raise UserError(f"redundancy: {place} cannot be written: {error.strerror}") from error

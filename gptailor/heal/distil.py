@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -177,13 +179,25 @@ def distil(
         callbacks=[watch],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
+    trainer.train(resume_from_checkpoint=_last_whole(work))
     done = trainer.state.global_step
     seen = sum(len(text) for batch in batches[: done * n_devices] for text in batch)
     layers = watch.best_layers() if watch.course.judged else student.layers()
     assert trainer.lr_scheduler is not None
     rate_now = float(trainer.lr_scheduler.get_last_lr()[0])
     return Distilled(layers, done, steps, seen, watch.course, watch.why, rate_now)
+
+
+def _last_whole(work: Path) -> str | None:
+    """The last checkpoint that was written to its end, which its state is; one that was cut off is taken away."""
+    while (found := get_last_checkpoint(str(work))) is not None:
+        try:
+            json.loads((Path(found) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(found)
+        else:
+            break
+    return found
 
 
 class Watch(TrainerCallback):
@@ -202,7 +216,6 @@ class Watch(TrainerCallback):
         self.student, self.steps, self.minutes = student, steps, minutes
         self.should_stop, self.say, self.judge = should_stop, say, judge
         self.notes, self.best = work / "course.json", work / "best.safetensors"
-        self.every = max(1, math.ceil(steps / JUDGEMENTS))
         self.course, self.why = Course(), DONE
         self._began = self._said = 0.0
         self._before = 0.0
@@ -234,7 +247,11 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # noqa: ARG002
         step = state.global_step
-        if self.judge is not None and (step % self.every == 0 or step == self.steps):
+        is_over = (
+            step == self.steps or self.spent >= 1
+        )  # whatever ends it, the last layers are among those to choose from
+        eighths = math.floor(JUDGEMENTS * max(step / self.steps, self.spent))
+        if self.judge is not None and (is_over or eighths > len(self.course.judged)):
             self._judge(step)
         why = None
         if self.should_stop():

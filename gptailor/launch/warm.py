@@ -70,7 +70,7 @@ class WarmEngines:
 
     def _forked(self, command: list[str], handle: int, log: Path) -> int | None:
         """The process that is to be the engine: forked, or the host that will fork it. None: start it otherwise."""
-        now = _surroundings()
+        now = surroundings()
         if self._host is not None and not (self._host.is_ready() and self._host.surroundings == now):
             if self._host.is_busy:
                 return None  # still at its imports
@@ -246,7 +246,7 @@ def is_forked() -> bool:
     return os.environ.pop(FORKED, None) is not None and torch is not None and not torch.cuda._is_in_bad_fork()
 
 
-def _surroundings() -> object:
+def surroundings() -> object:
     """All that an engine's imports depend on: the environment, the folder, this package's files, what is installed."""
     code = [(str(file), of.st_mtime_ns, of.st_size) for file in shipped.PACKAGE.rglob("*.py") if (of := file.stat())]
     installed = [os.stat(path).st_mtime_ns for path in sorted(set(map(sysconfig.get_path, ("purelib", "platlib"))))]

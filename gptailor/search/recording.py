@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -42,7 +43,14 @@ class Asked(Protocol):
 def open_writer(folder: RunFolder, spec: RunSpec) -> RunWriter:
     """The run's writer; a new run gets its database here, once its family is known to fit. Raises UserError."""
     if folder.exists():
-        return RunWriter.open(folder, summarise=summarise)
+        writer = RunWriter.open(folder, summarise=summarise)
+        if queries.read_run(folder).runs["n_layers"].iloc[0] == 0:  # its first start failed before this was known
+            try:
+                writer.record_run(_known_by_preflight(spec, installed_versions()))
+            except UserError as problem:
+                writer.set_status(RunStatus.FAILED, str(problem))
+                raise
+        return writer
     record = RunRecord(
         folder.run_id,
         spec.name,
@@ -55,16 +63,21 @@ def open_writer(folder: RunFolder, spec: RunSpec) -> RunWriter:
         installed_versions(),
     )
     try:
-        found = preflight(spec)
-        if SpaceOperation.MERGE in spec.operations:
-            _refuse_merge(spec)
-        device = "workers" if spec.workers else str(pick_device(spec.device))
-        noted = record.versions | {"device": device, "dtype": found.dtype}
-        record = replace(record, n_layers=found.n_layers, n_removed=found.n_removed or 0, versions=noted)
+        record = replace(record, **_known_by_preflight(spec, record.versions))
     except UserError as problem:
         RunWriter.create(folder, record, spec.to_yaml(), summarise=summarise).set_status(RunStatus.FAILED, str(problem))
         raise
     return RunWriter.create(folder, record, spec.to_yaml(), summarise=summarise)
+
+
+def _known_by_preflight(spec: RunSpec, versions: Mapping[str, str]) -> dict[str, Any]:
+    """Columns of `runs`. Raises UserError for a family or a merge that does not fit."""
+    found = preflight(spec)
+    if SpaceOperation.MERGE in spec.operations:
+        _refuse_merge(spec)
+    device = "workers" if spec.workers else str(pick_device(spec.device))
+    noted = {**versions, "device": device, "dtype": found.dtype}
+    return {"n_layers": found.n_layers, "n_removed": found.n_removed or 0, "versions": noted}
 
 
 def _refuse_merge(spec: RunSpec) -> None:

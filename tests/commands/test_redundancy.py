@@ -128,6 +128,8 @@ def test_a_run_keeps_its_own_copy(
     folder = prepare(tmp_path / "runs", spec)
     assert kept.of_run(folder) is None
     command.redundancy(spec, lambda _event: None, home / "runs", 10, folder)
+    asked_otherwise = spec.model_copy(update={"seed": spec.seed + 1})
+    assert command.redundancy(asked_otherwise, lambda _event: None, home / "runs", 0, folder).texts != found.texts
     moved = type(folder)(Path(shutil.copytree(folder.path, tmp_path / "elsewhere" / folder.run_id)))
     assert kept.of_run(moved) == _rounded(found)
     second = prepare(home / "runs", spec)

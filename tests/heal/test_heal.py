@@ -220,6 +220,9 @@ def test_one_that_was_stopped_goes_on_as_if_it_had_not_been(run, tmp_path, monke
         return whole
 
     assert not heal("stopped", 3)
+    last = max((tmp_path / ".stopped.heal").glob("checkpoint-*"))
+    cut_off = shutil.copytree(last, last.with_name("checkpoint-7"))  # killed while it wrote the next one
+    (cut_off / "trainer_state.json").unlink()
     with pytest.raises(UserError, match="holds the beginning of another heal"):
         command.heal(run, CUT, tmp_path / "stopped", HealAsked(texts="objectives", tokens=13_000), lambda _: None)
     assert heal("stopped", None) and heal("whole", None)
@@ -283,6 +286,28 @@ def test_it_ends_when_the_selection_split_shows_nothing_better(spec, sentences, 
     scorer = PlanScorer.open(load_spec(chosen.spec), load_spec(chosen.spec).selection, None, chosen)
     assert scorer.score(plan, 30).scores[0].score == pytest.approx(seen[2]), "the best layers are given back"
     assert "Selection split, mean score: 0.5000 before, 0.7000 healed" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_layers_that_time_ends_are_judged_too(spec, tmp_path, monkeypatch) -> None:
+    chosen = finished(spec | {"selection": [{"benchmark": "other_words", "metric": "closeness"}]}, tmp_path / "runs")
+    steps: list[int] = []
+    real = distil.Watch._judge
+
+    def judge(self: distil.Watch, step: int) -> None:
+        steps.append(step)
+        real(self, step)
+
+    monkeypatch.setattr(distil.Watch, "_judge", judge)
+    values = count(1.0)
+    monkeypatch.setattr(command.Healer, "_judge", lambda _self, _layers: next(values))
+    monkeypatch.setattr(distil, "time", SimpleNamespace(monotonic=count(0.0).__next__))
+    said: list[Event] = []
+    asked = HealAsked("objectives", 9_000, 0.3, lora=0, rate=0.01)
+    assert command.heal(chosen, CUT, tmp_path / "out", asked, said.append)
+    assert said[-1].result is not None and said[-1].result["why"] == "time is up"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"Training: {steps[-1]} of" in card and f"{1 + len(steps)}.0000 healed" in card, "the last ones, the best"
+    assert 3 < len(steps) <= distil.JUDGEMENTS, "by the share of the minutes"
 
 
 def test_rows_that_are_to_judge_are_never_read(run, tmp_path) -> None:

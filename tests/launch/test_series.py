@@ -41,6 +41,32 @@ def test_each_command_has_what_was_imported(capfd: pytest.CaptureFixture[str], m
     assert process is not None and process.poll() == 0, "it ends with the series"
 
 
+def test_other_code_or_another_environment_has_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(series, "python", lambda _, channel: [*python()[:1], "-c", ASKED, channel])
+    with Series() as commands:
+        commands.run("one")
+        first = commands._process
+        commands.run("two")
+        assert commands._process is first
+        monkeypatch.setenv("OMP_NUM_THREADS", "7")
+        commands.run("three")
+        assert commands._process is not first and first is not None and first.poll() == 0
+
+
+def test_a_command_that_is_interrupted_before_it_begins_is_not_begun(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its process still imports; the next command of the series is begun."""
+    slow = ASKED.replace("import socket", "import os, signal, socket\nimport gptailor.launch.series as s").replace(
+        "series.serve(", "s.import_all = lambda _: os.kill(os.getpid(), signal.SIGINT)\nseries.serve("
+    )
+    monkeypatch.setattr(series, "python", lambda _, channel: [*python()[:1], "-c", slow, channel])
+    with Series() as commands:
+        commands.run("one")
+        commands.run("two")
+    assert capfd.readouterr().out.splitlines() == ["['two'] 2 False"]
+
+
 def test_without_that_process_a_command_runs_all_the_same(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,10 @@ def test_the_curve_and_its_limit() -> None:
     assert row["low"] == pytest.approx(0.6 - 1.96 * row["error"])
     assert curve[curve["limit"]].index.to_list() == [("search", 0.75), ("one-shot", 0.5)]
     assert ratios.points(runs[:2]).empty, "all remove as much"
+    long = [(entry.label.replace("%", "% of all the layers of the base are removed"), entry.view) for entry in runs]
+    assert set(ratios.points(entries(*long))["series"]) == {"search", "one-shot"}, "by whole names, not by short labels"
+    failed = View(run_tables([], {}, [], SPEC | {"held_out": HELD_OUT}, n_layers=0))
+    assert len(ratios.points([*runs, *entries(("failed", failed))])) == len(ratios.points(runs)), "one failed early"
     elsewhere = [{"benchmark": "piqa", "metric": "acc", "split": "validation[900:]"}]
     assert ratios.points(entries(run(2, 0.7), run(4, 0.6, held_out=elsewhere))).empty, "judged by others"
 
@@ -177,6 +181,8 @@ def test_the_ends_of_a_front() -> None:
         ItemKey(plans[c].hash, b, "acc", "test"): [1.0] * round(score * N) + [0.0] * (N - round(score * N))
         for (c, b), score in held.items()
     }
+    [none] = entries(("failed", View(run_tables([], {}, [], spec, n_layers=8))))
+    assert front_ends.table(none, Answers({})).empty, "no plan was scored on the highest rung"
     [entry] = entries(("front", View(run_tables(trials, plans, evaluations, spec, n_layers=8))))
     table = front_ends.table(entry, Answers(items)).set_index("benchmark")
     assert table.loc["piqa", ["end", "other", "plans"]].to_list() == [1, 3, 3]

@@ -16,10 +16,12 @@ from helpers.store_samples import new_writer
 
 from gptailor.commands.evaluate import evaluate
 from gptailor.commands.export import export_model, generate
+from gptailor.commands.heal import heal
 from gptailor.errors import UserError
 from gptailor.evaluate.digests import example_digests
 from gptailor.family import digests as of_files
 from gptailor.family.checkpoint import read_checkpoint
+from gptailor.heal.asked import HealAsked
 from gptailor.launch.engine import prepare
 from gptailor.launch.extend import extend
 from gptailor.search.engine import run_engine
@@ -326,6 +328,14 @@ def test_a_card_gives_no_scores_of_other_rows(spec: RunSpec, tmp_path: Path) -> 
     (tmp_path / "judged.yaml").unlink()
     assert "judged" in card("away"), "nothing speaks against them"
     assert any("judged" in text and "cannot be told" in text for text in said)
+
+
+def test_a_plan_of_other_models_is_not_healed(spec: RunSpec, tmp_path: Path) -> None:
+    folder = run(spec, tmp_path)
+    change_one_number(tmp_path / "m" / "base" / "model.safetensors")
+    with pytest.raises(UserError, match=r"base_model: model.safetensors is not what it was"):
+        heal(folder, "1", tmp_path / "out", HealAsked(), lambda _event: None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_of_other_models_is_not_extended(spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

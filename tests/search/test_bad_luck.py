@@ -11,6 +11,7 @@ from helpers import kills
 from helpers.trouble import search_with, small_search, troubled
 from helpers.warm_engines import WarmEngines, shared
 
+from gptailor.commands.subjects import find_subjects
 from gptailor.launch.engine import LOST, prepare
 from gptailor.launch.supervisor import DEATHS
 from gptailor.plan import StitchPlan
@@ -99,6 +100,20 @@ def test_dying_before_any_trial_fails_the_run(warm: WarmEngines, spec: RunSpec, 
     told = f"import os\nos.environ['{DEATHS}'] = 'SIGSEGV: crashed'\n"
     assert "died again and again before a trial began: SIGSEGV" in warm.run(told + search_with("pass"), folder.path)
     assert run_summary(folder).status is RunStatus.FAILED
+
+
+def test_a_run_whose_models_came_later(warm: WarmEngines, spec: RunSpec, tiny_family: Path, tmp_path: Path) -> None:
+    """What its first start could not know of the family is known once it goes on."""
+    base = tmp_path / "base"
+    folder = prepare(tmp_path / "runs", spec.model_copy(update={"base_model": str(base)}))
+    for _ in range(2):
+        assert "ended:" not in warm.run(search_with("pass"), folder.path).replace("ended: failed", "")
+        assert run_summary(folder).status is RunStatus.FAILED
+    shutil.copytree(tiny_family / "base", base)
+    assert "ended: finished" in warm.run(search_with("pass"), folder.path)
+    known = queries.read_run(folder).runs.iloc[0]
+    assert (known["n_layers"], known["n_removed"], known["status"]) == (6, spec.n_removed(6), RunStatus.FINISHED)
+    assert find_subjects(folder, ["baselines"]), "one-shot cuts of so many layers"
 
 
 def test_one_layer_of_a_candidate_that_is_not_a_number(

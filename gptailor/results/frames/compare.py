@@ -40,6 +40,8 @@ class Entry:
     facts: Facts
     trials: pd.DataFrame
     plans: pd.DataFrame
+    name: str
+    """What the label was made of, however long."""
 
     @property
     def best(self) -> int | None:
@@ -70,14 +72,14 @@ def entries(named: Sequence[tuple[str, View]]) -> list[Entry]:
     )
     measured = all(o.name in view.facts.dense for _, view in named for o in everywhere)
     found = []
-    for label, (_, view) in zip(_labels([name for name, _ in named]), named, strict=True):
+    for label, (name, view) in zip(_labels([name for name, _ in named]), named, strict=True):
         kind = Average.RETENTION if measured else Average.SCORE
         facts = replace(view.facts, objectives=tuple(everywhere), average=kind) if everywhere else view.facts
         if facts == view.facts:
-            found.append(Entry(label, view, facts, view.trials, view.plans))
+            found.append(Entry(label, view, facts, view.trials, view.plans, name))
             continue
         table = trials.trial_table(view.tables, facts)
-        found.append(Entry(label, view, facts, table, tradeoffs.plan_table(view.tables, table, facts)))
+        found.append(Entry(label, view, facts, table, tradeoffs.plan_table(view.tables, table, facts), name))
     return found
 
 

@@ -42,7 +42,7 @@ def table(runs: Sequence[Entry], found: Mapping[str, Redundancy]) -> pd.DataFram
     frame = pd.DataFrame(rows, columns=COLUMNS)
     if frame["family"].nunique() < 2:
         return frame.head(0)
-    return frame.assign(**{key: frame[key].map(series_names(frame, key)) for key in ("family", "series")})
+    return frame.assign(**{key: frame[key].map(series_names(frame, runs, key)) for key in ("family", "series")})
 
 
 def measures(model: ModelFound, n: int) -> dict[str, float]:

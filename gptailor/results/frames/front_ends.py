@@ -35,6 +35,8 @@ def _rows(entry: Entry, answers: Answers) -> Iterator[tuple[object, ...]]:
     tables = entry.view.tables
     found, judged = scores.searched(tables), scores.judged(tables)
     front = found.rising.loc[found.front]
+    if front.empty:
+        return
     ends = {str(name): int(front[name].idxmax()) for name in front}
     for name, end in ends.items():
         others = [config_id for config_id in ends.values() if config_id != end]

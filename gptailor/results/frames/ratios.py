@@ -43,10 +43,10 @@ def points(runs: Sequence[Entry]) -> pd.DataFrame:
     rows = [row for entry in runs for row in _points_of(entry)]
     frame = pd.DataFrame(rows, columns=POINTS)
     judges = {json.dumps(entry.facts.spec.get("held_out"), sort_keys=True) for entry in runs}
-    sizes = {entry.facts.n_layers for entry in runs}
+    sizes = {entry.facts.n_layers for entry in runs if entry.best is not None}
     if len(judges) > 1 or len(sizes) > 1 or frame["removed"].nunique() < 2:
         return frame.head(0)
-    return frame.assign(series=frame["series"].map(series_names(frame)))
+    return frame.assign(series=frame["series"].map(series_names(frame, runs)))
 
 
 def hashes(found: pd.DataFrame, run: str) -> tuple[str, ...]:
@@ -97,13 +97,14 @@ def _removed(entry: Entry, config_id: int) -> int:
     return int((own[own["config_id"] == config_id]["operation"] == "removed").sum()) or entry.facts.n_removed
 
 
-def series_names(frame: pd.DataFrame, column: str = "series") -> dict[Hashable, str]:
-    """What the labels of a series' runs have in common, and not with those of all others.
+def series_names(frame: pd.DataFrame, runs: Sequence[Entry], column: str = "series") -> dict[Hashable, str]:
+    """What the names of a series' runs have in common, and not with those of all others.
 
     `one-shot` of `10 %, one-shot, seed 0` and `20 %, one-shot, seed 1`. frame: `run`, and a column of what tells series
     apart: a key and a remark.
     """
-    series = frame.groupby(column, sort=False)["run"]
+    names_of = {entry.label: entry.name for entry in runs}
+    series = frame.assign(run=frame["run"].map(names_of)).groupby(column, sort=False)["run"]
     words = {key: set.intersection(*({*_words(label)} for label in labels)) for key, labels in series}
     everywhere = set.intersection(*words.values()) if len(words) > 1 else set()
     names: dict[Hashable, str] = {}
