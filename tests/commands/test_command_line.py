@@ -159,7 +159,7 @@ def test_a_folder_that_can_hold_no_runs_is_told(
 
 
 def test_paths_of_a_run_started_elsewhere_are_found(
-    tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run file's paths start where the run was started, those of a command where the command is given."""
     (tmp_path / "models").symlink_to(tiny_family)
@@ -172,8 +172,11 @@ def test_paths_of_a_run_started_elsewhere_are_found(
     assert main(export) == 0 and (tmp_path / "other" / "out" / "config.json").is_file()
     monkeypatch.chdir(tmp_path / "other")
     heal = ["heal", "tiny-run", str(CONFIG), "healed", "--texts", "objectives+file:mine.jsonl", "--runs", "../runs"]
-    capsys.readouterr()
-    assert main(heal) == 2 and str(tmp_path / "other" / "mine.jsonl") in capsys.readouterr().err
+    asked: list[tuple[Path, str]] = []
+    monkeypatch.setattr("gptailor.commands.heal.heal", lambda _, __, out, given, *___: asked.append((out, given.texts)))
+    main(heal)
+    here = tmp_path / "other"
+    assert asked == [(here / "healed", f"objectives+file:{here / 'mine.jsonl'}")]
 
 
 def test_bytes_that_are_no_text_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
