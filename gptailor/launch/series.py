@@ -12,12 +12,13 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 
 from gptailor.launch.process import FIXED, python
-from gptailor.launch.warm import FORKED, import_all, leave, surroundings
+from gptailor.launch.warm import FORKED, import_all, is_bad_fork, leave, surroundings
 
 COMMAND = "series"
 """What the process is called with that forks; it is no command for people."""
@@ -96,9 +97,12 @@ def serve(channel: socket.socket, imports: Sequence[str], run: Callable[[list[st
                     signal.signal(signal.SIGINT, usual)
                     if interrupts:  # between the fork and now
                         os._exit(128 + signal.SIGINT)
+                    words = json.loads(command)
+                    if is_bad_fork():
+                        os.execv(sys.executable, python(*words))
                     channel.close()
                     os.environ[FORKED] = "1"
-                    leave(run, json.loads(command))
+                    leave(run, words)
                 os.waitpid(pid, 0)
             interrupts.clear()
             with suppress(OSError):  # who began the series may have ended meanwhile

@@ -241,9 +241,14 @@ def leave(run: Callable[[list[str]], int], command: list[str]) -> NoReturn:
 
 
 def is_forked() -> bool:
-    """Whether this engine came from a host, and what it starts may be forked: no GPU was looked at before."""
+    """Whether this engine came from a host, and what it starts may be forked."""
+    return os.environ.pop(FORKED, None) is not None and "torch" in sys.modules and not is_bad_fork()
+
+
+def is_bad_fork() -> bool:
+    """Whether this process was forked after a GPU had been looked at: CUDA refuses to work in it."""
     torch = sys.modules.get("torch")
-    return os.environ.pop(FORKED, None) is not None and torch is not None and not torch.cuda._is_in_bad_fork()
+    return torch is not None and bool(torch.cuda._is_in_bad_fork())
 
 
 def surroundings() -> object:

@@ -41,6 +41,18 @@ def test_each_command_has_what_was_imported(capfd: pytest.CaptureFixture[str], m
     assert process is not None and process.poll() == 0, "it ends with the series"
 
 
+def test_where_a_gpu_was_looked_at_a_command_is_not_forked(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = "sys.modules['torch'] = type(sys)('torch')\nsys.modules['torch'].cuda = type(sys)('cuda')\n"
+    torch += "sys.modules['torch'].cuda._is_in_bad_fork = lambda: True\n"
+    after = ASKED.replace("import socket\n", f"import socket\n{torch}")
+    monkeypatch.setattr(series, "python", lambda _, channel: [*python()[:1], "-c", after, channel])
+    with Series() as commands:
+        commands.run("runs", "--runs", str(tmp_path))
+    assert capfd.readouterr().out.startswith(f"No runs in {tmp_path}")
+
+
 def test_other_code_or_another_environment_has_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(series, "python", lambda _, channel: [*python()[:1], "-c", ASKED, channel])
     with Series() as commands:
