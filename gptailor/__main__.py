@@ -310,7 +310,7 @@ def extend(arguments: argparse.Namespace) -> int:
     """Give a run more trials or hours, and go on with it in the background."""
     from gptailor.launch.extend import extend as more
 
-    print(more(_folder(arguments), arguments.trials, arguments.walltime))
+    print(more(_at_home(arguments), arguments.trials, arguments.walltime))
     return OK
 
 

@@ -83,4 +83,4 @@ def gain(score: float, higher_is_better: bool) -> float:
 def retention(score: float, dense: float, higher_is_better: bool) -> float | None:
     """Share of the dense model's score that is kept (1 = all of it); None where a ratio says nothing."""
     kept, whole = (score, dense) if higher_is_better else (dense, score)
-    return kept / whole if whole > 0 and kept >= 0 else None
+    return max(kept, 0.0) / whole if whole > 0 else None

@@ -19,7 +19,7 @@ with right:
         ready = starting.outlook(draft.spec)
         jobs.show_problem()
         redundancy.before_start(draft.spec, ready)
-    starting.start_button(draft.spec, ready)
+    starting.start_button(preset, draft.spec, ready)
     if draft.spec is not None:
         starting.in_other_words(draft.spec, preset)
 if draft.spec is not None:

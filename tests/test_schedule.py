@@ -31,6 +31,8 @@ def test_the_papers_settings() -> None:
         (Budget(min=10, max=160, eta=2), 60),
         (Budget(min=50, max=50), 7),
         (Budget(min=4, max=100, eta=5), 31),
+        (Budget(min=50, max=500, eta=3), 60),  # whose lowest rung, 55.6, is rounded up
+        (Budget(min=100, max=500, eta=3), 30),
     ],
 )
 def test_equal_to_smac(budget: Budget, trials: int, tmp_path: Path) -> None:

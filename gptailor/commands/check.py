@@ -452,5 +452,6 @@ def _pace(tables: RunTables) -> float | None:
     scored = tables.scores.groupby("trial_id").n_samples.sum()
     trials = trials.assign(scored=trials.trial_id.map(scored)).dropna(subset=["scored"]).sort_values("budget")
     before = trials.groupby("config_id").scored.shift(fill_value=0)
-    examples, seconds = float((trials.scored - before).sum()), float(trials.evaluate_seconds.sum())
+    trials = trials.assign(fresh=trials.scored - before)[trials.stitch_seconds > 0]  # else the references had it
+    examples, seconds = float(trials.fresh.sum()), float(trials.evaluate_seconds.sum())
     return seconds / examples if examples > 0 and seconds > 0 else None

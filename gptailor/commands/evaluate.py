@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from gptailor.commands.repaired import Repairs
 from gptailor.commands.subjects import Asked, find_subjects, plans_of
 from gptailor.errors import UserError
+from gptailor.evaluate.scoring import NonFinite
 from gptailor.launch.engine import EngineLock
 from gptailor.launch.events import Event, Say
 from gptailor.launch.process import began
@@ -84,7 +85,12 @@ def evaluate(
         for one, plan in judged:
             plan_scorer.stitcher.check(plan)
             for benchmark in plan_scorer.benchmarks:
-                result = plan_scorer.score(plan, examples or benchmark.n_examples, None, [benchmark], share=True)
+                try:
+                    result = plan_scorer.score(plan, examples or benchmark.n_examples, None, [benchmark], share=True)
+                except NonFinite as problem:  # the others are judged
+                    done += 1
+                    say(Event(f"{one.subject}  {benchmark.spec.name}: {problem}", done / total))
+                    continue
                 with writer.batch():
                     config_id = keeper.number(one, plan)
                     for key, first, items in result.fresh:

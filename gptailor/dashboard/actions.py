@@ -101,7 +101,15 @@ def pause(run: Run) -> None:
 
 
 def resume(run: Run) -> None:
-    _door("resume", run.run_id, lambda: engine.resume(run.folder, warm.shared().spawn), stop=_of(run))
+    _door("resume", run.run_id, lambda: _resumed(run), stop=_of(run))
+
+
+def _resumed(run: Run) -> None:
+    if engine.resume(run.folder, warm.shared().spawn) is None and not run.is_active:
+        raise UserError(
+            f"run {run.run_id}: something else (an evaluation, a measurement) is at work on it; "
+            "resume it when that has ended"
+        )
 
 
 def stop(run: Run) -> StopResult:
@@ -116,8 +124,16 @@ def extend(run: Run, trials: int, walltime: str | None) -> str:
 # --- a run's files ----------------------------------------------------------------------------------------------------
 
 
-def delete(run: Run) -> None:
-    _door("delete", run.run_id, lambda: delete_run(run.folder), stop=_of(run))
+def delete(run: Run, work: Path) -> None:
+    """Remove a run, and where its jobs are (`work`). Raises UserError while it or one of them is at work."""
+    _door("delete", run.run_id, lambda: _deleted(run, work), stop=_of(run))
+
+
+def _deleted(run: Run, work: Path) -> None:
+    if any(job_state(job).status is JobStatus.RUNNING for job in list_jobs(work)):
+        raise UserError(f"run {run.run_id}: a job (an export, say) is at work on it; stop that first")
+    delete_run(run.folder)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def describe(run: Run, notes: Notes) -> None:

@@ -40,22 +40,28 @@ def _ask(run: Run, config_id: int) -> None:
         "plan is; rows that judge are never among the texts. After a cancel, the same choice goes on where it was."
     )
     tokens, texts, minutes = st.columns([2, 5, 2], vertical_alignment="bottom")
-    count = tokens.selectbox("Tokens", TOKENS, 1, key="models.heal.tokens", help="More take longer and heal more.")
-    source = texts.selectbox(
+    tokens.selectbox("Tokens", TOKENS, 1, key="models.heal.tokens", help="More take longer and heal more.")
+    texts.selectbox(
         "Texts", list(TEXTS), format_func=TEXTS.__getitem__, key="models.heal.texts", help="They decide what heals."
     )
-    limit = minutes.number_input("Minutes at most", 1, 10_000, 60, key="models.heal.minutes")
+    minutes.number_input("Minutes at most", 1, 10_000, 60, key="models.heal.minutes")
     not_you = access.why_not()
-    out = jobs.exports_root() / f"{run.run_id}-{config_id}-healed-{count.lower()}"
-    arguments = ["heal", run.run_id, str(config_id), str(out), "--json", "--tokens", count, "--texts", source]
     st.button(
         "Heal by a short training",
         icon=":material/healing:",
-        on_click=jobs.begin,
-        args=(run, jobs.job(run, f"heal-{config_id}"), [*arguments, "--minutes", str(limit)]),
+        on_click=_begin,
+        args=(run, config_id),
         disabled=not_you is not None or run.is_active or run.is_demo,
         help=not_you or "It takes a GPU, or minutes to hours on a CPU, and the run must be at rest.",
     )
+
+
+def _begin(run: Run, config_id: int) -> None:
+    """By what the fields hold at the click."""
+    count, source, limit = (st.session_state[f"models.heal.{name}"] for name in ("tokens", "texts", "minutes"))
+    out = jobs.exports_root() / f"{run.run_id}-{config_id}-healed-{count.lower()}"
+    asked = ["--json", "--tokens", count, "--texts", source, "--minutes", str(limit)]
+    jobs.begin(run, jobs.job(run, f"heal-{config_id}"), ["heal", run.run_id, str(config_id), str(out), *asked])
 
 
 def _steps(state: JobState) -> None:

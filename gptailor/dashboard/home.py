@@ -9,13 +9,15 @@ from typing import Any
 import streamlit as st
 
 from gptailor import wording
-from gptailor.dashboard import access, actions, pickers, readers, run_table, widgets
+from gptailor.dashboard import access, actions, jobs, pickers, readers, run_table, widgets
 from gptailor.dashboard.polling import poll
 from gptailor.dashboard.readers import Run
 from gptailor.errors import UserError
 from gptailor.store.notes import MAX_NAME, MAX_NOTE, MAX_TAGS, Notes, read_notes
 
 POLL_SECONDS = 4
+DIALOG = "home.dialog"
+"""In the session: whether a dialog is open."""
 MAX_UPLOAD_MB = 200
 
 # --- the page, from top to bottom -------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ def follow(runs: Sequence[Run]) -> None:
 
     @poll(POLL_SECONDS)
     def watch() -> None:
-        if _moving_parts(readers.runs()) != seen:
+        if not st.session_state.get(DIALOG) and _moving_parts(readers.runs()) != seen:  # which would close the dialog
             st.rerun()
 
     watch()
@@ -201,8 +203,13 @@ def _moving_parts(runs: Sequence[Run]) -> list[tuple[Any, ...]]:
 # --- the actions ------------------------------------------------------------------------------------------------------
 
 
-@st.dialog("Name, note, tags")
+def _closed() -> None:
+    st.session_state.pop(DIALOG, None)
+
+
+@st.dialog("Name, note, tags", on_dismiss=_closed)
 def _describe(run: Run) -> None:
+    st.session_state[DIALOG] = True
     noted = read_notes(run.folder)
     name = st.text_input("Name", noted.name, max_chars=MAX_NAME, placeholder=wording.plain(run.summary.name))
     tags = st.multiselect(
@@ -221,11 +228,13 @@ def _describe(run: Run) -> None:
         except UserError as error:
             st.error(wording.safe(error, 300))
         else:
+            _closed()
             st.rerun()
 
 
-@st.dialog("Delete this run?")
+@st.dialog("Delete this run?", on_dismiss=_closed)
 def _delete(run: Run) -> None:
+    st.session_state[DIALOG] = True
     shown = wording.plain(run.name)
     st.markdown(
         f"**{wording.safe(run.name)}** with its {wording.plural(run.summary.n_done, 'trial')} is deleted for good "
@@ -234,8 +243,9 @@ def _delete(run: Run) -> None:
     typed = st.text_input("Type the run's name to confirm", placeholder=shown, key=f"home.delete.{run.run_id}")
     if st.button("Delete for good", icon=":material/delete:", type="primary", disabled=wording.plain(typed) != shown):
         try:
-            actions.delete(run)
+            actions.delete(run, jobs.place(run))
         except UserError as error:
             st.error(wording.safe(error, 300))
         else:
+            _closed()
             st.rerun()

@@ -34,7 +34,7 @@ def job(run: Run, name: str) -> Job:
 
     Jobs are not kept in the run's own folder, which may be somebody else's or read-only.
     """
-    return Job(_place(run) / "jobs" / name)
+    return Job(place(run) / "jobs" / name)
 
 
 def state(work: Job) -> JobState | None:
@@ -51,7 +51,7 @@ def is_running(found: JobState | None) -> bool:
 
 def begin(run: Run, work: Job, arguments: Sequence[str]) -> None:
     """Start `python -m gptailor ARGUMENTS` on the run's folder; what hinders it is shown by show_problem."""
-    _try(lambda: actions.begin(run, _place(run), arguments, work.name))
+    _try(lambda: actions.begin(run, place(run), arguments, work.name))
 
 
 def _try(start: Callable[[], object]) -> None:
@@ -107,7 +107,7 @@ def offer(
     command = [arguments[0], run.run_id, "--json", *arguments[1:]]
     offer_work(
         job(run, name),
-        lambda: actions.begin(run, _place(run), command, name),
+        lambda: actions.begin(run, place(run), command, name),
         doing=doing,
         label=label,
         icon=icon,
@@ -168,5 +168,6 @@ def say_failure(found: JobState, what: str) -> None:
     )
 
 
-def _place(run: Run) -> Path:
+def place(run: Run) -> Path:
+    """Where jobs of this run are."""
     return exports_root() / ".work" / run.run_id

@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from gptailor import wording
-from gptailor.dashboard import access, actions, form, readers, widgets
+from gptailor.dashboard import access, actions, form, launching, readers, widgets
 from gptailor.dashboard.checking import Answer
 from gptailor.dashboard.form import Preset
 from gptailor.dashboard.polling import poll
@@ -129,7 +129,7 @@ def _verdict(spec: RunSpec, answer: Answer) -> bool:
 # --- the start --------------------------------------------------------------------------------------------------------
 
 
-def start_button(spec: RunSpec | None, ready: bool) -> None:
+def start_button(preset: Preset, spec: RunSpec | None, ready: bool) -> None:
     """Start, once: a second click, a second tab or a second person is led to the run that is there."""
     runs = readers.runs()
     twin = next((run for run in runs if spec and run.is_active and _asks_for(run.folder, spec)), None)
@@ -150,14 +150,17 @@ def start_button(spec: RunSpec | None, ready: bool) -> None:
         width="stretch",
         disabled=spec is None or not ready,
         on_click=_start,
-        args=(spec, form_token),
+        args=(preset, spec, form_token),
         help=access.why_not() or (None if ready else "Possible once the fields are right and the models are checked."),
     )
 
 
-def _start(spec: RunSpec | None, form_token: str) -> None:
+def _start(preset: Preset, spec: RunSpec | None, form_token: str) -> None:
     if spec is None or st.session_state.get("launch.form") != form_token:
         return  # an event that no button of ours sent, or a second click on a form that was sent
+    if launching.read(preset)[1].spec != spec:  # a field was left by this very click
+        st.session_state["launch.problem"] = "The form changed as you clicked: look at it once more, then start."
+        return
     try:
         actions.start(spec)
     except UserError as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from gptailor.errors import UserError
 from gptailor.launch.engine import EngineLock, start
 from gptailor.spec.files import build_spec, load_spec
+from gptailor.spec.run import RunSpec
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.writer import RunWriter
@@ -30,9 +33,23 @@ def extend(folder: RunFolder, trials: int | None, walltime: str | None) -> str:
         raise UserError(f"extend: --walltime {walltime} is less than the {spec.walltime} the run already has")
     with EngineLock(folder):
         writer = RunWriter.open(folder)
-        refuse_other_files(longer, queries.load_digests(folder), f"run {folder.run_id}")  # before anything is changed
+        refuse_other_files(
+            _from_home(longer, folder.started_in), queries.load_digests(folder), f"run {folder.run_id}"
+        )  # before anything is changed
         writer.change_spec(longer.model_dump(mode="json"), longer.to_yaml())
     pid = start(folder)
     return (
         f"{longer.trials} trials, {longer.walltime or 'any'} time; its engine runs as process {pid}; log: {folder.log}"
     )
+
+
+def _from_home(spec: RunSpec, home: Path | None) -> RunSpec:
+    """The run file with its folders seen from where the run was started: a server may be elsewhere."""
+    if home is None:
+        return spec
+
+    def found(location: str) -> str:
+        return str(home / location) if (home / location).is_dir() else location
+
+    candidates = {name: found(location) for name, location in spec.candidates.items()}
+    return spec.model_copy(update={"base_model": found(spec.base_model), "candidates": candidates})

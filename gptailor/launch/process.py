@@ -184,7 +184,11 @@ def signal_holder(lock: Path, number: signal.Signals) -> bool:
     if holder is None or holder.host != socket.gethostname() or not is_held(lock):
         return False
     try:
-        if os.getpgid(holder.pid) == holder.pid:
+        leads = os.getpgid(holder.pid) == holder.pid
+    except ProcessLookupError:
+        leads = True  # it has ended, and what it started holds the lock
+    try:
+        if leads:
             os.killpg(holder.pid, number)
         else:
             os.kill(holder.pid, number)

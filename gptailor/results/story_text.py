@@ -102,7 +102,8 @@ def _held_out_text(story: dict[str, Any]) -> list[str]:
     rows = [
         (
             row["subject"],
-            f"{row['average']:.4f}" + (f" ±{row['stderr']:.4f}" if row["stderr"] is not None else ""),
+            ("–" if row["average"] is None else f"{row['average']:.4f}")
+            + (f" ±{row['stderr']:.4f}" if row["stderr"] is not None else ""),
             *(
                 "" if row[key] is None else f"{row[key]:{form}}"
                 for key, form in (

@@ -82,7 +82,9 @@ class BaselineRun(RunBase):
             self._publish(scorer)
         n_sizes = len({cut.n_removed for cut in asked})  # which share what one search may score
         batches, allowed = plan_scorer.calibration(), _allowance(plan_scorer, spec) // n_sizes
-        succeeded = bool(self.history.finished)
+        done = self.history.finished.values()
+        succeeded = any(trial.outcome.status is TrialStatus.SUCCESS for trial in done)
+        self._start_clock()
         for trial_id, cut in enumerate(asked):
             if trial_id in self.history.finished:
                 continue
@@ -91,7 +93,7 @@ class BaselineRun(RunBase):
                 return RunStatus.STOPPED, None
             if self._is_time_up:
                 self._say_that_time_is_up()
-                break
+                return RunStatus.FINISHED, None
             case = Case(
                 plan_scorer.stitcher,
                 cut.source,

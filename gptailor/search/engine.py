@@ -53,6 +53,7 @@ def run_engine(folder: RunFolder, progress: Progress) -> RunStatus:
     with EngineLock(folder), stop_on_signal() as signalled:
         writer = open_writer(folder, load_spec(folder.spec))
         writer.watch = watch
+        writer.set_status(RunStatus.QUEUED)  # one that goes on had ended; it may wait long for its device
         spec = spec_of(folder)
         error: str | None = None
         with heartbeat(writer.heartbeat):

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from gptailor.baselines.registry import BASELINE_SIZES, sized
+from gptailor.evaluate.scoring import NonFinite
 from gptailor.launch import engine
 from gptailor.plan import StitchPlan
 from gptailor.schedule import REFERENCES, is_screened
@@ -87,11 +88,15 @@ class Search(RunBase):
                 self._order(scorer, initial)
                 self._reference(scorer, DENSE, StitchPlan.dense(space.n_layers))
                 for subject, plan in one_shot_cuts(space, initial):
-                    self._reference(scorer, subject, plan)
+                    try:
+                        self._reference(scorer, subject, plan)
+                    except NonFinite as problem:  # it can be spared
+                        self.progress.note(f"{subject}: {problem}")
                 self._publish(scorer)
                 if is_screened(spec):
                     space, initial = self._screened(scorer, space, initial)
             self._record_seconds()
+            self._start_clock()
             with self.watch.of(Part.OTHER):
                 status, error = self._loop(scorer, space, initial)
                 self.writer.flush()  # which the selection reads

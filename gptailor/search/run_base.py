@@ -62,8 +62,11 @@ class RunBase(ABC):
         self.slopes: dict[int, dict[str, float]] = {}
         self.has_succeeded = any(was_computed(trial.outcome) for trial in self.history.finished.values())
         self.deadline = math.inf
-        if spec.walltime_seconds is not None:
-            self.deadline = time.monotonic() + spec.walltime_seconds - self.history.seconds
+
+    def _start_clock(self) -> None:
+        """From here on the trials' time runs: neither what was waited for nor the references are of it."""
+        if self.spec.walltime_seconds is not None:
+            self.deadline = time.monotonic() + self.spec.walltime_seconds - self.history.seconds
 
     @abstractmethod
     def run(self) -> tuple[RunStatus, str | None]:
@@ -157,6 +160,7 @@ class RunBase(ABC):
         self.progress.note(f"{problem}; waiting for space")
         with self.watch.of(Part.WAITING):
             time.sleep(FULL_DISK_SECONDS)
+        self.deadline += FULL_DISK_SECONDS
         return True
 
     @property

@@ -57,7 +57,13 @@ def select(
         if done:
             left = duration((time.monotonic() - began) / done * (len(subjects) - done))
             say(f"selection: {done} of {len(subjects)} scored, about {left} left")
-        result = scorer.score(plan, SELECTION_EXAMPLES, SELECTION)
+        try:
+            result = scorer.score(plan, SELECTION_EXAMPLES, SELECTION)
+        except (NonFinite, UserError) as problem:
+            if subject == DENSE:
+                raise
+            say(f"selection: {subject} is left out: {problem}")
+            continue
         with writer.batch():
             for key, first, items in result.fresh:
                 writer.record_examples(*key, first, items)

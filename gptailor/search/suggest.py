@@ -84,8 +84,8 @@ def scenario_of(spec: RunSpec, space: PlanSpace, output: Path) -> Scenario:
         objectives=names if several else names[0],
         crash_cost=[WORST_COST] * len(names) if several else WORST_COST,
         n_trials=max(spec.trials, 1),
-        # A hair below, lest rounding in log(max/min)/log(eta) lose a rung.
-        min_budget=spec.budget.rungs[0] * (1 - 1e-9),
+        # Not the lowest rung, which is rounded; and a hair below, lest log(max/min)/log(eta) lose a rung.
+        min_budget=spec.budget.max / spec.budget.eta ** (len(spec.budget.rungs) - 1) * (1 - 1e-9),
         max_budget=spec.budget.max,
         seed=spec.seed,
     )

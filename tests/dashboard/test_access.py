@@ -255,7 +255,7 @@ def every_action() -> None:
         lambda: actions.extend(run, 10, None),
         lambda: actions.resume(run),
         lambda: actions.stop(run),
-        lambda: actions.delete(run),
+        lambda: actions.delete(run, readers.runs_root() / "x"),
         lambda: actions.describe(run, Notes("x", "", ())),
         lambda: actions.bring_in(memoryview(b"PK")),
         lambda: actions.begin(run, readers.runs_root() / "x", ["evaluate"], "x"),

@@ -166,7 +166,8 @@ def test_an_extended_run_says_so(tmp_path: Path) -> None:
 
 def test_retention_and_gain() -> None:
     assert retention(0.6, 0.8, True) == pytest.approx(0.75) and retention(20.0, 10.0, False) == 0.5
-    assert retention(0.5, 0.0, True) is None and retention(-1.0, 0.5, True) is None
+    assert retention(0.5, 0.0, True) is None and retention(0.5, -1.0, True) is None
+    assert retention(-1.0, 0.5, True) == 0.0, "less than nothing"
     assert gain(0.3, True) == 0.3 and gain(4.0, False) == 0.25 and gain(0.0, False) == 0.0
 
 

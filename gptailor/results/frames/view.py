@@ -14,7 +14,7 @@ from gptailor.results.frames import facts, held_out, layers, tradeoffs, trials
 from gptailor.results.subjects import stored_plan, stored_subjects
 from gptailor.stitch.edits.registry import fitted_layers
 from gptailor.store.queries import RunTables
-from gptailor.trial import Subject, SubjectKind
+from gptailor.trial import REPAIRED, Subject, SubjectKind, is_repaired
 
 Made = TypeVar("Made")
 
@@ -54,7 +54,10 @@ class View:
         """
         judged = [int(config_id) for config_id in self.plans["config_id"]]
         named = scores.best(self.tables)
-        return named.config_id if named and named.config_id in judged else next(iter(judged), None)
+        number = named.config_id if named else None
+        if number is not None and is_repaired(number):
+            number -= REPAIRED  # which has no trial: the plan that it was
+        return number if number in judged else next(iter(judged), None)
 
     @cached_property
     def best_row(self) -> pd.Series | None:
