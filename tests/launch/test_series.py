@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ def run(command):
 import socket
 series.serve(socket.socket(fileno=int(sys.argv[1])), ["colorsys"], run)
 """
+
+
+@pytest.fixture
+def with_interrupts() -> Iterator[None]:
+    """Tests that run in the background ignore SIGINT, and so would whatever they start."""
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
 
 
 def test_each_command_has_what_was_imported(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +74,7 @@ def test_other_code_or_another_environment_has_another_process(monkeypatch: pyte
         assert commands._process is not first and first is not None and first.poll() == 0
 
 
+@pytest.mark.usefixtures("with_interrupts")
 def test_a_command_that_is_interrupted_before_it_begins_is_not_begun(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +101,7 @@ def test_without_that_process_a_command_runs_all_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("with_interrupts")
 def test_an_experiment_is_interrupted_with_its_engine(tiny_family: Path, tmp_path: Path) -> None:
     write_benchmark(tmp_path, "first_words", 60, 0)
     run = {
