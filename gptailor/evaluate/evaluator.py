@@ -158,7 +158,9 @@ class Evaluator:
             if any(first <= member < last for member in pack.members)
         ]
         if jobs and self.path is None:
-            self.settle(self._choose_path(model))
+            read = [example for benchmark in self.benchmarks for example in benchmark.examples if example.windows]
+            read = read or [e for benchmark, _, _ in asked for e in benchmark.examples if e.windows]
+            self.settle(self._choose_path(model, read))
 
         def score(job: tuple[int, Pack]) -> list[Scored]:
             between()
@@ -259,14 +261,14 @@ class Evaluator:
                 self._max_tokens = 2 ** (int(min(65536, max(2048, free // 4 // each))).bit_length() - 1)
         return self._max_tokens
 
-    def _choose_path(self, model: PreTrainedModel) -> str:
+    def _choose_path(self, model: PreTrainedModel, read: Sequence[Example]) -> str:
         """Score a few examples in every way; the first that says what plain rows say is used. Raises NonFinite."""
         ways: dict[str, Callable[[PreTrainedModel, Pack], list[Scored]]] = {}
-        reason = _cannot_drive(model) or self._is_switched(model)
+        reason = _cannot_drive(model) or _is_switched(model, read)
         if reason is None:
             ways = {"direct": score_direct} if is_plain(model) else {}
             ways["tree"] = score_tree
-            examples = self._probe()
+            examples = _probe(read)
             pack = build_pack(examples, range(len(examples))).to(self.device)
             windows = [window for example in examples for window in example.windows]
             plain = score_rows(model, windows, PROBE_TOKENS)
@@ -278,21 +280,6 @@ class Evaluator:
             log.info("%s cannot be scored as packed trees (%s): %s", type(model).__name__, path, reason)
         log.warning("%s is scored as padded rows, the slower way: %s", type(model).__name__, reason)
         return "rows"
-
-    def _is_switched(self, model: PreTrainedModel) -> str | None:
-        """Why texts of different lengths cannot share a pass, though its attention can be driven."""
-        switch = position_switch(model)
-        examples = (example for benchmark in self.benchmarks for example in benchmark.examples)
-        sides = {len(window.inputs) > (switch or 0) for example in examples for window in example.windows}
-        if switch is None or len(sides) < 2:
-            return None
-        return f"it encodes positions otherwise beyond {switch} tokens, and texts lie on both sides"
-
-    def _probe(self) -> list[Example]:
-        """The longest example, for sliding windows, and three others."""
-        examples = [example for benchmark in self.benchmarks for example in benchmark.examples if example.windows]
-        longest = max(examples, key=lambda example: max(len(window.tokens) for window in example.windows))
-        return [longest, *[example for example in examples[:4] if example is not longest][:3]]
 
 
 @dataclass(frozen=True)
@@ -331,6 +318,21 @@ def _difference(
     apart = sum(abs(a.precise - b.precise) for a, b in zip(tree, plain, strict=True)) / len(pack.targets)
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
     return None if apart <= tolerance else f"log-probabilities differ by {apart:.3g} a token from plain rows"
+
+
+def _is_switched(model: PreTrainedModel, read: Sequence[Example]) -> str | None:
+    """Why texts of different lengths cannot share a pass, though the model's attention can be driven."""
+    switch = position_switch(model)
+    sides = {len(window.inputs) > (switch or 0) for example in read for window in example.windows}
+    if switch is None or len(sides) < 2:
+        return None
+    return f"it encodes positions otherwise beyond {switch} tokens, and texts lie on both sides"
+
+
+def _probe(read: Sequence[Example]) -> list[Example]:
+    """The longest example, for sliding windows, and three others."""
+    longest = max(read, key=lambda example: max(len(window.tokens) for window in example.windows))
+    return [longest, *[example for example in read[:4] if example is not longest][:3]]
 
 
 def _cannot_drive(model: PreTrainedModel) -> str | None:

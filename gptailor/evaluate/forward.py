@@ -179,7 +179,6 @@ def _read(
     """
     device = rows.device
     sums, best = torch.zeros(n_rows, device=device), torch.full((n_rows,), -torch.inf, device=device)
-    home = torch.zeros(n_rows, dtype=torch.long, device=device)  # first token of the slice that holds the best
     chosen = torch.zeros(len(rows), device=device)
     is_best = torch.zeros(len(rows), dtype=torch.bool, device=device)
     for first, logits in slices:
@@ -189,16 +188,16 @@ def _read(
         chosen = torch.where(here, logits[rows, local].float(), chosen)
         if needs_greedy:
             top = logits.amax(dim=-1).float()
-            home = torch.where(top > best, first, home)
+            is_first = here & (top > best)[rows]  # a tie belongs to the slice before
             best = torch.maximum(best, top)
             if waits:  # argmax is slow and ties are rare: only where it can matter
-                check = (here & (chosen == top[rows])).nonzero()[:, 0]
+                check = (is_first & (chosen == top[rows])).nonzero()[:, 0]
                 is_best[check] = logits[rows[check]].argmax(dim=-1) == local[check]
             else:
-                is_best = torch.where(here, logits.argmax(dim=-1)[rows] == local, is_best)
+                is_best |= is_first & (logits.argmax(dim=-1)[rows] == local)
     is_safe = ((sums > SAFE_SUMS[0]) & (sums < SAFE_SUMS[1])).all()
     if needs_greedy:
-        is_best &= (chosen == best[rows]) & (targets >= home[rows])
+        is_best &= chosen == best[rows]
     return _Reading(chosen - sums.log_()[rows], is_best, is_safe)
 
 

@@ -2,9 +2,9 @@
 
 Layers that are not listed are removed. Two things need care:
 
-- mergekit 0.1.5 (plan.py, plan_module) gives the weights outside the layers (embeddings, final norm, head) the
-  parameters of the first slice over the models of the last one: silently zeros in the worst case. A closing slice of no
-  layers pins them to the base, and every slice lists equally many sources, padded with weight 0.
+- mergekit 0.1.5 (plan.py, plan_module) takes the embeddings from the models of the first slice and what follows the
+  layers (final norm, head) from those of the last one: silently zeros in the worst case. A slice of no layers at either
+  end pins them to the base, and every slice lists equally many sources, padded with weight 0.
 - task arithmetic has no scale, so a plan with output scales is written as a linear merge (base 1 - K * factor, each
   candidate factor), whose weights are multiplied on the two output projections by filters.
 """
@@ -20,6 +20,8 @@ from gptailor.errors import UserError
 from gptailor.plan import BASE, LayerChoice, StitchPlan
 
 PAIRWISE = ("slerp",)
+WRITABLE = ("task_arithmetic", "ties", "breadcrumbs", "breadcrumbs_ties", "linear", *PAIRWISE)
+"""Others draw masks of their own, or know no factor or no weight of 0: mergekit would build another model."""
 LINEAR_FILTERS = ("o_proj", "down_proj")
 
 
@@ -44,10 +46,9 @@ def mergekit_yaml(
     width = max([2 if method in PAIRWISE else 1, *(len(choice.sources) + 1 for choice in plan.kept)])
     width = 2 if method in PAIRWISE else width
     slices = [write(choice, models, width, projections) for choice in plan.kept]
-    slices.append(write(LayerChoice(plan.n_layers - 1), models, width, projections, empty=True))
-    document: dict[str, Any] = {"merge_method": method}
-    if method != "linear":
-        document["base_model"] = models[BASE]
+    for end, layer in ((0, 0), (len(slices) + 1, plan.n_layers - 1)):
+        slices.insert(end, write(LayerChoice(layer), models, width, projections, empty=True))
+    document: dict[str, Any] = {"merge_method": method, "base_model": models[BASE]}
     if method not in PAIRWISE:
         document["parameters"] = {"normalize": method in ("ties", "della")} | _extra(plan)
     return yaml.safe_dump(
@@ -61,6 +62,10 @@ def _method(plan: StitchPlan) -> str:
     if len(used) > 1:
         raise UserError(f"mergekit YAML: one file has one merge method, this plan uses {', '.join(sorted(used))}")
     method = used.pop() if used else "task_arithmetic"
+    if method not in WRITABLE:
+        raise UserError(
+            f"mergekit YAML: {method} cannot be written so that mergekit does the same; export the model instead"
+        )
     if any(choice.output_scale != 1.0 for choice in plan.kept):
         if method not in ("task_arithmetic", "linear"):
             raise UserError(f"mergekit YAML: output scales can be written for task_arithmetic and linear, not {method}")

@@ -247,10 +247,10 @@ class PlanScorer:
 
     def calibration(self, benchmarks: Sequence[OpenBenchmark] | None = None) -> list[dict[str, torch.Tensor]]:
         """The texts that pruning methods look at, in padded batches: of the run's benchmarks, or of others."""
-        chosen = self.benchmarks if benchmarks is None else benchmarks
+        chosen = self.evaluator.benchmarks if benchmarks is None else benchmarks  # in the seed's order, always
         tokenizer, window = self.family.tokenizer, _window(self.family.reader)
         texts = calibration_batches(chosen, CALIBRATION_TEXTS, tokenizer, window)
-        return _batches(texts, self.family.device)
+        return _batches([text[-window:] for text in texts], self.family.device)
 
     def influence_orders(self, benchmarks: Sequence[OpenBenchmark] | None = None) -> list[tuple[str, list[int]]]:
         """Layers by rising Block Influence (the order in which to remove those that may be), of base and candidates.

@@ -35,19 +35,23 @@ FOLDER = ".shared"
 """Beside the runs. It can be deleted at any time, and costs what it saved."""
 MOST_BYTES = 256 << 20
 """Of all files; those that were not used for longest go first."""
-SCHEME = 1
+SCHEME = 2
 """Raised when the files' form changes."""
 CHANGES_ARITHMETIC = ("ATEN_", "CUBLAS_", "CUDA_", "DNNL_", "KMP_", "MKL_", "NVIDIA_", "ONEDNN_", "PYTORCH_", "TORCH_")
 """Beginnings of names of environment variables."""
 
 
 class Shared:
-    """One run's way to what others computed. digests: of the run's models and settings, as they are now."""
+    """One run's way to what others computed. digests: of the run's models and settings, as they are now.
 
-    def __init__(self, folder: RunFolder, digests: Digests) -> None:
+    device: that the run computes on.
+    """
+
+    def __init__(self, folder: RunFolder, digests: Digests, device: str = "cpu") -> None:
         self._place = folder.root / FOLDER
         self._digests = digests
-        self._here = [SCHEME, code_digest(), installed_versions(), _device(), sorted(digests.settings.items())]
+        here = [_device(), device]
+        self._here = [SCHEME, code_digest(), installed_versions(), here, sorted(digests.settings.items())]
         self._fresh: dict[str, Any] = {}
         self._examples: dict[int, tuple[OpenBenchmark, list[str]]] = {}
 

@@ -76,8 +76,8 @@ class RunBase(ABC):
         """This process as the one that scores. known: what each example gave, so far. Raises UserError."""
         scorer = LocalScorer(self.spec, known, self._stop_asked, self._give_up, self.folder)
         scorer.plan_scorer.told = now_and_then(self.progress.note)
-        scorer.plan_scorer.shared = Shared(self.folder, self.provenance.known)
         family = scorer.plan_scorer.family
+        scorer.plan_scorer.shared = Shared(self.folder, self.provenance.known, str(family.device))
         if advice := type_advice(family.device.type, family.preflight.hidden_size, family.preflight.dtype):
             self.progress.note(advice)
         return scorer

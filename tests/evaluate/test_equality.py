@@ -177,6 +177,17 @@ def test_generation(tmp_path: Path, model: Any, tokenizer: Any, metric: str) -> 
     compare(tmp_path, Benchmark(benchmark="write", metric=metric), model, tokenizer)
 
 
+def test_what_only_writes_may_be_judged_by_what_is_only_read(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    write_task(tmp_path, "write", GENERATION)
+    write_task(tmp_path, "choose")
+    asked = (Benchmark(benchmark="write", metric="exact_match,first"), Benchmark(benchmark="choose", metric="acc"))
+    writes, chooses = opened(tmp_path, tokenizer, *asked)
+    engine = evaluator([writes], tokenizer)
+    (ours,) = engine.items_of(model, [(chooses, 0, 20)])
+    (theirs,) = evaluator([chooses], tokenizer).items_of(model, [(chooses, 0, 20)])
+    assert ours == theirs and engine.path == "direct"
+
+
 def test_generated_strings(tmp_path: Path, model: Any, tokenizer: Any) -> None:
     write_task(tmp_path, "write", GENERATION)
     (benchmark,) = opened(tmp_path, tokenizer, Benchmark(benchmark="write", metric="exact_match,first"))

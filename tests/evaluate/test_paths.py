@@ -340,6 +340,8 @@ def test_a_vocabulary_in_slices_says_what_the_whole_says() -> None:
     logits = torch.randint(-3, 4, (200, 64)).float()
     rows, targets = torch.arange(200), logits.argmax(dim=-1)
     targets[::3] = torch.randint(0, 64, (67,))
+    logits[0, [5, 30]], logits[1, [5, 30]] = 9.0, 9.0  # the best in two slices
+    targets[0], targets[1] = 30, 5
     slices = [(first, logits[:, first : first + 24]) for first in (0, 24, 48)]
     for waits in (True, False):
         read = _read(slices, 200, rows, targets, True, waits).checked()

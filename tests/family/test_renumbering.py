@@ -21,8 +21,10 @@ from gptailor.family.repointing import passing_through
 from gptailor.family.skeleton import skeleton_of
 from gptailor.family.structure import layer_list
 from gptailor.formats.huggingface import export_hf
-from gptailor.plan import StitchPlan
+from gptailor.plan import Edit, StitchPlan
 from gptailor.search.space import build_space
+from gptailor.stitch.edits.case import EditCase
+from gptailor.stitch.edits.walk import Walk
 from gptailor.stitch.stitcher import Stitcher
 
 IDS = torch.arange(3, 15).reshape(2, 6)
@@ -123,6 +125,10 @@ def test_layers_that_have_to_stay_are_in_every_plan(family):
     losses = case.losses(case.free)
     assert losses.keys() == set(range(6)) - fixed and all(0 < loss < 50 for loss in losses.values())
     assert any("stay in every plan" in note for note in family.preflight.notes)
+    batch: dict[str, torch.Tensor] = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+    plan, edit = StitchPlan.without(sorted(set(range(6)) - fixed)[:2], 6), Edit("refit")
+    walk = Walk(EditCase(Stitcher(family), plan, edit, {}, [], [], lambda *_: None), [batch])
+    assert len(walk.begin()) == 1, "an edit can go through its layers"
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.mergekit_runs import run_mergekit
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from gptailor.errors import UserError
 from gptailor.formats.mergekit import mergekit_yaml
@@ -71,8 +72,29 @@ def test_other_methods_are_accepted_by_mergekit(
     assert not torch.allclose(built[f"model.layers.2.{key}"], base[f"model.layers.2.{key}"])
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("first", [LayerChoice(0, ("math",)), LayerChoice(0, ("math", "code"), "task_arithmetic", 0.5)])
+def test_embeddings_norm_and_head_are_the_bases(
+    first: LayerChoice, scale: float, tiny_family: Path, tmp_path: Path
+) -> None:
+    """Full fine-tunes have others."""
+    models = {name: str(tiny_family / name) for name in (BASE, "math", "code")}
+    for name in ("math", "code"):
+        models[name] = str(shutil.copytree(tiny_family / name, tmp_path / name))
+        weights = load_file(Path(models[name]) / "model.safetensors")
+        outside = {key: value + 1 for key, value in weights.items() if "layers." not in key}
+        save_file(weights | outside, Path(models[name]) / "model.safetensors", {"format": "pt"})
+    plan = StitchPlan(6, (first, LayerChoice(1), LayerChoice(2, ("code",), output_scale=scale)))
+    built = run_mergekit(mergekit_yaml(plan, models, dtype="float32"), tmp_path / "out")
+    base = load_file(tiny_family / "base" / "model.safetensors")
+    for key in (key for key in base if "layers." not in key):
+        torch.testing.assert_close(built[key], base[key], msg=key)
+
+
 def test_refusals() -> None:
     models = {BASE: "b", "a": "x", "c": "y"}
+    with pytest.raises(UserError, match="model_stock cannot be written so that mergekit does the same"):
+        mergekit_yaml(StitchPlan(3, (LayerChoice(0, ("a", "c"), "model_stock", 0.5),)), models, dtype="float32")
     mixed = (LayerChoice(0, ("a", "c"), "ties", 0.5), LayerChoice(1, ("a", "c"), "slerp", 0.5))
     with pytest.raises(UserError, match="one file has one merge method, this plan uses slerp, ties"):
         mergekit_yaml(StitchPlan(3, mixed), models, dtype="float32")

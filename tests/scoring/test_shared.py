@@ -162,6 +162,14 @@ def test_nothing_is_kept_of_models_that_were_replaced_meanwhile(
     assert not (tmp_path / "runs" / FOLDER).exists()
 
 
+def test_calibration_texts_are_the_seeds_whatever_is_read_first(spec: RunSpec) -> None:
+    opened = PlanScorer.open(spec, spec.objectives, 20)
+    before = [batch["input_ids"].tolist() for batch in opened.calibration()]
+    reading = opened.benchmarks[0].spec.reading
+    opened.reorder({reading: list(reversed(range(20)))})
+    assert [batch["input_ids"].tolist() for batch in opened.calibration()] == before
+
+
 def test_names_tell_all_apart_and_old_files_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder(tmp_path / "run")
     weights = {("base", "w"): "b", ("math", "w"): "m", ("code", "w"): "c"}
@@ -177,6 +185,7 @@ def test_names_tell_all_apart_and_old_files_go(tmp_path: Path, monkeypatch: pyte
         name(dtype="float32"),
         name(weights=weights | {("math", "w"): "n"}),
         name(weights=weights | {("base", "w"): "n"}),
+        Shared(folder, Digests(weights, {}), "mps").key("answers", plan, 1),
     ]
     assert len(set(names)) == len(names)
     assert name(weights=weights | {("code", "w"): "n"}) == names[0], "a candidate that lends nothing"

@@ -85,7 +85,8 @@ def _begin(
     A model of one layer of each kind is run for it.
     """
     firsts = sorted(set(kinds))
-    plan = StitchPlan(case.family.n_layers, tuple(map(LayerChoice, firsts)))
+    shown = sorted({*firsts, *case.family.renumbering.fixed})  # without which the model cannot be
+    plan = StitchPlan(case.family.n_layers, tuple(map(LayerChoice, shown)))
     model: Any = case.stitcher.stitch(plan)
     decoder = model.get_decoder()
     states, calls, masks = [], [], []
