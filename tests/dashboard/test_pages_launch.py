@@ -17,7 +17,7 @@ from gptailor.__main__ import main
 from gptailor.dashboard import actions, checking, form, readers
 from gptailor.launch.engine import EngineLock, stop
 from gptailor.launch.jobs import Job
-from gptailor.spec.files import describe
+from gptailor.spec.files import describe, load_spec
 from gptailor.spec.run import RunSpec
 from gptailor.store.folder import RunFolder, run_folders
 from gptailor.trial import RunStatus
@@ -112,6 +112,18 @@ def test_it_checks_and_starts_one_run(root: Path, spec: RunSpec) -> None:
     shown = words(again)
     assert "**tiny** is " in shown and "Start the search" not in [button.label for button in again.button]
     assert len(run_folders(root)) == 1
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_field_that_the_click_left_is_looked_at_first(root: Path) -> None:
+    app = open_launch()
+    next(field for field in app.text_input if field.label == "Name of the run").set_value("another")
+    start(app).click().run()
+    assert not run_folders(root) and "The form changed as you clicked" in app.error[0].value
+    start(app).click().run()
+    [folder] = run_folders(root)
+    stop(folder, patience=0.5)
+    assert load_spec(folder.spec).name == "another"
 
 
 @pytest.mark.usefixtures("unchecked")

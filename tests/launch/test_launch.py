@@ -389,6 +389,17 @@ def test_delete(folder: RunFolder, engines: list[RunFolder]) -> None:
         delete_run(folder)
 
 
+def test_a_job_that_is_deaf_is_killed(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell around it ends of SIGTERM, and what it started holds the lock."""
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    )
+    monkeypatch.setattr("gptailor.launch.jobs.python", lambda *_: [sys.executable, "-c", deaf])
+    job = start_job(folder, ["heal"], "deaf")
+    assert eventually(lambda: "deaf" in job_state(job).output)
+    assert stop_job(job, patience=1) and job_state(job).status is JobStatus.LOST
+
+
 # Devices
 
 

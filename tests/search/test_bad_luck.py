@@ -11,6 +11,7 @@ from helpers import kills
 from helpers.trouble import search_with, small_search, troubled
 from helpers.warm_engines import WarmEngines, shared
 
+from gptailor.commands.evaluate import evaluate
 from gptailor.commands.subjects import find_subjects
 from gptailor.launch.engine import LOST, prepare
 from gptailor.launch.supervisor import DEATHS
@@ -18,6 +19,7 @@ from gptailor.plan import StitchPlan
 from gptailor.results.summary import run_summary
 from gptailor.search.loop import FAILURES_AFTER_A_SUCCESS
 from gptailor.spec.run import RunSpec
+from gptailor.spec.sections import HeldOut
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import RunStatus, TrialStatus
@@ -126,7 +128,9 @@ def test_one_layer_of_a_candidate_that_is_not_a_number(
     weights = load_file(broken / "model.safetensors")
     weights["model.layers.4.mlp.up_proj.weight"][3, 5] = float("nan")
     save_file(weights, broken / "model.safetensors")
-    unlucky = spec.model_copy(update={"candidates": spec.candidates | {"math": str(broken)}, "trials": 16})
+    held_out = (HeldOut.model_validate(spec.objectives[0].model_dump() | {"split": "test"}),)
+    more = {"candidates": spec.candidates | {"math": str(broken)}, "trials": 16, "held_out": held_out}
+    unlucky = spec.model_copy(update=more)
     folder, said = troubled(warm, tmp_path / "runs", unlucky, "pass")
     assert "ended: finished" in said, said[-2000:]
     plans = {
@@ -138,3 +142,7 @@ def test_one_layer_of_a_candidate_that_is_not_a_number(
     assert len(failed) and failed.error.str.startswith("NonFinite").all()
     assert set(failed.config_id) == uses & set(trials.config_id) and len(trials) == 16
     assert not {config for config, _ in kills.front(folder)} & uses
+    judged: list[str] = []
+    evaluate(folder, lambda event: judged.append(event.text), ["candidate:math", "dense"])
+    assert any("infinities or NaN" in text or "not finite" in text for text in judged), judged
+    assert judged[-1].startswith("dense"), "who comes after it is judged all the same"
