@@ -27,7 +27,7 @@ test: $(VENV)/.ready-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tests/audit.py
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not browser and not alone" --record-slow --durations 40
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not browser and not alone" --record-slow --durations 20
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m browser
 	$(BIN)/python -m pytest -m alone
 
