@@ -392,7 +392,7 @@ def test_delete(folder: RunFolder, engines: list[RunFolder]) -> None:
 def test_a_job_that_is_deaf_is_killed(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shell around it ends of SIGTERM, and what it started holds the lock."""
     deaf = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+        "import signal; signal.signal(15, signal.SIG_IGN); signal.alarm(60); print('deaf', flush=True); signal.pause()"
     )
     monkeypatch.setattr("gptailor.launch.jobs.python", lambda *_: [sys.executable, "-c", deaf])
     job = start_job(folder, ["heal"], "deaf")
