@@ -73,7 +73,7 @@ def evaluate(
             provenance.models()
             plan_scorer = PlanScorer.open(spec, chosen, max_examples=examples, folder=folder)
             plan_scorer.told = plan_scorer.texts.told = now_and_then(lambda text: say(Event(text)))
-            plan_scorer.shared = Shared(folder, provenance.known, str(plan_scorer.family.device))
+            plan_scorer.shared = Shared(folder, provenance.known, plan_scorer.family.device)
             plan_scorer.known = without(queries.load_examples(folder), provenance.judges(plan_scorer.benchmarks))
         writer.watch.turn_to(Part.HELD_OUT)
         judged = plans_of(asked, plan_scorer, spec)

@@ -44,13 +44,13 @@ CHANGES_ARITHMETIC = ("ATEN_", "CUBLAS_", "CUDA_", "DNNL_", "KMP_", "MKL_", "NVI
 class Shared:
     """One run's way to what others computed. digests: of the run's models and settings, as they are now.
 
-    device: that the run computes on.
+    device: that the run computes on; equal ones share.
     """
 
-    def __init__(self, folder: RunFolder, digests: Digests, device: str = "cpu") -> None:
+    def __init__(self, folder: RunFolder, digests: Digests, device: torch.device) -> None:
         self._place = folder.root / FOLDER
         self._digests = digests
-        here = [_device(), device]
+        here = [_device(), torch.cuda.get_device_name(device) if device.type == "cuda" else device.type]
         self._here = [SCHEME, code_digest(), installed_versions(), here, sorted(digests.settings.items())]
         self._fresh: dict[str, Any] = {}
         self._examples: dict[int, tuple[OpenBenchmark, list[str]]] = {}

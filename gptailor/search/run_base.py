@@ -77,7 +77,7 @@ class RunBase(ABC):
         scorer = LocalScorer(self.spec, known, self._stop_asked, self._give_up, self.folder)
         scorer.plan_scorer.told = now_and_then(self.progress.note)
         family = scorer.plan_scorer.family
-        scorer.plan_scorer.shared = Shared(self.folder, self.provenance.known, str(family.device))
+        scorer.plan_scorer.shared = Shared(self.folder, self.provenance.known, family.device)
         if advice := type_advice(family.device.type, family.preflight.hidden_size, family.preflight.dtype):
             self.progress.note(advice)
         return scorer

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.changes import change_one_number, correct
 from helpers.own_files import spec_of_own_files
 
@@ -29,7 +30,7 @@ from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import Digests, RunStatus
 
-DENSE = StitchPlan.dense(6)
+DENSE, CPU = StitchPlan.dense(6), torch.device("cpu")
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def found_by(folder: RunFolder) -> list[Any]:
 def look(spec: RunSpec, root: Path) -> list[Any]:
     """What a process finds out that scores the dense base and a cut of each model, and shares it."""
     opened = PlanScorer.open(spec, spec.objectives, 20)
-    opened.shared = Shared(RunFolder(root / "run"), digests_of(spec))
+    opened.shared = Shared(RunFolder(root / "run"), digests_of(spec), opened.family.device)
     orders = opened.influence_orders()
     plans = [DENSE, *(StitchPlan.without(set(order[:2]), 6, name) for name, order in orders)]
     scores = [opened.score(plan, 20, share=True).scores for plan in plans]
@@ -176,7 +177,7 @@ def test_names_tell_all_apart_and_old_files_go(tmp_path: Path, monkeypatch: pyte
     plan = StitchPlan.dense(6, "math")
 
     def name(plan: StitchPlan = plan, of: object = 1, weights: Any = weights, **settings: str) -> str:
-        return Shared(folder, Digests(weights, settings)).key("answers", plan, of)
+        return Shared(folder, Digests(weights, settings), CPU).key("answers", plan, of)
 
     names = [
         name(),
@@ -185,15 +186,15 @@ def test_names_tell_all_apart_and_old_files_go(tmp_path: Path, monkeypatch: pyte
         name(dtype="float32"),
         name(weights=weights | {("math", "w"): "n"}),
         name(weights=weights | {("base", "w"): "n"}),
-        Shared(folder, Digests(weights, {}), "mps").key("answers", plan, 1),
+        Shared(folder, Digests(weights, {}), torch.device("mps")).key("answers", plan, 1),
     ]
     assert len(set(names)) == len(names)
     assert name(weights=weights | {("code", "w"): "n"}) == names[0], "a candidate that lends nothing"
-    one = Shared(folder, Digests(weights))
+    one = Shared(folder, Digests(weights), CPU)
     one.offer("a", [1.5, None])
     assert one.take("a") is None, "not yet"
     one.publish()
-    assert Shared(folder, Digests()).take("a") == [1.5, None]
+    assert Shared(folder, Digests(), CPU).take("a") == [1.5, None]
     monkeypatch.setattr(shared, "MOST_BYTES", 200)
     for number, key in enumerate("bcd"):
         one.offer(key, [number] * 9)
