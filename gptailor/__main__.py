@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptailor.errors import UserError
+from gptailor.heap import begin_in_huge_pages
 from gptailor.versions import VERSION
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 OK, USER_ERROR, RUN_FAILED, INTERRUPTED = 0, 2, 1, 130
 WARM_ENGINES, SERIES = "warm-engines", "series"
 """launch.warm.COMMAND and launch.series.COMMAND, which are no commands for people."""
+MODEL_WORK = {"redundancy", "heal", "generate", "evaluate", "measure", "export", "stitch"}
+"""Commands that compute in this very process; engines are children."""
 ENGINE_IMPORTS = (
     "gptailor.search.engine",
     "lm_eval.tasks",
@@ -623,4 +626,6 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] and sys.argv[1] in MODEL_WORK:
+        begin_in_huge_pages()
     sys.exit(main())

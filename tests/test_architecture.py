@@ -34,7 +34,7 @@ PLAIN = "torch smac ConfigSpace duckdb streamlit altair pandas"
 LAYERS = (
     layer(
         "words and arithmetic",
-        "errors trial measures threads versions wording shipped stopwatch",
+        "errors trial measures threads heap versions wording shipped stopwatch",
         "smac ConfigSpace duckdb streamlit altair pandas",
     ),
     layer("plans and the text of run files", "plan runfile", PLAIN + " numpy pydantic"),

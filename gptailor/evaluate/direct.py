@@ -12,8 +12,6 @@ examples agreed with those of the model's own code.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,8 +34,6 @@ EVEN = 64
 HEAD_ELEMENTS = 2**22  # logits in memory at a time
 HEAD_WIDTHS = tuple(2**k for k in range(11, 20))
 HEAD_ELEMENTS_GPU = 2**28
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_KEEP_BYTES = 2**29
 
 
 def is_plain(model: PreTrainedModel) -> bool:
@@ -165,16 +161,3 @@ def _is_plain_norm(module: nn.Module) -> bool:
 
 def _children(module: nn.Module) -> set[str]:
     return {name for name, child in module.named_children() if child is not None}
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep up to half a GiB of freed memory instead of giving it back after every large tensor.
-
-    A fresh page costs a fault; without this, the passes between two products spend most of their time on faults.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)

@@ -12,13 +12,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptailor.evaluate.benchmarks import OpenBenchmark
-from gptailor.evaluate.direct import is_plain, keep_freed_memory
+from gptailor.evaluate.direct import is_plain
 from gptailor.evaluate.examples import Encoder, Example, Prompt
 from gptailor.evaluate.forward import Scored, begin_direct, position_switch, score_direct, score_rows, score_tree
 from gptailor.evaluate.generation import batches_of, run_batches
 from gptailor.evaluate.packing import Pack, build_pack, pack_examples
 from gptailor.evaluate.scoring import NonFinite, item_of, needs_greedy, score_of
 from gptailor.family.spread import devices_of
+from gptailor.heap import keep_freed_memory
 from gptailor.threads import side_by_side
 from gptailor.trial import Score
 
@@ -29,6 +30,7 @@ BYTES_PER_TOKEN = 2**20  # device memory put aside for one token of a pack, logi
 PROBE_TOKENS = 256  # of padded rows whose whole logits are in memory while the ways of scoring are compared
 KEPT_ON_DEVICE = 2**28  # bytes of packs: their tokens and who sees whom, some 100 bytes a token
 LOGITS = 2**26  # of one pack
+KEPT_BYTES = 2**29  # of freed memory, on a CPU
 LOGIT_BYTES = 6  # a scored position's logit in half precision and, in chunks, in single
 
 Span = tuple[OpenBenchmark, int, int]
@@ -112,7 +114,7 @@ class Evaluator:
         """Score in this way ("direct", "tree" or "rows") from now on: the first model's, which was looked at."""
         self.path = path
         if self.device.type == "cpu":
-            keep_freed_memory()  # from now on: the whole logits of the comparison are not to be kept
+            keep_freed_memory(KEPT_BYTES)  # from now on: the whole logits of the comparison are not to be kept
 
     def score(self, benchmark: OpenBenchmark, items: Sequence[Any]) -> Score:
         """lm-eval's aggregation of the items of examples 0, 1, ... with our standard error."""

@@ -37,6 +37,7 @@ from gptailor.heal.batches import Batch, inputs
 from gptailor.heal.loss import Head, divergence
 from gptailor.heal.student import Student
 from gptailor.heal.teaching import Teaching, kept_bytes
+from gptailor.heap import MAX_KEPT, keep_freed_memory
 from gptailor.stitch.edits.healed import Tensors
 from gptailor.store.folder import write_atomically
 from gptailor.wording import duration
@@ -145,6 +146,8 @@ def distil(
     steps = math.ceil(len(batches) / n_devices)
     every = max(1, math.ceil(steps / CHECKPOINTS))
     device = teacher.device
+    if device.type == "cpu":
+        keep_freed_memory(MAX_KEPT)  # what a step frees, the next one takes
     os.environ.setdefault("ACCELERATE_TORCH_DEVICE", str(device))  # accelerate takes the first GPU otherwise
     settings = TrainingArguments(
         output_dir=str(work),

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gptailor import shipped
+from gptailor.heap import tunables
 from gptailor.trial import now
 
 LOCK_FD = "GPTAILOR_LOCK_FD"
@@ -32,7 +33,7 @@ BEGAN = "GPTAILOR_BEGAN"
 """Environment variable: when the command began that a child works for, in seconds since 1970."""
 _ALLOWED = re.compile(
     r"(PATH|HOME|USER|LANG|TZ|TMPDIR|VIRTUAL_ENV|LD_LIBRARY_PATH|"
-    r"(LC|CUDA|NVIDIA|HF|TRANSFORMERS|OMP|MKL|TORCH|PYTORCH|XDG|PYTHON|GPTAILOR)(_?[A-Z0-9_]*))"
+    r"(LC|CUDA|NVIDIA|HF|TRANSFORMERS|OMP|MKL|TORCH|PYTORCH|XDG|PYTHON|GLIBC|GPTAILOR)(_?[A-Z0-9_]*))"
 )
 _SECRET = re.compile(r"(?!.*DISABLE).*(SECRET|TOKEN|PASSWORD|KEY|COOKIE|CREDENTIAL|AUTH|OIDC).*")
 HANDED_OVER = "GPTAILOR_ENGINE_ENV"
@@ -40,6 +41,11 @@ HANDED_OVER = "GPTAILOR_ENGINE_ENV"
 FIXED = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1", "MALLOC_ARENA_MAX": "2"}
 """Devices are counted as nvidia-ml-py counts them. SMAC repeats itself only under a fixed hash seed. glibc gives each
 new thread a heap of its own otherwise, and every heap keeps what it freed: 160 MB after ten trials."""
+
+
+def with_fixed(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment with what is the same in every child that does model work."""
+    return {**environment, **FIXED, **tunables(environment)}
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str,
         for name, value in found.items()
         if name in handed or (_ALLOWED.fullmatch(name) and not _SECRET.fullmatch(name))
     }
-    return kept | FIXED | python_path(kept)
+    return with_fixed(kept) | python_path(kept)
 
 
 def python_path(environment: Mapping[str, str]) -> dict[str, str]:

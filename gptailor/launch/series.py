@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 
-from gptailor.launch.process import FIXED, python
+from gptailor.launch.process import python, with_fixed
 from gptailor.launch.warm import FORKED, import_all, is_bad_fork, leave, surroundings
 
 COMMAND = "series"
@@ -48,7 +48,7 @@ class Series:
             self._channel, theirs = socket.socketpair()
             with theirs:
                 begin = python(COMMAND, str(theirs.fileno()))
-                self._process = subprocess.Popen(begin, env=os.environ | FIXED, pass_fds=[theirs.fileno()])
+                self._process = subprocess.Popen(begin, env=with_fixed(os.environ), pass_fds=[theirs.fileno()])
         if not self._is_done(command):
             subprocess.run(python(*command), check=False)
 

@@ -23,7 +23,7 @@ from typing import Protocol
 import psutil
 
 from gptailor.launch.engine import EngineLock, asked
-from gptailor.launch.process import BEGAN, FIXED, LOCK_FD, python
+from gptailor.launch.process import BEGAN, LOCK_FD, python, with_fixed
 from gptailor.launch.warm import leave
 from gptailor.store.folder import RunFolder
 
@@ -85,7 +85,8 @@ def supervise(folder: RunFolder, fork: Callable[[list[str]], int] | None = None)
         ended, deaths, cause = -1, 0, None
         since = os.environ.get(BEGAN) or str(psutil.Process().create_time())
         while True:
-            environment = os.environ | FIXED | {SUPERVISOR: str(os.getpid()), LOCK_FD: str(lock.handle), BEGAN: since}
+            told_child = {SUPERVISOR: str(os.getpid()), LOCK_FD: str(lock.handle), BEGAN: since}
+            environment = with_fixed(os.environ) | told_child
             if cause is not None and deaths == DEATHS_AT_A_TRIAL:
                 environment[DEATHS] = cause
             command = ["engine", folder.run_id, "--runs", str(folder.root)]
