@@ -80,6 +80,14 @@ def gain(score: float, higher_is_better: bool) -> float:
     return 1.0 / score if score > 0 else 0.0
 
 
+def covered(start: NDArray[np.float64], end: NDArray[np.float64]) -> float:
+    """The length that intervals [start, end] cover together: where several overlap, it counts once."""
+    order = np.argsort(start, kind="stable")
+    start, end = start[order], end[order]
+    reached = np.concatenate([[-np.inf], np.maximum.accumulate(end)[:-1]]) if len(end) else end
+    return float(np.maximum(end - np.maximum(start, reached), 0.0).sum())
+
+
 def retention(score: float, dense: float, higher_is_better: bool) -> float | None:
     """Share of the dense model's score that is kept (1 = all of it); None where a ratio says nothing."""
     kept, whole = (score, dense) if higher_is_better else (dense, score)

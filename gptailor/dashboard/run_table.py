@@ -80,12 +80,11 @@ def only_numbers(scores: Mapping[str, float]) -> str:
 
 
 def seconds_left(run: Run) -> float | None:
-    """What the remaining trials take at the pace so far; None before the first trial has ended."""
+    """What the remaining trials take at the pace so far, pauses aside; None before the first trial has ended."""
     summary = run.summary
-    if not summary.n_done or summary.started_at is None or summary.last_activity is None:
+    if not summary.n_done or not summary.worked:
         return None
-    spent = (summary.last_activity - summary.started_at).total_seconds()
-    return spent / summary.n_done * max(summary.n_asked - summary.n_done, 0)
+    return summary.worked / summary.n_done * max(summary.n_asked - summary.n_done, 0)
 
 
 def matching(

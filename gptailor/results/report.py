@@ -184,7 +184,7 @@ def _proves(view: View, answers: Answers) -> Iterable[str]:
     if table["average"].notna().any():
         yield document.picture(held_out_charts.averages(table.head(document.MOST_ROWS)), "Held-out averages")
     yield document.frame(held_out.shown(table))
-    best, control = scores.judged_best(table, view.best), scores.strongest(table, SubjectKind.BASELINE)
+    best, control = scores.judged_best(table, view.named), scores.strongest(table, SubjectKind.BASELINE)
     if best and control:
         tests = statistics.paired(scores.judged(view.tables), answers, best, control)
         yield document.note(held_out.verdict(tests, best, control))

@@ -372,10 +372,18 @@ def choice_text(chosen: Choice) -> str:
     return text + f" On average the search's scores promised {abs(chosen.optimism):.1%} {beside} than was kept."
 
 
-def judged_best(table: pd.DataFrame, best: int | None) -> Subject | None:
-    """The run's best plan, where it stands in `averages`: it is not picked by what is held out."""
-    subject = None if best is None else Subject.config(best)
-    return subject if str(subject) in set(table["subject"]) else None
+def judged_best(table: pd.DataFrame, named: Subject | None) -> Subject | None:
+    """The run's best plan (`best`), where it stands in `averages`: it is not picked by what is held out."""
+    return named if str(named) in set(table["subject"]) else None
+
+
+def on_objectives(tables: ScoreTables, subject: Subject) -> pd.DataFrame:
+    """A subject's evaluations on the objectives, each at the most examples, by `name`: `benchmark/metric`."""
+    asked = _asked(tables, "objectives")
+    found = tables.evaluations[tables.evaluations["subject"] == str(subject)]
+    keys = zip(*(found[column] for column in BENCHMARK), strict=True)
+    found = found[np.array([key in asked for key in keys], dtype=bool)].pipe(_named)
+    return found.sort_values("n_samples").drop_duplicates("name", keep="last").set_index("name")
 
 
 def strongest(table: pd.DataFrame, kind: SubjectKind) -> Subject | None:

@@ -63,7 +63,7 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
         "front": [describe(config_id) for config_id in found.front],
         "sizes": _sizes(tables, found, describe),
         "hypervolume": found.hypervolume,
-        "held_out": _held_out(folder, tables, found, best),
+        "held_out": _held_out(folder, tables, found, named),
         "selection": _selection(chosen) if chosen else None,
         "repairs": [asdict(one) | {"text": one.text} for one in _repairs(folder, tables)],
         "failures": [
@@ -95,7 +95,9 @@ def _repairs(folder: RunFolder, tables: queries.RunTables) -> list[statistics.Re
     return statistics.repairs(frame, queries.answers_of(folder, frame["plan_hash"].dropna()))
 
 
-def _held_out(folder: RunFolder, tables: queries.RunTables, found: scores.Searched, best: int | None) -> dict[str, Any]:
+def _held_out(
+    folder: RunFolder, tables: queries.RunTables, found: scores.Searched, best: Subject | None
+) -> dict[str, Any]:
     """Averages of every subject that was judged on all that is held out, and two of them compared.
 
     How the best plan does against the best one-shot cut, the best candidate's included, on the same examples. best: the
@@ -137,15 +139,24 @@ def _describer(tables: queries.RunTables, found: scores.Searched) -> Callable[[i
     plans = dict(zip(tables.plans.config_id, tables.plans.plan, strict=True))
     rows = found.rows.groupby("config_id")
     front, knee, average = set(found.front), found.knee, found.average
+    believed = scores.calibration(tables, found)
 
     def describe(config_id: int) -> dict[str, Any]:
         known = config_id in found.scores.index
-        own = {row.name: _score(row) for row in rows.get_group(config_id).itertuples(index=False)} if known else {}
+        if known:
+            own = {row.name: _score(row) for row in rows.get_group(config_id).itertuples(index=False)}
+        else:  # the selection chose it repaired: it has no trial
+            own = {
+                str(row.Index): _score(row)
+                for row in scores.on_objectives(tables, Subject.config(config_id)).itertuples()
+            }
         return {
             "config_id": config_id,
             "plan": StitchPlan.from_json(json.loads(plans[config_id])).describe(),
             "scores": {name: own[name] for name in found.scores.columns if name in own},
-            "retention": float(average[config_id]) if known and found.is_share else None,
+            "retention": (float(average[config_id]) if known else believed.get(Subject.config(config_id)))
+            if found.is_share
+            else None,
             "on_front": config_id in front,
             "knee": config_id == knee,
         }

@@ -18,6 +18,9 @@ from gptailor.store.summary import RunSummary, read_summary, summary_of_run_file
 from gptailor.trial import RunStatus, Subject, TrialStatus
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from gptailor.results.scores import Searched
     from gptailor.store.queries import ScoreTables
     from gptailor.store.stored_spec import StoredSpec
 
@@ -35,7 +38,7 @@ def summarise(tables: ScoreTables, folder: RunFolder) -> RunSummary:
     found = scores.searched(tables)
     named = scores.best(tables, found)
     best = None if named is None else named.config_id
-    known = best in found.scores.index
+    best_scores, average = _best_scores(tables, found, named)
     by_status = tables.trials["status"].value_counts()
     failed = int(by_status.get(TrialStatus.CRASHED, 0))
     return RunSummary(
@@ -54,17 +57,44 @@ def summarise(tables: ScoreTables, folder: RunFolder) -> RunSummary:
         budget_max=spec.budget.max,
         objectives=tuple(found.scores.columns),
         best_config=best,
-        best_scores=found.scores.loc[best].to_dict() if known else {},
-        retention=float(found.average[best]) if known and found.is_share else None,
+        best_scores=best_scores,
+        retention=average if found.is_share else None,
         held_out=None if named is None else _held_out(tables, named),
         hypervolume=found.hypervolume,
         created_at=_moment(run["created_at"]),
         started_at=_moment(run["started_at"]),
         ended_at=_moment(run["ended_at"]),
         last_activity=_moment(run["heartbeat_at"]),
+        worked=_worked(tables.trials),
         error=run["error"],
         size=folder.size(),
     )
+
+
+def _worked(trials: DataFrame) -> float:
+    """Seconds; where trials overlap, they count once."""
+    from gptailor.measures import covered
+
+    ended = trials[trials["ended_at"].notna()]
+    if ended.empty:
+        return 0.0
+    since = ended["started_at"].min()
+    begun, end = ((ended[column] - since).dt.total_seconds() for column in ("started_at", "ended_at"))
+    asked_for = ended["suggest_seconds"].fillna(0.0).to_numpy(float)
+    return covered(begun.fillna(end).to_numpy(float) - asked_for, end.to_numpy(float))
+
+
+def _best_scores(tables: ScoreTables, found: Searched, named: Subject | None) -> tuple[dict[str, float], float | None]:
+    """The best plan's scores on the objectives, and what plans are ranked by; of a repaired one outside any trial."""
+    from gptailor.results import scores
+
+    if named is None:
+        return {}, None
+    if named.config_id in found.scores.index:
+        return found.scores.loc[named.config_id].to_dict(), float(found.average[named.config_id])
+    own = scores.on_objectives(tables, named)["score"].to_dict()
+    shown = {name: float(own[name]) for name in found.scores.columns if name in own}
+    return shown, scores.calibration(tables, found).get(named)
 
 
 def _fewest(run: Mapping[str, Any], spec: StoredSpec) -> int | None:

@@ -103,7 +103,10 @@ _ORDER = {
     "measurements": "device, subject, quantity, batch",
     "seconds": "began_at, part",
 }
-_OF_SCORES = {"trials": "trial_id, config_id, budget, status, ended_at", "plans": "config_id, plan_hash"}
+_OF_SCORES = {
+    "trials": "trial_id, config_id, budget, status, started_at, ended_at, suggest_seconds",
+    "plans": "config_id, plan_hash",
+}
 """Columns that scores are worked out from, of the tables with long ones."""
 _SIZES = "SELECT config_id, count(*) AS kept_layers FROM layers WHERE operation <> 'removed' GROUP BY ALL ORDER BY ALL"
 

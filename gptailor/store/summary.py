@@ -29,6 +29,7 @@ class RunSummary:
     there, None without dense results. held_out: its mean retention on the held-out benchmarks, where they were all
     scored. hypervolume: of the plans scored there, None without any and with too many
     objectives (measures.MAX_HYPERVOLUME).
+    worked: seconds in which trials that have ended were asked for or at work, without pauses and nights between.
     problem: why the figures are missing or old, else None.
     """
 
@@ -55,6 +56,7 @@ class RunSummary:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     last_activity: datetime | None = None
+    worked: float | None = None
     error: str | None = None
     size: int = 0
     problem: str | None = None

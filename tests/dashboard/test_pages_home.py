@@ -6,6 +6,8 @@ import io
 import re
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +221,12 @@ def test_rows_on_values(store: Path) -> None:
 def test_time_left_is_at_the_pace_so_far(store: Path) -> None:
     make_run(store, status=RunStatus.RUNNING, n_trials=30)
     run = readers.runs()[0]
-    spent = (run.summary.last_activity - run.summary.started_at).total_seconds()  # type: ignore[operator]
-    assert run_table.seconds_left(run) == pytest.approx(spent / 19 * 11)
+    summary = run.summary
+    assert summary.worked and summary.started_at and summary.last_activity
+    assert run_table.seconds_left(run) == pytest.approx(summary.worked / 19 * 11)
+    before = summary.started_at - timedelta(days=2)
+    resumed = replace(run, summary=replace(summary, started_at=before))
+    assert run_table.seconds_left(resumed) == run_table.seconds_left(run), "a run that stood still is no slower"
 
 
 def test_import_names_what_is_wrong(store: Path, tmp_path: Path) -> None:

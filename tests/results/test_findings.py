@@ -14,12 +14,13 @@ from scipy import stats
 
 from gptailor.commands.findings import _components, _correlations, _ends, _families, _pools
 from gptailor.plan import StitchPlan
+from gptailor.results import scores
 from gptailor.results.frames import compare, foretelling, front_ends, pools, ratios, variance
 from gptailor.results.frames.compare import Entry
 from gptailor.results.frames.view import View
 from gptailor.store.queries import Answers
 from gptailor.store.screening import Screening
-from gptailor.trial import REPAIRED, ItemKey
+from gptailor.trial import REPAIRED, ItemKey, Subject
 
 HELD_OUT = [{"benchmark": "piqa", "metric": "acc", "split": "test"}]
 N = 400
@@ -30,7 +31,7 @@ def plan_less(removed: int, n_layers: int = 8) -> StitchPlan:
 
 
 def judged(subject: str, score: float, plan: StitchPlan, split: str = "test", name: str = "piqa/acc") -> dict[str, Any]:
-    error = float(np.sqrt(score * (1 - score) / N))
+    error = float(np.sqrt(abs(score * (1 - score)) / N))
     known = {"plan_hash": plan.hash, "chance": 0.5, "aggregation": "mean", "stderr": error}
     return {"subject": subject, "name": name, "score": score, "n_samples": N, "split": split} | known
 
@@ -117,6 +118,44 @@ def test_repaired_and_healed_plans_are_lines_of_their_own() -> None:
     found = points.groupby("series")["average"].mean().round(3).to_dict()
     assert found == {"search": 0.6, "repaired": 0.65, "healed": 0.7}
     assert set(points["removed"]) == {2, 4}
+
+
+SEARCHED = {"piqa/acc": 0.75, "wiki/ppl": 8.0}
+
+
+def test_a_plan_that_the_selection_chose_repaired_is_the_runs_best_everywhere() -> None:
+    split, repaired = "validation[900:]", f"config:{REPAIRED + 1}"
+
+    def chosen(removed: int) -> tuple[str, View]:
+        plan, dense = plan_less(removed), StitchPlan.dense(8)
+        label, view = run(
+            removed,
+            0.6,
+            more=[
+                *(judged("dense", score, dense, "validation", name) for name, score in SEARCHED.items()),
+                *(judged(repaired, score, plan, "validation", name) for name, score in SEARCHED.items()),
+                judged("dense", 0.8, dense, split),
+                judged("config:1", 0.6, plan, split),
+                judged(repaired, 0.7, plan, split),
+                judged(repaired, 0.65, plan),
+                judged("healed:config:1/1M", 0.7, plan),
+            ],
+            selection=[{"benchmark": "piqa", "metric": "acc", "split": split}],
+        )
+        return label, view
+
+    runs = entries(chosen(2), chosen(4))
+    view = runs[0].view
+    assert view.best == 1 and str(view.named) == repaired
+    held_out = compare.held_out_scores(runs)
+    assert held_out["score"].to_list() == [0.65, 0.65]
+    points = ratios.points(runs)
+    assert points.groupby("series")["average"].mean().round(3).to_dict() == {"search": 0.65, "healed": 0.7}
+    assert points["chance"].notna().all() and set(points["removed"]) == {2, 4}
+    assert variance.table(runs)["average"].to_list() == [0.65, 0.65]
+    assert str(scores.judged_best(scores.averages(scores.judged(view.tables)), view.named)) == repaired
+    found = scores.on_objectives(view.tables, Subject.parse(repaired))
+    assert found["score"].to_dict() == SEARCHED
 
 
 ALGORITHMS: dict[str, dict[str, Any]] = {

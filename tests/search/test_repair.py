@@ -28,6 +28,7 @@ from gptailor.results.frames import held_out
 from gptailor.results.report import write_report
 from gptailor.results.story import run_json
 from gptailor.results.subjects import stored_plans, stored_subjects
+from gptailor.results.summary import run_summary
 from gptailor.scoring.plan_scorer import PlanScorer
 from gptailor.search.engine import run_engine
 from gptailor.search.progress import Report
@@ -95,6 +96,10 @@ def test_a_search_repairs_its_finalists_and_judges_them_beside_themselves(finish
     assert best["p"] < 0.05 and "is better than itself unrepaired" in best["text"] and best["text"] in said
     assert story["selection"]["subject"] == f"config:{planted_one}" == str(scores.best(tables))
     assert f"plan {planted_one - REPAIRED}, repaired, is best on the selection split" in said
+    summary = run_summary(folder)
+    assert summary.best_config == planted_one and summary.retention == pytest.approx(1.0)
+    assert set(summary.best_scores) == set(story["objectives"]) == set(story["best"]["scores"])
+    assert story["best"]["retention"] == summary.retention
     assert story["selection"]["retention"] == pytest.approx(1.0), "repaired, it answers as the dense base does"
     for config_id, one in tests.items():
         if one["p"] >= 0.05 or one["difference"] < 0:

@@ -48,6 +48,11 @@ class Entry:
         """config_id of the plan that the run calls its best, by all of its objectives."""
         return None if self.best_row is None else int(self.best_row["config_id"])
 
+    @property
+    def named(self) -> Subject | None:
+        """See View.named; None where the run has no best plan."""
+        return None if self.best is None else self.view.named
+
     @cached_property
     def best_row(self) -> pd.Series | None:
         """The best plan's row of `plans`."""
@@ -223,7 +228,7 @@ def held_out_scores(runs: Sequence[Entry]) -> pd.DataFrame:
     pieces = []
     for entry in runs:
         frame = scores.judged(entry.view.tables)
-        own = frame[frame["subject"] == str(Subject.config(entry.best))] if entry.best is not None else frame.head(0)
+        own = frame[frame["subject"] == str(entry.named)]
         measure = own["benchmark"] + "/" + own["metric"] + " (" + own["split"] + ")"
         named = own.rename(columns={"stderr": "error", "higher": "higher_is_better"})
         pieces.append(named.assign(measure=measure, run=entry.label, config_id=entry.best)[_SCORE_COLUMNS])

@@ -18,7 +18,7 @@ from gptailor.results.frames.compare import Entry
 from gptailor.results.frames.ratios import series_names
 from gptailor.results.outlook import cheap_layers
 from gptailor.results.redundancy import ModelFound, Redundancy
-from gptailor.trial import DENSE, Subject
+from gptailor.trial import DENSE
 
 MEASURES = {"cheap": +1, "lost": -1, "influence": -1, "angular": -1}
 """+1: more of it is more redundancy. cheap: layers that look cheap. lost: what the objectives lose above guessing
@@ -102,7 +102,7 @@ def _row(entry: Entry, redundancy: Redundancy | None) -> list[tuple[object, ...]
     if entry.best is None or redundancy is None:
         return []
     judged = entry.view.held_out.set_index("subject")
-    subject = str(Subject.config(entry.best))
+    subject = str(entry.named)
     if subject not in judged.index:
         return []
     asked = {key: wish for key, wish in entry.facts.spec.items() if key not in ASIDE}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gptailor.measures import MAX_HYPERVOLUME, hypervolume, pareto_front
+from gptailor.measures import MAX_HYPERVOLUME, covered, hypervolume, pareto_front
 from gptailor.results.frames.facts import Facts
 from gptailor.results.frames.trials import AVERAGE, AVERAGE_ERROR, gains, successes, top_budget
 
@@ -75,10 +75,7 @@ def _took(trials: pd.DataFrame) -> float:
     """Seconds in which trials were asked for or at work; where several overlap, they count once."""
     end = trials["hours"].fillna(trials["start_hours"]).to_numpy(float) * 3600
     start = end - trials["seconds"].fillna(0).to_numpy(float) - trials["suggest_seconds"].fillna(0).to_numpy(float)
-    order = np.argsort(start, kind="stable")
-    start, end = start[order], end[order]
-    reached = np.concatenate([[-np.inf], np.maximum.accumulate(end)[:-1]]) if len(end) else end
-    return float(np.maximum(end - np.maximum(start, reached), 0.0).sum())
+    return covered(start, end)
 
 
 def best_so_far(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:

@@ -56,16 +56,16 @@ def hashes(found: pd.DataFrame, run: str) -> tuple[str, ...]:
 
 
 def _points_of(entry: Entry) -> list[tuple[object, ...]]:
-    if entry.best is None:
+    if entry.best is None or entry.named is None:
         return []
     judged, table = scores.judged(entry.view.tables), entry.view.held_out.set_index("subject")
     asked = {key: wish for key, wish in entry.facts.spec.items() if key not in ASIDE}
-    shares = judged[judged["share"] & (judged["subject"] == str(Subject.config(entry.best)))]
+    shares = judged[judged["share"] & (judged["subject"] == str(entry.named))]
     chance = float(shares["chance"].mean(skipna=False)) if len(shares) else np.nan
     keys = tuple(BenchmarkKey(*key) for key in shares[scores.BENCHMARK].itertuples(index=False))
     dense = float(table["average"].get(str(DENSE), np.nan))
     rows: list[tuple[object, ...]] = []
-    for subject, remark in _subjects(entry.best, table.index):
+    for subject, remark in _subjects(entry.named, Subject.config(entry.best), table.index):
         config_id = table.at[str(subject), "config_id"]
         removed = _removed(entry, entry.best if subject.kind is SubjectKind.HEALED else int(config_id))
         own = table.loc[str(subject)]
@@ -76,12 +76,11 @@ def _points_of(entry: Entry) -> list[tuple[object, ...]]:
     return rows
 
 
-def _subjects(best: int, judged: Sequence[str]) -> list[tuple[Subject, str]]:
-    """Who of a run is drawn, and what is said beside the series' name."""
-    own = Subject.config(best)
+def _subjects(best: Subject, before: Subject, judged: Sequence[str]) -> list[tuple[Subject, str]]:
+    """Who of a run is drawn, and what is said beside the series' name. before: the best plan unrepaired."""
     subjects = sorted(map(Subject.parse, judged), key=lambda one: list(SubjectKind).index(one.kind))
-    changed = [(one, _remark(one)) for one in subjects if one.before == own]
-    return [*([(own, "")] if str(own) in judged else []), *changed]
+    changed = [(one, _remark(one)) for one in subjects if one != best and one.before in (best, before)]
+    return [*([(best, "")] if str(best) in judged else []), *changed]
 
 
 def _remark(changed: Subject) -> str:

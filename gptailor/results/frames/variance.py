@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import fdtrc
 
 from gptailor.results.frames.compare import Entry
-from gptailor.trial import Subject, asked_key
+from gptailor.trial import asked_key
 
 ALGORITHM = ("suggester", "baselines", "baselines_on")
 """Keys of a run file that say who searches."""
@@ -28,7 +28,7 @@ def table(runs: Sequence[Entry]) -> pd.DataFrame:
     rows = []
     for entry in runs:
         judged = entry.view.held_out.set_index("subject")["average"]
-        subject = None if entry.best is None else str(Subject.config(entry.best))
+        subject = str(entry.named)
         if subject in judged:
             asked = entry.view.facts.spec
             rows.append((_objective(asked), _algorithm(asked), int(asked.get("seed", 0)), float(judged[subject])))

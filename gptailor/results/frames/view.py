@@ -60,6 +60,12 @@ class View:
         return number if number in judged else next(iter(judged), None)
 
     @cached_property
+    def named(self) -> Subject | None:
+        """Who the run's best plan is where it is judged: `best`, or what the selection chose as repaired."""
+        found = scores.best(self.tables)
+        return found if found is not None or self.best is None else Subject.config(self.best)
+
+    @cached_property
     def best_row(self) -> pd.Series | None:
         """The best plan's row of `plans`."""
         return None if self.best is None else self.plans[self.plans["config_id"] == self.best].iloc[0]
