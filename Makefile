@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
-# Memory in pages of 2 MiB where the system gives them if asked (gptailor/heap.py): a fifth of the time of tests that train.
+# Memory in pages of 2 MiB where the system gives them if asked (gptailor/heap.py): tests that train take a fifth less of the processor.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: demo quick test browser-test dashboard reference pictures gpu-check bench soak kills

@@ -35,6 +35,13 @@ ENGINE_IMPORTS = (
 """What an engine has imported when its first trial begins, of what takes long."""
 
 
+def entry() -> int:
+    """The command `gptailor`, and `python -m gptailor`."""
+    if sys.argv[1:2] and sys.argv[1] in MODEL_WORK:
+        begin_in_huge_pages()
+    return main()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command. 0: done; 1: the run failed; 2: something asked is wrong; 130: interrupted or stopped."""
     given = sys.argv[1:] if argv is None else argv
@@ -626,6 +633,4 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] and sys.argv[1] in MODEL_WORK:
-        begin_in_huge_pages()
-    sys.exit(main())
+    sys.exit(entry())

@@ -2,8 +2,8 @@
 
 A tensor of some megabytes lies on thousands of pages of 4 KiB. Where the processor looks these up slowly, as in many
 virtual machines, passes over memory wait for addresses, not for data; pages of 2 MiB need 1/512 of the look-ups. Linux
-gives such pages to those who ask (`madvise`, the usual setting), and glibc asks where GLIBC_TUNABLES says so, which it
-reads once, when a process begins (glibc manual, Memory Allocation Tunables).
+gives such pages to those who ask (`madvise`, the usual setting), and glibc, from 2.35 on, asks where GLIBC_TUNABLES
+says so, which it reads once, when a process begins (glibc manual, Memory Allocation Tunables).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pathlib import Path
 
 TUNABLES = "GLIBC_TUNABLES"
 HUGE = "glibc.malloc.hugetlb"
+BEGUN = "GPTAILOR_HUGE_PAGES"
+"""Environment variable that a process begun anew finds, should its GLIBC_TUNABLES be taken away on the way."""
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 MAX_KEPT = 2**31 - 1
@@ -31,11 +33,22 @@ def tunables(environment: Mapping[str, str]) -> dict[str, str]:
 
 def begin_in_huge_pages(setting: Path = SETTING) -> None:
     """Begin this process anew with huge pages, before it has done anything, where the system gives them if asked."""
-    if HUGE in os.environ.get(TUNABLES, "") or not sys.executable:
+    if os.environ.pop(BEGUN, None) or HUGE in os.environ.get(TUNABLES, "") or not sys.executable or not can_ask():
         return
     with suppress(OSError):  # no such setting, no such system: without them
         if "[madvise]" in setting.read_text(encoding="ascii"):
-            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | tunables(os.environ))
+            os.execve(
+                sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **tunables(os.environ), BEGUN: "1"}
+            )
+
+
+def can_ask() -> bool:
+    """Whether this is glibc 2.35 or newer."""
+    try:
+        name, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
+        return name == "glibc" and tuple(map(int, version.split(".")[:2])) >= (2, 35)
+    except (AttributeError, ValueError, OSError):  # another system
+        return False
 
 
 def keep_freed_memory(n_bytes: int) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gptailor.heap import HUGE, TUNABLES, begin_in_huge_pages, tunables
+from gptailor.__main__ import MODEL_WORK, command_parser
+from gptailor.heap import HUGE, TUNABLES, begin_in_huge_pages, can_ask, tunables
 
 RESTARTED = """
 import json, os, sys
@@ -35,6 +36,10 @@ def test_a_users_tunables_stay(given: str, wanted: str) -> None:
     assert tunables({TUNABLES: given} if given else {}) == {TUNABLES: wanted}
 
 
+needs_glibc = pytest.mark.skipif(not can_ask(), reason="no glibc of 2.35 or newer")
+
+
+@needs_glibc
 @pytest.mark.parametrize(
     ("setting", "set_by_user", "times", "wanted"),
     [
@@ -58,6 +63,25 @@ def test_a_process_begins_anew_once_with_its_arguments(
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert json.loads(found) == [["a b", "--c=ü"], wanted]
     assert log.read_text().split() == ["began"] * times
+
+
+@needs_glibc
+def test_a_process_whose_tunables_are_taken_away_begins_anew_once_only(tmp_path: Path) -> None:
+    log, file = tmp_path / "log", tmp_path / "enabled"
+    file.write_text("always [madvise] never\n")
+    taken_away = f"import os; os.environ.pop({TUNABLES!r}, None)" + RESTARTED
+    command = [sys.executable, "-c", taken_away, str(log), str(file)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert json.loads(found) == [[], None] and log.read_text().split() == ["began"] * 2
+
+
+def test_commands_that_compute_begin_in_huge_pages() -> None:
+    commands = next(one for one in command_parser()._actions if isinstance(one.choices, dict)).choices
+    assert isinstance(commands, dict) and commands.keys() >= MODEL_WORK
+    said = "import sys, gptailor.__main__ as m; m.begin_in_huge_pages = lambda: print('anew'); m.entry()"
+    for given, wanted in ((["evaluate", "--help"], True), (["runs", "--help"], False), ([], False)):
+        found = subprocess.run([sys.executable, "-c", said, *given], capture_output=True, text=True, check=False)
+        assert found.stdout.startswith("anew") is wanted, found.stderr
 
 
 def test_without_an_interpreters_path_nothing_happens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def _say_what_came_of_it(folder: RunFolder, subjects: Sequence[Subject], say: Sa
     numbers = {subject: config_id for config_id, subject in stored_subjects(tables).items()}
     answers = queries.answers_of(folder, scores.judged(tables)["plan_hash"].dropna())
     for subject in subjects:
-        if subject.before in subjects:
+        if subject.before in subjects and subject in numbers:  # without a finite answer it is not kept
             say(Event(f"{held_out.beside_before(tables, answers, subject)} It is plan {numbers[subject]}."))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from gptailor import shipped
 from gptailor.errors import UserError
 from gptailor.formats.published import BaseAt, read_family, read_plan, strip_text
 from gptailor.launch.events import Event, Say
@@ -129,7 +130,7 @@ def _mergekit_text(spec: RunSpec, plan: StitchPlan) -> str:
 
 def location(named: str) -> str:
     """A folder's full path, as mergekit may run elsewhere; a hub id as it is."""
-    path = Path(named).expanduser()
+    path = shipped.find(named)
     return str(path.resolve()) if path.is_dir() else named
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
+from safetensors import SafetensorError
 
 from gptailor.commands.subjects import find_subjects, plans_of
 from gptailor.errors import UserError
+from gptailor.evaluate.scoring import NonFinite
 from gptailor.evaluate.unseen import Unseen
 from gptailor.family.spread import devices_of
 from gptailor.formats.huggingface import export_hf, refuse_folder
@@ -157,7 +159,7 @@ class Healer:
         self._say_memory(student, batches, in_bfloat16)
         before = self._judge(None) if self.spec.selection else None
         teacher = stitcher.stitch(self.dense)
-        with stop_on_signal() as stop:
+        with stop_on_signal() as stop, self._said_plainly():
             found = distil(
                 student,
                 teacher,
@@ -178,6 +180,22 @@ class Healer:
             self._finish(found, left_out, before)
         _wait_for_all()
         return True
+
+    @contextmanager
+    def _said_plainly(self) -> Iterator[None]:
+        """What training can die of as one sentence."""
+        from gptailor.heal.distil import Diverged
+
+        try:
+            yield
+        except (Diverged, NonFinite) as error:
+            raise UserError(
+                f"heal: {error}; give a lower --rate than {self.asked.peak_rate:g}, and remove {self.work}"
+            ) from error
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"heal: {self.work} cannot be written: {error}; make room there, and the same command goes on"
+            ) from error
 
     def _begin(self) -> None:
         """The folder beside `out`, new or of this very heal. Raises UserError."""

@@ -125,7 +125,12 @@ def _half_width(values: np.ndarray) -> float:
 
 def bytes_of(folder: Path) -> int:
     """Of a model's weights on disk, as safetensors or, where there are none, as torch's own files."""
-    files = list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():  # others may lie beside its shards, such as Mistral's consolidated.safetensors
+        files = [folder / name for name in {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}]
+    else:
+        files = list(folder.glob("model*.safetensors")) or list(folder.glob("*.safetensors"))
+    files = files or list(folder.glob("pytorch_model*.bin"))
     return sum(path.stat().st_size for path in files)
 
 

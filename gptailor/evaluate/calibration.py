@@ -39,7 +39,8 @@ class TextReader:
     """Finds texts. One a process and run; the stitcher asks it (stitch/edits/case.py, CalibrationTexts).
 
     objectives: the run's objectives with their examples in seeded order; none where there is no run. folder: where
-    texts are kept; none: nowhere. known: texts that came from elsewhere, by digest.
+    texts are kept; none: nowhere. known: texts that came from elsewhere, by digest. window: tokens that
+    the models read at most.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class TextReader:
         seed: int,
         folder: Path | None = None,
         known: Mapping[str, list[list[int]]] | None = None,
+        window: int = TEXT_TOKENS,
     ) -> None:
+        self._length = min(TEXT_TOKENS, window)
         self._tokenizer, self._objectives, self._seed, self._folder = tokenizer, objectives, seed, folder
         self.known: dict[str, list[list[int]]] = dict(known or {})
         self._named: dict[tuple[str, int], Texts] = {}
@@ -88,7 +91,7 @@ class TextReader:
         if kind == "objectives":
             benchmarks = self._objectives()
             n = sum(benchmark.n_examples for benchmark in benchmarks)
-            return calibration_batches(benchmarks, n, self._tokenizer, TEXT_TOKENS)
+            return calibration_batches(benchmarks, n, self._tokenizer, self._length)
         if kind == "base":
             return written(dense(), self._tokenizer, n_tokens, self._seed, self._told_of_writing)
         if kind == "file":
@@ -103,7 +106,7 @@ class TextReader:
     def _encoded(self, documents: Iterable[str]) -> Iterator[list[int]]:
         for document in documents:
             tokens = self._tokenizer(document)["input_ids"]
-            yield from (tokens[start : start + TEXT_TOKENS] for start in range(0, len(tokens), TEXT_TOKENS))
+            yield from (tokens[start : start + self._length] for start in range(0, len(tokens), self._length))
 
     def _kept(self, digest: str) -> list[list[int]] | None:
         """From the run's folder; what was changed there does not count."""

@@ -6,7 +6,7 @@ bytes equal the base's is replaced by the base's before it is ever mapped. Of ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
@@ -109,7 +109,9 @@ class Family:
     def inner_size(self) -> int:
         """Width of the MLP, where the configuration says it; else what is usual."""
         config = self.model.config.get_text_config()
-        return int(getattr(config, "intermediate_size", 0) or 4 * config.hidden_size)
+        said = getattr(config, "intermediate_size", 0)
+        widest = max(said, default=0) if isinstance(said, Sequence) else said  # Gemma 3n: one a layer
+        return int(widest or 4 * config.hidden_size)
 
     @property
     def folder(self) -> Path:

@@ -384,7 +384,8 @@ def _summary(
         architecture=architecture_name(base.config),
         n_layers=renumbering.n_layers,
         hidden_size=base.size("hidden_size", "n_embd", "d_model") or 0,
-        vocab_size=base.size("vocab_size") or 0,
+        # what transformers saves of a model inside another leaves out what is its default: Gemma 3
+        vocab_size=int(getattr(skeleton.config.get_text_config(), "vocab_size", 0) or base.size("vocab_size") or 0),
         dtype=_dtype(base.tensors, judge.spec),
         layer_parameters=layer_parameters,
         other_parameters=sizes.others,

@@ -113,14 +113,15 @@ def find_output_projections(model: PreTrainedModel, asked: str = "output_scale")
     Both must write into the residual stream directly: where the layer normalises their output again (Gemma 2 and 3),
     a scale on them would be normalised away.
     """
-    name, layer = type(model).__name__, layer_list(model)[0]
+    name, layers = type(model).__name__, layer_list(model)
+    layer = layers[0]
     hidden = model.config.get_text_config().hidden_size
     linear = [key for key, module in layer.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
     inside = [key for key in linear if "attn" in key.split(".")[0] or "attention" in key.split(".")[0]]
     outside = [key for key in linear if key not in inside]
     ends = (inside[-1:], outside[-1:])
-    fused = any(parameter.ndim > 2 for parameter in layer.parameters())
-    if fused or not all(ends) or any(_width(layer.get_submodule(end[0])) != hidden for end in ends):
+    fused = any(parameter.ndim > 2 for one in layers for parameter in one.parameters())
+    if fused or not all(ends) or any(_width_of(one, end[0]) != hidden for end in ends for one in layers):
         raise UserError(f"{asked}: the output projections of {name} are not known; leave {asked} out")
     projections = (inside[-1], outside[-1])
     if _normalised_away(model, layer, projections):
@@ -131,8 +132,12 @@ def find_output_projections(model: PreTrainedModel, asked: str = "output_scale")
     return projections
 
 
-def _width(module: nn.Module) -> int:
-    return int(module.nf if isinstance(module, Conv1D) else module.out_features)  # type: ignore[arg-type]
+def _width_of(layer: nn.Module, name: str) -> int | None:
+    """What the linear map of this name writes; None where the layer has none (experts behind dense first layers)."""
+    module = dict(layer.named_modules()).get(name)
+    if isinstance(module, Conv1D):
+        return int(module.nf)
+    return module.out_features if isinstance(module, nn.Linear) else None
 
 
 def scaled(layer: nn.Module, projections: Sequence[str], factor: float) -> nn.Module:

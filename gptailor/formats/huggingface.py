@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel
 
 from gptailor.errors import UserError
@@ -101,7 +102,7 @@ def export_hf(
         (partial / "README.md").write_text(card, encoding="utf-8")
         partial.chmod(0o755)  # mkdtemp keeps others out; a finished folder is an ordinary one
         partial.rename(out)  # an empty folder gives way
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a disk that is full is either
         raise UserError(f"export: {out} could not be written: {error}") from error
     finally:
         if partial is not None:

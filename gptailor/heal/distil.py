@@ -33,6 +33,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from gptailor.errors import UserError
 from gptailor.heal.batches import Batch, inputs
 from gptailor.heal.loss import Head, divergence
 from gptailor.heal.student import Student
@@ -45,6 +46,8 @@ from gptailor.wording import duration
 WARM_UP = 0.05
 CHECKPOINTS, JUDGEMENTS = 20, 8
 """Of a whole heal."""
+TRAINED = "trained.safetensors"
+"""In each checkpoint."""
 PATIENCE = 3
 """Judgements in a row without a new best, after which a heal ends."""
 SAY_SECONDS = 5.0
@@ -97,6 +100,13 @@ class Distilled:
 DONE, STOPPED, TIME_UP, NO_BETTER = "done", "stopped", "time is up", "no better on the selection split"
 
 
+class Diverged(Exception):
+    """The loss of a step is no number."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"training diverged at step {step}: its loss is no number")
+
+
 class Distiller(Trainer):
     """Trainer with the teacher's distributions as the goal; its model gives last hidden states, not logits.
 
@@ -109,7 +119,38 @@ class Distiller(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *_: Any, **__: Any) -> torch.Tensor:
         wanted = self.teaching.states(int(inputs.pop("batch")))
-        return divergence(self.head, model(**inputs)[inputs["attention_mask"].bool()], wanted)
+        loss = divergence(self.head, model(**inputs)[inputs["attention_mask"].bool()], wanted)
+        if not torch.isfinite(loss):
+            raise Diverged(self.state.global_step + 1)
+        return loss
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except RuntimeError as error:  # so says torch.save where the disk is full
+            raise OSError(str(error)) from error
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002
+        """What is trained, by the model's own names: transformers renames experts, and loads no names that it gave."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.detach().contiguous() for name, tensor in self._trained().items()}, folder / TRAINED)
+
+    @torch.no_grad()
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
+        path, own = Path(resume_from_checkpoint) / TRAINED, self._trained()
+        found = load_file(path) if path.is_file() else {}
+        if found.keys() != own.keys():
+            raise UserError(
+                f"heal: {path.parent} holds the beginning of a heal by another version; remove {path.parents[1]}, "
+                "which begins anew"
+            )
+        for name, tensor in own.items():
+            tensor.copy_(found[name])
+
+    def _trained(self) -> dict[str, torch.Tensor]:
+        model: Any = self.model
+        return {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """The usual rate of every step, or of the later one that its time has come to: at the end of either it is 0."""

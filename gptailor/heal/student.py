@@ -82,7 +82,7 @@ class Student:
             tensor = trained[name] if name in trained and trained[name].requires_grad else old
             if owner in adapted and name.endswith(".weight"):
                 tensor = old + adapted[owner].get_delta_weight("default").to(old.device)
-            found[name] = tensor.to("cpu", self.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+            found[name] = tensor.to("cpu", old.dtype, copy=True)  # some stay in float32, as transformers keeps them
         return found
 
     @staticmethod

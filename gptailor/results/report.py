@@ -27,7 +27,7 @@ from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.queries import Answers
 from gptailor.store.stored_spec import StoredBenchmark, StoredSpec
-from gptailor.trial import SubjectKind, now
+from gptailor.trial import Subject, SubjectKind, now
 from gptailor.versions import VERSION
 
 MOST_PLANS = 16
@@ -119,8 +119,9 @@ def _found(view: View) -> Iterable[str]:
         return
     best = view.best_row
     assert best is not None  # there are plans
+    unrepaired = " before its repair" if view.named != Subject.config(int(best["config_id"])) else ""
     yield document.note(
-        f"The best plan is {best['config_id']:.0f}: "
+        f"The best plan is {best['config_id']:.0f}{unrepaired}: "
         f"{wording.value(best[trials.AVERAGE], best[trials.AVERAGE_ERROR], percent=facts.average_is_share)} "
         f"({facts.average_label.lower()})."
     )

@@ -75,13 +75,12 @@ def _worked(trials: DataFrame) -> float:
     """Seconds; where trials overlap, they count once."""
     from gptailor.measures import covered
 
-    ended = trials[trials["ended_at"].notna()]
+    ended = trials[trials["status"].isin([TrialStatus.SUCCESS, TrialStatus.CRASHED]) & trials["ended_at"].notna()]
     if ended.empty:
         return 0.0
-    since = ended["started_at"].min()
-    begun, end = ((ended[column] - since).dt.total_seconds() for column in ("started_at", "ended_at"))
-    asked_for = ended["suggest_seconds"].fillna(0.0).to_numpy(float)
-    return covered(begun.fillna(end).to_numpy(float) - asked_for, end.to_numpy(float))
+    end = (ended["ended_at"] - ended["ended_at"].min()).dt.total_seconds().to_numpy(float)
+    took = ended[["suggest_seconds", "stitch_seconds", "evaluate_seconds"]].astype(float).fillna(0.0).sum(axis=1)
+    return covered(end - took.to_numpy(float), end)
 
 
 def _best_scores(tables: ScoreTables, found: Searched, named: Subject | None) -> tuple[dict[str, float], float | None]:

@@ -317,7 +317,8 @@ def run_texts(reader: Reader, spec: RunSpec, folder: RunFolder | None = None) ->
     def objectives() -> list[OpenBenchmark]:
         return open_run_benchmarks(reader, spec, spec.objectives, spec.budget.max)
 
-    return TextReader(reader.tokenizer, objectives, spec.seed, None if folder is None else folder.path)
+    kept_in = None if folder is None else folder.path
+    return TextReader(reader.tokenizer, objectives, spec.seed, kept_in, window=_window(reader))
 
 
 def _window(reader: Reader) -> int:

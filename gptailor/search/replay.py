@@ -15,9 +15,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from gptailor.errors import UserError
+from gptailor.measures import covered
 from gptailor.plan import StitchPlan
 from gptailor.search.suggest import Suggester, Suggestion
 from gptailor.store import queries
@@ -58,12 +60,8 @@ class History:
     def seconds(self) -> float:
         """The time in which trials were made and at work; where several overlap, it counts once."""
         works = ((*trial.outcome.at_work, trial.suggest_seconds) for trial in self.finished.values())
-        spans = sorted((start - making, end) for start, end, making in works)
-        total, reached = 0.0, -math.inf
-        for start, end in spans:
-            total += max(0.0, end - max(start, reached))
-            reached = max(reached, end)
-        return total
+        spans = np.array([(start - making, end) for start, end, making in works], dtype=float).reshape(-1, 2)
+        return covered(spans[:, 0], spans[:, 1])
 
 
 def read_history(folder: RunFolder) -> History:

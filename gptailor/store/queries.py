@@ -104,7 +104,7 @@ _ORDER = {
     "seconds": "began_at, part",
 }
 _OF_SCORES = {
-    "trials": "trial_id, config_id, budget, status, started_at, ended_at, suggest_seconds",
+    "trials": "trial_id, config_id, budget, status, ended_at, suggest_seconds, stitch_seconds, evaluate_seconds",
     "plans": "config_id, plan_hash",
 }
 """Columns that scores are worked out from, of the tables with long ones."""

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from gptailor.store.folder import RunFolder, write_atomically
 from gptailor.trial import RunStatus
 
-FORMAT = 1
+FORMAT = 2
 MAX_BYTES = 1024 * 1024
 
 

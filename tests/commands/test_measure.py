@@ -14,7 +14,7 @@ from helpers.tiny_run import CONFIG, PLAN, make_tiny_run
 
 from gptailor.__main__ import main
 from gptailor.commands.export import facts_of
-from gptailor.commands.measure import measure, quantities
+from gptailor.commands.measure import bytes_of, measure, quantities
 from gptailor.errors import UserError
 from gptailor.evaluate.speed import Setting, opened, peak_memory, prompt_of, timings
 from gptailor.launch.events import Event
@@ -75,6 +75,19 @@ def test_it_is_on_the_card_in_the_report_and_an_axis(run: RunFolder, told: list[
     view = View(tables)
     names = {axis.label: axis for axis in tradeoffs.axes(tables, view.plans, view.facts)}
     assert names["Decode speed, batch 8, x dense"].maximise and not names["Peak memory, batch 8, x dense"].maximise
+
+
+def test_bytes_are_of_what_transformers_reads(tmp_path: Path) -> None:
+    for name, size in (("model-1.safetensors", 10), ("model-2.safetensors", 20), ("consolidated.safetensors", 30)):
+        (tmp_path / name).write_bytes(bytes(size))
+    shards = {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    assert bytes_of(tmp_path) == 30
+    (tmp_path / "model.safetensors.index.json").unlink()
+    assert bytes_of(tmp_path) == 30
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "pytorch_model.bin").write_bytes(bytes(7))
+    assert bytes_of(tmp_path / "other") == 7
 
 
 def test_medians_of_rounds_and_of_their_ratios() -> None:

@@ -40,6 +40,9 @@ def test_texts_of_files_and_data_sets(family, tmp_path) -> None:
     long = found.named(f"file:{tmp_path}/long.txt", 1500, nobody)
     lengths = [len(text) for text in found.known[long.digest]]
     assert max(lengths) == 512 and sum(lengths) == 1500
+    narrow = TextReader(family.tokenizer, list, 0, window=256)
+    short = narrow.named(f"file:{tmp_path}/long.txt", 1500, nobody)
+    assert max(map(len, narrow.known[short.digest])) == 256, "no longer than what the model reads"
 
 
 @pytest.mark.parametrize(

@@ -627,3 +627,15 @@ def test_real_adapters_equal_their_merged_folders(make_spec):
         for index in range(family.n_layers):
             mine, its = (family.layer(index, n).state_dict() for n in (name, f"{name}-merged"))
             assert all(torch.equal(mine[key], its[key]) for key in mine)
+
+
+def test_what_transformers_leaves_out_as_its_default_is_known(make_family, make_spec) -> None:
+    """Gemma 3 in the larger sizes says no vocab_size; Gemma 3n says its MLP's width layer by layer."""
+    folder = make_family("llama", vocab_size=32_000)
+    config = json.loads((folder / "base" / "config.json").read_text())
+    del config["vocab_size"]
+    (folder / "base" / "config.json").write_text(json.dumps(config))
+    assert preflight(make_spec(folder)).vocab_size == 32_000
+    family = open_family(make_spec(folder))
+    vars(family.model.config)["intermediate_size"] = [64, 128, 64]
+    assert family.inner_size == 128

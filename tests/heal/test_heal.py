@@ -53,6 +53,22 @@ from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import HEALED, RunStatus
 
+DEEPSEEK = {
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 8,
+    "head_dim": 4,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 60_000
 CUT = "baseline:last"
@@ -227,6 +243,58 @@ def test_one_that_was_stopped_goes_on_as_if_it_had_not_been(run, tmp_path, monke
         command.heal(run, CUT, tmp_path / "stopped", HealAsked(texts="objectives", tokens=13_000), lambda _: None)
     assert heal("stopped", None) and heal("whole", None)
     assert ended[0] == ended[1], "the same weights, bit for bit"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "dtype", "changes"),
+    [
+        (
+            "qwen2_moe",
+            "float32",
+            {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4},
+        ),
+        ("deepseek_v3", "bfloat16", DEEPSEEK),
+    ],
+)
+def test_experts_go_on_as_well_and_what_stays_in_float32_is_known_again(
+    spec, make_family, tmp_path, monkeypatch, model_type: str, dtype: str, changes: dict[str, Any]
+) -> None:
+    """transformers saves experts one by one and opens them fused; some routers stay in float32 whatever the rest is."""
+    base = make_family(model_type, dtype=dtype, candidates=(), **changes) / "base"
+    run = finished(spec | {"base_model": str(base), "dtype": dtype}, tmp_path / "runs")
+    asked = HealAsked(texts="objectives", tokens=5_000, lora=0, rate=0.01)
+    ended = []
+    for out, stops in (("stopped", [False, True]), ("stopped", [False] * 999), ("whole", [False] * 999)):
+        stop = SimpleNamespace(is_set=iter(stops).__next__)
+        monkeypatch.setattr(command, "stop_on_signal", lambda stop=stop: nullcontext(stop))
+        if command.heal(run, CUT, tmp_path / out, asked, lambda _: None):
+            plan = json.loads((tmp_path / out / "gptailor_plan.json").read_text())
+            ended.append(plan["edits"][-1]["parameters"]["weights"])
+    assert len(ended) == 2 and ended[0] == ended[1], "the same weights, bit for bit"
+    evaluate(run, lambda _: None, ["healed"])
+    judged = queries.read_run(run).evaluations
+    assert f"healed:{CUT}/5k-full" in set(judged["subject"]), "its folder holds what its digest says"
+
+
+def test_a_heal_that_diverges_says_what_to_do(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(distil, "divergence", lambda *_: torch.tensor(float("nan"), requires_grad=True))
+    with pytest.raises(UserError, match=r"diverged at step 1: .* give a lower --rate than 0.01, and remove .*out.heal"):
+        command.heal(run, CUT, tmp_path / "out", HealAsked(texts="objectives", tokens=2_000, rate=0.01), lambda _: None)
+
+
+def test_a_disk_without_room_for_checkpoints_is_said(run, small_disk) -> None:
+    filler = small_disk / "filler"
+    asked = HealAsked(texts="objectives", tokens=2_000, lora=0)
+
+    def fill(_: Event) -> None:
+        if not filler.exists():
+            filler.write_bytes(bytes(15_500_000))
+
+    with pytest.raises(UserError, match=r"cannot be written: .* make room there, and the same command goes on"):
+        command.heal(run, CUT, small_disk / "out", asked, fill)
+    filler.unlink()
+    with pytest.raises(UserError, match=r"export: .* free"):  # trained to its end, but 16 MB are few for an export
+        command.heal(run, CUT, small_disk / "out", asked, lambda _: None)
 
 
 def test_the_rate_falls_to_nothing_with_the_steps_or_with_the_minutes(run, tmp_path, monkeypatch) -> None:

@@ -88,6 +88,8 @@ def run_tables(
         "base_model": "models/base",
         "n_layers": n_layers,
         "n_removed": n_removed,
+        "seed": 0,
+        "created_at": START,
         "started_at": START,
         "ended_at": None if status == "running" else START + timedelta(seconds=60 * len(rows)),
         "heartbeat_at": START + timedelta(seconds=60 * len(rows)),

@@ -150,7 +150,11 @@ def test_a_plan_that_the_selection_chose_repaired_is_the_runs_best_everywhere() 
     held_out = compare.held_out_scores(runs)
     assert held_out["score"].to_list() == [0.65, 0.65]
     points = ratios.points(runs)
-    assert points.groupby("series")["average"].mean().round(3).to_dict() == {"search": 0.65, "healed": 0.7}
+    assert points.groupby("series")["average"].mean().round(3).to_dict() == {
+        "search": 0.6,
+        "repaired": 0.65,
+        "healed": 0.7,
+    }
     assert points["chance"].notna().all() and set(points["removed"]) == {2, 4}
     assert variance.table(runs)["average"].to_list() == [0.65, 0.65]
     assert str(scores.judged_best(scores.averages(scores.judged(view.tables)), view.named)) == repaired

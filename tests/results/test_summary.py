@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.run_tables import START, run_tables
 from helpers.store_samples import NOON, a_trial, new_writer, scores, success
 
-from gptailor.results.summary import run_summary
+from gptailor.results.summary import run_summary, summarise
+from gptailor.store.summary import FORMAT
 from gptailor.store.writer import RunWriter
 from gptailor.trial import DENSE, Evaluation, Outcome, RunStatus, TrialStatus
 
@@ -48,6 +51,25 @@ def test_an_old_summary_is_not_shown(tmp_path: Path) -> None:
     assert run_summary(writer.folder).name == "test"
     writer.folder.summary.write_text("{")
     assert run_summary(writer.folder).name == "test"
+
+
+def test_a_summary_of_another_version_is_worked_out(tmp_path: Path) -> None:
+    writer = new_writer(tmp_path)
+    kept = writer.folder.summary.read_text()
+    writer.folder.summary.write_text(kept.replace(f'"format": {FORMAT}', '"format": 1').replace('"test"', '"old"'))
+    assert run_summary(writer.folder).name == "test"
+
+
+def test_seconds_at_work_leave_out_the_nights_and_count_what_overlaps_once(tmp_path: Path) -> None:
+    def trial(number: int, ended: timedelta, **other: Any) -> dict[str, Any]:
+        return {"config_id": number, "budget": 900, "started_at": START, "ended_at": START + ended} | other
+
+    minute, night = timedelta(seconds=60), timedelta(hours=9)
+    trials = [trial(1, minute), trial(2, night), trial(3, night + minute / 2), trial(4, 2 * night, status="cancelled")]
+    found = summarise(run_tables(trials), new_writer(tmp_path).folder)
+    took = 59.1  # of every trial: 59 s of scoring, 0.1 s of stitching
+    assert found.worked == pytest.approx(took + took + 30)
+    assert summarise(run_tables(), new_writer(tmp_path / "other").folder).worked == 0.0
 
 
 def test_a_summary_that_is_not_kept_is_worked_out(tmp_path: Path) -> None:

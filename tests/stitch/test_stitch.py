@@ -349,6 +349,22 @@ def test_a_scale_of_zero_makes_a_layer_the_identity(stitcher):
     assert torch.allclose(logits(stitcher.stitch(nothing)), expected, atol=1e-6)
 
 
+def test_experts_behind_a_dense_first_layer_have_no_output_projection(make_family, make_spec):
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
+    heads = {
+        "q_lora_rank": 16,
+        "kv_lora_rank": 8,
+        "head_dim": 4,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 4,
+        "v_head_dim": 8,
+    }
+    sizes = {"moe_intermediate_size": 16, "first_k_dense_replace": 1, "num_key_value_heads": 4}
+    folder = make_family("deepseek_v3", **experts, **heads, **sizes)
+    with pytest.raises(UserError, match="output_scale: the output projections of DeepseekV3ForCausalLM are not known"):
+        _ = open_family(make_spec(folder, output_scale=(0.5, 1.5))).output_projections
+
+
 @pytest.mark.parametrize(
     ("model_type", "projections"),
     [

@@ -190,7 +190,11 @@ def of_sizes(runs: Sequence[Entry]) -> pd.DataFrame:
     for entry in runs:
         best = {entry.best} if entry.best is not None else set()
         if entry.facts.has_range:
-            best = set(scores.best_of_sizes(entry.view.tables)["config_id"])
+            found = scores.best_of_sizes(entry.view.tables)
+            best = set(found["config_id"])
+            for size in found[~found["config_id"].isin(entry.plans["config_id"])].itertuples():  # repaired: no trial
+                shown = value(size.average, np.nan, percent=entry.facts.average_is_share)
+                cells.setdefault(size.kept_layers, {})[entry.label] = shown
         for _, plan in entry.plans[entry.plans["config_id"].isin(best)].iterrows():
             average, error = plan[trials.AVERAGE], plan[trials.AVERAGE_ERROR]
             shown = value(average, error, percent=entry.facts.average_is_share)
@@ -231,7 +235,11 @@ def held_out_scores(runs: Sequence[Entry]) -> pd.DataFrame:
         own = frame[frame["subject"] == str(entry.named)]
         measure = own["benchmark"] + "/" + own["metric"] + " (" + own["split"] + ")"
         named = own.rename(columns={"stderr": "error", "higher": "higher_is_better"})
-        pieces.append(named.assign(measure=measure, run=entry.label, config_id=entry.best)[_SCORE_COLUMNS])
+        pieces.append(
+            named.assign(measure=measure, run=entry.label, config_id=entry.named and entry.named.config_id)[
+                _SCORE_COLUMNS
+            ]
+        )
     return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame(columns=_SCORE_COLUMNS)
 
 

@@ -79,14 +79,14 @@ def _points_of(entry: Entry) -> list[tuple[object, ...]]:
 def _subjects(best: Subject, before: Subject, judged: Sequence[str]) -> list[tuple[Subject, str]]:
     """Who of a run is drawn, and what is said beside the series' name. before: the best plan unrepaired."""
     subjects = sorted(map(Subject.parse, judged), key=lambda one: list(SubjectKind).index(one.kind))
-    changed = [(one, _remark(one)) for one in subjects if one != best and one.before in (best, before)]
-    return [*([(best, "")] if str(best) in judged else []), *changed]
+    changed = [(one, _remark(one, before)) for one in subjects if one.before in (best, before)]
+    return [*([(before, "")] if str(before) in judged else []), *changed]
 
 
-def _remark(changed: Subject) -> str:
-    """`repaired`, `repaired (refit-base)`, `healed`."""
+def _remark(changed: Subject, before: Subject) -> str:
+    """`repaired`, `repaired (refit-base)`, `healed`, `repaired and healed`. before: the plan unrepaired."""
     if changed.kind is SubjectKind.HEALED:
-        return "healed"
+        return "healed" if changed.before == before else "repaired and healed"
     return f"repaired ({changed.name})" if changed.name else "repaired"
 
 

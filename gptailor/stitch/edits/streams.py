@@ -151,7 +151,9 @@ class Streams(Walk):
         noise = torch.randn(states.shape, generator=generator).to(states) * states.std()
         projection = layer.get_submodule(self.projections[1])
         whole = self.run(layer, index, 0, states)
-        hook = projection.register_forward_hook(lambda _, _args, output: output + noise.to(output.device))
+        hook = projection.register_forward_hook(
+            lambda _, _args, output: output + noise.to(output.device).view(output.shape)
+        )
         try:
             apart = wide(self.run(layer, index, 0, states)) - wide(whole)
         finally:
@@ -171,8 +173,9 @@ class Streams(Walk):
         for b, entering in enumerate(states):
             with reading(layer, name) as seen:
                 after.append(self.run(layer, index, b, entering))
-            read, wrote = (rows.to(entering.device) for rows in seen[0])
             mask = self.masks[b]
+            # OPT's MLP sees all texts' tokens as one row of them
+            read, wrote = (rows.to(entering.device).view(*mask.shape, -1) for rows in seen[0])
             reads.append(read[mask])
             writes.append(wrote[mask])
             is_mlp = name == self.projections[1]
