@@ -72,7 +72,7 @@ def test_it_says_what_it_needs_and_under_which_licence(wheel: Path) -> None:
     asked = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert text.count("\nRequires-Dist: ") == len(asked) and "\nRequires-Dist: torch==" in text
     assert "\nLicense-Expression: Apache-2.0" in text and (about / "licenses" / "LICENSE").is_file()
-    assert "gptailor = gptailor.__main__:main" in (about / "entry_points.txt").read_text()
+    assert "gptailor = gptailor.__main__:entry" in (about / "entry_points.txt").read_text()
 
 
 def test_a_search_on_the_demo_from_an_empty_folder(elsewhere: Path) -> None:
