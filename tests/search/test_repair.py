@@ -278,3 +278,26 @@ def test_the_command_line_says_what_a_repair_may_be(run_file, capsys) -> None:
     ):
         assert main(["baseline", "last", str(run_file), *options]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_an_mlp_that_sees_all_texts_as_one_row_is_refitted(make_family, tmp_path) -> None:
+    """OPT's, whose fc1 and fc2 read [texts * tokens, hidden]."""
+    base = make_family("opt", candidates=(), ffn_dim=64, word_embed_proj_dim=32) / "base"
+    for name, n, offset in (("first_words", 60, 0), ("held_words", 20, 7)):
+        write_benchmark(tmp_path, name, n, offset)
+    spec = {
+        "name": "opt",
+        "base_model": str(base),
+        "operations": ["remove"],
+        "baselines": ["last"],
+        "remove": 2,
+        "objectives": [{"benchmark": "first_words", "metric": "closeness"}],
+        "held_out": [{"benchmark": "held_words", "metric": "closeness"}],
+        "include_path": [str(tmp_path)],
+        "budget": {"min": 60, "max": 60},
+        "device": "cpu",
+    }
+    folder, _ = run(build_spec(spec), tmp_path / "runs")
+    repair = Repair(method=RepairMethod.REFIT, texts="objectives", tokens=2000)
+    evaluate(folder, lambda _: None, ["baseline:last"], repair=repair)
+    assert "repaired:baseline:last/refit" in set(queries.read_run(folder).evaluations.subject)
