@@ -23,6 +23,7 @@ import numpy as np
 from gptailor.commands.export import location, write_model
 from gptailor.commands.subjects import find_subjects
 from gptailor.errors import UserError
+from gptailor.family.checkpoint import weight_files
 from gptailor.launch.engine import EngineLock
 from gptailor.launch.events import Event, Say
 from gptailor.plan import StitchPlan
@@ -124,14 +125,8 @@ def _half_width(values: np.ndarray) -> float:
 
 
 def bytes_of(folder: Path) -> int:
-    """Of a model's weights on disk, as safetensors or, where there are none, as torch's own files."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():  # others may lie beside its shards, such as Mistral's consolidated.safetensors
-        files = [folder / name for name in {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}]
-    else:
-        files = list(folder.glob("model*.safetensors")) or list(folder.glob("*.safetensors"))
-    files = files or list(folder.glob("pytorch_model*.bin"))
-    return sum(path.stat().st_size for path in files)
+    """Of a model's weights on disk, in the files that transformers reads."""
+    return sum((folder / name).stat().st_size for name in weight_files(folder))
 
 
 def _setting(spec: RunSpec) -> tuple[Setting, str]:

@@ -145,7 +145,7 @@ def read_checkpoint(folder: Path, where: str, label: str, *, trust_remote_code: 
     if not trust_remote_code:
         problems += remote_code_problems(folder, is_adapter)
     tensors: dict[str, TensorInfo] = {}
-    for file in _weight_files(folder, is_adapter):
+    for file in weight_files(folder, is_adapter):
         found, wrong = _read_header(folder / file)
         tensors |= found
         problems += wrong
@@ -198,7 +198,7 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
-def _weight_files(folder: Path, is_adapter: bool) -> list[str]:
+def weight_files(folder: Path, is_adapter: bool = False) -> list[str]:
     """Names of the safetensors files that hold the weights. Raises Unreadable with what to do instead."""
     single = ADAPTER if is_adapter else WEIGHTS
     if (folder / single).is_file():

@@ -132,6 +132,8 @@ class Distiller(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002
         """What is trained, by the model's own names: transformers renames experts, and loads no names that it gave."""
+        if not self.args.should_save:  # another process does
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.detach().contiguous() for name, tensor in self._trained().items()}, folder / TRAINED)

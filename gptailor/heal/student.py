@@ -26,8 +26,7 @@ from gptailor.heal.cost import SHORT
 class Student:
     """model: what a trainer trains; it gives last hidden states, [texts, tokens, hidden], and no logits (loss.py).
 
-    plain: the same without PEFT's cover. dtype: of the tensors that it gives. writes_out: whether attention is written
-    out for short texts.
+    plain: the same without PEFT's cover. writes_out: whether attention is written out for short texts.
     """
 
     def __init__(self, stitched: PreTrainedModel, lora: int, seed: int, in_bfloat16: bool = False) -> None:
@@ -36,7 +35,6 @@ class Student:
         in_bfloat16: whether products will be. Raises UserError for an architecture whose layers have no linear map that
         adapters go beside.
         """
-        self.dtype = stitched.dtype
         self._before = list(layer_list(stitched))
         self.plain: PreTrainedModel = copy.deepcopy(stitched)
         self.plain.requires_grad_(False)
@@ -71,7 +69,7 @@ class Student:
 
     @torch.no_grad()
     def layers(self) -> list[dict[str, torch.Tensor]]:
-        """The layers' tensors as they are now, adapters merged, on the host and in the family's number type."""
+        """The layers' tensors as they are now, adapters merged, on the host and in the number types that they had."""
         return list(map(self._tensors, layer_list(self.plain), self._before))
 
     def _tensors(self, layer: nn.Module, before: nn.Module) -> dict[str, torch.Tensor]:

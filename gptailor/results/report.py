@@ -119,7 +119,7 @@ def _found(view: View) -> Iterable[str]:
         return
     best = view.best_row
     assert best is not None  # there are plans
-    unrepaired = " before its repair" if view.named != Subject.config(int(best["config_id"])) else ""
+    unrepaired = " before its repair" if view.best_subject != Subject.config(int(best["config_id"])) else ""
     yield document.note(
         f"The best plan is {best['config_id']:.0f}{unrepaired}: "
         f"{wording.value(best[trials.AVERAGE], best[trials.AVERAGE_ERROR], percent=facts.average_is_share)} "
@@ -185,7 +185,7 @@ def _proves(view: View, answers: Answers) -> Iterable[str]:
     if table["average"].notna().any():
         yield document.picture(held_out_charts.averages(table.head(document.MOST_ROWS)), "Held-out averages")
     yield document.frame(held_out.shown(table))
-    best, control = scores.judged_best(table, view.named), scores.strongest(table, SubjectKind.BASELINE)
+    best, control = scores.judged_best(table, view.best_subject), scores.strongest(table, SubjectKind.BASELINE)
     if best and control:
         tests = statistics.paired(scores.judged(view.tables), answers, best, control)
         yield document.note(held_out.verdict(tests, best, control))

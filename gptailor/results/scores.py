@@ -38,10 +38,7 @@ def judged(tables: ScoreTables, asked: str = "held_out") -> pd.DataFrame:
     from the score of guessing; NaN where the dense model does not beat it by two standard errors), aggregation (how the
     score joins its items; None where that was not stored), share (the benchmark's scores are shares of examples).
     """
-    wanted = _asked(tables, asked)
-    found = tables.evaluations
-    benchmarks = zip(*(found[column] for column in BENCHMARK), strict=True)
-    found = found[np.array([key in wanted for key in benchmarks], dtype=bool)]
+    found = _evaluations(tables, asked)
     found = found.sort_values("n_samples").drop_duplicates(["subject", *BENCHMARK], keep="last")
     searched = {one.task for one in tables.spec.objectives}
     calibrated = {one.benchmark for one in getattr(tables.spec, asked) if one.task in searched}
@@ -228,10 +225,8 @@ def dense_scores(tables: ScoreTables) -> pd.DataFrame:
 
     Columns: name (`benchmark/metric`), n_samples (ascending), score.
     """
-    asked = _asked(tables, "objectives")
-    found = _named(tables.evaluations[tables.evaluations["subject"] == str(DENSE)])
-    keys = zip(*(found[column] for column in BENCHMARK), strict=True)
-    found = found[np.array([key in asked for key in keys], dtype=bool) & (found["score"] > 0).to_numpy(bool)]
+    found = _named(_evaluations(tables, "objectives"))
+    found = found[(found["subject"] == str(DENSE)) & (found["score"] > 0)]
     return found.sort_values("n_samples")[["name", "n_samples", "score"]]
 
 
@@ -241,10 +236,7 @@ def calibration(tables: ScoreTables, plans: Searched | None = None) -> dict[Subj
     Of objectives whose scores are averaged together. Configurations from their trials, others (repaired plans too,
     which have none) from the reference scores. plans: `searched`, where it is known.
     """
-    asked = _asked(tables, "objectives")
-    found = tables.evaluations
-    keys = zip(*(found[column] for column in BENCHMARK), strict=True)
-    found = found[np.array([key in asked for key in keys], dtype=bool)].pipe(_named)
+    found = _evaluations(tables, "objectives").pipe(_named)
     found = found.sort_values("n_samples").drop_duplicates(["subject", *BENCHMARK], keep="last")
     together = _together(found)
     found = found[found["name"].isin(together)]
@@ -372,18 +364,16 @@ def choice_text(chosen: Choice) -> str:
     return text + f" On average the search's scores promised {abs(chosen.optimism):.1%} {beside} than was kept."
 
 
-def judged_best(table: pd.DataFrame, named: Subject | None) -> Subject | None:
+def judged_best(table: pd.DataFrame, best: Subject | None) -> Subject | None:
     """The run's best plan (`best`), where it stands in `averages`: it is not picked by what is held out."""
-    return named if str(named) in set(table["subject"]) else None
+    return best if str(best) in set(table["subject"]) else None
 
 
 def on_objectives(tables: ScoreTables, subject: Subject) -> pd.DataFrame:
-    """A subject's evaluations on the objectives, each at the most examples, by `name`: `benchmark/metric`."""
-    asked = _asked(tables, "objectives")
-    found = tables.evaluations[tables.evaluations["subject"] == str(subject)]
-    keys = zip(*(found[column] for column in BENCHMARK), strict=True)
-    found = found[np.array([key in asked for key in keys], dtype=bool)].pipe(_named)
-    return found.sort_values("n_samples").drop_duplicates("name", keep="last").set_index("name")
+    """A subject's evaluations on the objectives, each at the most examples; `name`: `benchmark/metric`."""
+    found = _evaluations(tables, "objectives").pipe(_named)
+    found = found[found["subject"] == str(subject)]
+    return found.sort_values("n_samples").drop_duplicates("name", keep="last")
 
 
 def strongest(table: pd.DataFrame, kind: SubjectKind) -> Subject | None:
@@ -441,6 +431,13 @@ def _dense(tables: ScoreTables, column: str = "score") -> dict[tuple[Any, ...], 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
     """With `name`: benchmark/metric."""
     return rows.assign(name=rows["benchmark"].astype(str) + "/" + rows["metric"].astype(str))
+
+
+def _evaluations(tables: ScoreTables, asked: str) -> pd.DataFrame:
+    """Those on the benchmarks of one of the run file's lists."""
+    wanted, found = _asked(tables, asked), tables.evaluations
+    keys = zip(*(found[column] for column in BENCHMARK), strict=True)
+    return found[np.array([key in wanted for key in keys], dtype=bool)]
 
 
 def _asked(tables: ScoreTables, key: str) -> list[BenchmarkKey]:

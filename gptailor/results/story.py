@@ -138,25 +138,19 @@ def _describer(tables: queries.RunTables, found: scores.Searched) -> Callable[[i
     """What says of a configuration: its plan, its scores on the objectives at the full budget, what it keeps."""
     plans = dict(zip(tables.plans.config_id, tables.plans.plan, strict=True))
     rows = found.rows.groupby("config_id")
-    front, knee, average = set(found.front), found.knee, found.average
-    believed = scores.calibration(tables, found)
+    front, knee, believed = set(found.front), found.knee, scores.calibration(tables, found)
 
     def describe(config_id: int) -> dict[str, Any]:
-        known = config_id in found.scores.index
-        if known:
-            own = {row.name: _score(row) for row in rows.get_group(config_id).itertuples(index=False)}
+        if config_id in found.scores.index:
+            scored = rows.get_group(config_id)
         else:  # the selection chose it repaired: it has no trial
-            own = {
-                str(row.Index): _score(row)
-                for row in scores.on_objectives(tables, Subject.config(config_id)).itertuples()
-            }
+            scored = scores.on_objectives(tables, Subject.config(config_id))
+        own = {row.name: _score(row) for row in scored.itertuples(index=False)}
         return {
             "config_id": config_id,
             "plan": StitchPlan.from_json(json.loads(plans[config_id])).describe(),
             "scores": {name: own[name] for name in found.scores.columns if name in own},
-            "retention": (float(average[config_id]) if known else believed.get(Subject.config(config_id)))
-            if found.is_share
-            else None,
+            "retention": believed.get(Subject.config(config_id)) if found.is_share else None,
             "on_front": config_id in front,
             "knee": config_id == knee,
         }

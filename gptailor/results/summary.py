@@ -91,7 +91,7 @@ def _best_scores(tables: ScoreTables, found: Searched, named: Subject | None) ->
         return {}, None
     if named.config_id in found.scores.index:
         return found.scores.loc[named.config_id].to_dict(), float(found.average[named.config_id])
-    own = scores.on_objectives(tables, named)["score"].to_dict()
+    own = scores.on_objectives(tables, named).set_index("name")["score"].to_dict()
     shown = {name: float(own[name]) for name in found.scores.columns if name in own}
     return shown, scores.calibration(tables, found).get(named)
 

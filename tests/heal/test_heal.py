@@ -19,6 +19,7 @@ import pytest
 import torch
 from helpers.command_line import WORDS, write_benchmark
 from helpers.every_model import tiny_of
+from helpers.families import EXPERTS_BEHIND
 from streamlit.testing.v1 import AppTest
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -53,22 +54,6 @@ from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.trial import HEALED, RunStatus
 
-DEEPSEEK = {
-    "moe_intermediate_size": 16,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 8,
-    "head_dim": 4,
-    "qk_rope_head_dim": 4,
-    "qk_nope_head_dim": 4,
-    "v_head_dim": 8,
-    "num_key_value_heads": 4,
-}
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 60_000
 CUT = "baseline:last"
@@ -253,7 +238,7 @@ def test_one_that_was_stopped_goes_on_as_if_it_had_not_been(run, tmp_path, monke
             "float32",
             {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4},
         ),
-        ("deepseek_v3", "bfloat16", DEEPSEEK),
+        ("deepseek_v3", "bfloat16", EXPERTS_BEHIND),
     ],
 )
 def test_experts_go_on_as_well_and_what_stays_in_float32_is_known_again(
@@ -274,6 +259,12 @@ def test_experts_go_on_as_well_and_what_stays_in_float32_is_known_again(
     evaluate(run, lambda _: None, ["healed"])
     judged = queries.read_run(run).evaluations
     assert f"healed:{CUT}/5k-full" in set(judged["subject"]), "its folder holds what its digest says"
+
+
+def test_one_process_of_several_writes_checkpoints(tmp_path) -> None:
+    other: Any = SimpleNamespace(args=SimpleNamespace(should_save=False))
+    distil.Distiller._save(other, str(tmp_path / "checkpoint-1"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_heal_that_diverges_says_what_to_do(run, tmp_path, monkeypatch) -> None:

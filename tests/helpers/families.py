@@ -11,6 +11,25 @@ TEXT = "the cat sat on a mat and one plus two is three while a dog ran far away 
 WORDS = TEXT.split()
 
 
+EXPERTS_BEHIND = {
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 8,
+    "head_dim": 4,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
+"""What makes a tiny DeepSeek-V3: one dense layer, then experts."""
+
+
 def train_tokenizer(vocab_size: int = 300):
     """A byte-level BPE tokenizer with BOS, EOS, padding and a chat template, trained on a few words."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

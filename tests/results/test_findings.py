@@ -146,7 +146,7 @@ def test_a_plan_that_the_selection_chose_repaired_is_the_runs_best_everywhere() 
 
     runs = entries(chosen(2), chosen(4))
     view = runs[0].view
-    assert view.best == 1 and str(view.named) == repaired
+    assert view.best == 1 and str(view.best_subject) == repaired
     held_out = compare.held_out_scores(runs)
     assert held_out["score"].to_list() == [0.65, 0.65]
     points = ratios.points(runs)
@@ -157,9 +157,9 @@ def test_a_plan_that_the_selection_chose_repaired_is_the_runs_best_everywhere() 
     }
     assert points["chance"].notna().all() and set(points["removed"]) == {2, 4}
     assert variance.table(runs)["average"].to_list() == [0.65, 0.65]
-    assert str(scores.judged_best(scores.averages(scores.judged(view.tables)), view.named)) == repaired
+    assert str(scores.judged_best(scores.averages(scores.judged(view.tables)), view.best_subject)) == repaired
     found = scores.on_objectives(view.tables, Subject.parse(repaired))
-    assert found["score"].to_dict() == SEARCHED
+    assert found.set_index("name")["score"].to_dict() == SEARCHED
 
 
 ALGORITHMS: dict[str, dict[str, Any]] = {

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers.families import EXPERTS_BEHIND
 from mergekit.merge_methods import merge_state_dicts
 from transformers import AutoModelForCausalLM
 
@@ -350,17 +351,7 @@ def test_a_scale_of_zero_makes_a_layer_the_identity(stitcher):
 
 
 def test_experts_behind_a_dense_first_layer_have_no_output_projection(make_family, make_spec):
-    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
-    heads = {
-        "q_lora_rank": 16,
-        "kv_lora_rank": 8,
-        "head_dim": 4,
-        "qk_rope_head_dim": 4,
-        "qk_nope_head_dim": 4,
-        "v_head_dim": 8,
-    }
-    sizes = {"moe_intermediate_size": 16, "first_k_dense_replace": 1, "num_key_value_heads": 4}
-    folder = make_family("deepseek_v3", **experts, **heads, **sizes)
+    folder = make_family("deepseek_v3", **EXPERTS_BEHIND)
     with pytest.raises(UserError, match="output_scale: the output projections of DeepseekV3ForCausalLM are not known"):
         _ = open_family(make_spec(folder, output_scale=(0.5, 1.5))).output_projections
 

@@ -49,9 +49,9 @@ class Entry:
         return None if self.best_row is None else int(self.best_row["config_id"])
 
     @property
-    def named(self) -> Subject | None:
-        """See View.named; None where the run has no best plan."""
-        return None if self.best is None else self.view.named
+    def best_subject(self) -> Subject | None:
+        """See View.best_subject; None where the run has no best plan."""
+        return None if self.best is None else self.view.best_subject
 
     @cached_property
     def best_row(self) -> pd.Series | None:
@@ -232,13 +232,13 @@ def held_out_scores(runs: Sequence[Entry]) -> pd.DataFrame:
     pieces = []
     for entry in runs:
         frame = scores.judged(entry.view.tables)
-        own = frame[frame["subject"] == str(entry.named)]
+        own = frame[frame["subject"] == str(entry.best_subject)]
         measure = own["benchmark"] + "/" + own["metric"] + " (" + own["split"] + ")"
         named = own.rename(columns={"stderr": "error", "higher": "higher_is_better"})
         pieces.append(
-            named.assign(measure=measure, run=entry.label, config_id=entry.named and entry.named.config_id)[
-                _SCORE_COLUMNS
-            ]
+            named.assign(
+                measure=measure, run=entry.label, config_id=entry.best_subject and entry.best_subject.config_id
+            )[_SCORE_COLUMNS]
         )
     return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame(columns=_SCORE_COLUMNS)
 

@@ -102,7 +102,7 @@ def _row(entry: Entry, redundancy: Redundancy | None) -> list[tuple[object, ...]
     if entry.best is None or redundancy is None:
         return []
     judged = entry.view.held_out.set_index("subject")
-    subject = str(entry.named)
+    subject = str(entry.best_subject)
     if subject not in judged.index:
         return []
     asked = {key: wish for key, wish in entry.facts.spec.items() if key not in ASIDE}

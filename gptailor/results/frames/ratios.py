@@ -56,16 +56,16 @@ def hashes(found: pd.DataFrame, run: str) -> tuple[str, ...]:
 
 
 def _points_of(entry: Entry) -> list[tuple[object, ...]]:
-    if entry.best is None or entry.named is None:
+    if entry.best is None or entry.best_subject is None:
         return []
     judged, table = scores.judged(entry.view.tables), entry.view.held_out.set_index("subject")
     asked = {key: wish for key, wish in entry.facts.spec.items() if key not in ASIDE}
-    shares = judged[judged["share"] & (judged["subject"] == str(entry.named))]
+    shares = judged[judged["share"] & (judged["subject"] == str(entry.best_subject))]
     chance = float(shares["chance"].mean(skipna=False)) if len(shares) else np.nan
     keys = tuple(BenchmarkKey(*key) for key in shares[scores.BENCHMARK].itertuples(index=False))
     dense = float(table["average"].get(str(DENSE), np.nan))
     rows: list[tuple[object, ...]] = []
-    for subject, remark in _subjects(entry.named, Subject.config(entry.best), table.index):
+    for subject, remark in _subjects(entry.best_subject, Subject.config(entry.best), table.index):
         config_id = table.at[str(subject), "config_id"]
         removed = _removed(entry, entry.best if subject.kind is SubjectKind.HEALED else int(config_id))
         own = table.loc[str(subject)]

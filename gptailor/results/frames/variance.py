@@ -28,7 +28,7 @@ def table(runs: Sequence[Entry]) -> pd.DataFrame:
     rows = []
     for entry in runs:
         judged = entry.view.held_out.set_index("subject")["average"]
-        subject = str(entry.named)
+        subject = str(entry.best_subject)
         if subject in judged:
             asked = entry.view.facts.spec
             rows.append((_objective(asked), _algorithm(asked), int(asked.get("seed", 0)), float(judged[subject])))

@@ -60,7 +60,7 @@ class View:
         return number if number in judged else next(iter(judged), None)
 
     @cached_property
-    def named(self) -> Subject | None:
+    def best_subject(self) -> Subject | None:
         """Who the run's best plan is where it is judged: `best`, or what the selection chose as repaired."""
         found = scores.best(self.tables)
         return found if found is not None or self.best is None else Subject.config(self.best)

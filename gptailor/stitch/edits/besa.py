@@ -122,7 +122,7 @@ def _ranked(
             walk.run(layer, index, batch, entering)
         for name, ((read, _),) in seen.items():
             mask = walk.masks[batch].to(read.device)
-            added = read.view(*mask.shape, -1)[mask].float().square().sum(dim=0)
+            added = read.reshape(*mask.shape, -1)[mask].float().square().sum(dim=0)
             squares[name] = squares[name] + added if name in squares else added
     weights = {name: layer.get_submodule(name).get_parameter("weight").detach() for name in names}
     return {name: Rows.of(weight, squares[name].sqrt(), share) for name, weight in weights.items()}

@@ -175,7 +175,7 @@ class Streams(Walk):
                 after.append(self.run(layer, index, b, entering))
             mask = self.masks[b]
             # OPT's MLP sees all texts' tokens as one row of them
-            read, wrote = (rows.to(entering.device).view(*mask.shape, -1) for rows in seen[0])
+            read, wrote = (rows.to(entering.device).reshape(*mask.shape, -1) for rows in seen[0])
             reads.append(read[mask])
             writes.append(wrote[mask])
             is_mlp = name == self.projections[1]
