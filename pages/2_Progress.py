@@ -51,7 +51,7 @@ def moving() -> None:
                 alt=f"Source of each layer of plan {now.config_id}",
                 key="strip",
             )
-    show_curves(view)
+    show_curves(view, now)
     hours = now.elapsed / 3600 if now.elapsed and run.is_active else None
     bars = view.once("timeline", lambda: frames.timeline(trials, hours))
     widgets.show_chart(
@@ -117,17 +117,16 @@ def show_numbers(now: frames.Numbers, view: View) -> None:
     )
 
 
-def show_curves(view: View) -> None:
+def show_curves(view: View, now: frames.Numbers) -> None:
     facts = view.facts
     best = view.once("best", lambda: frames.best_so_far(view.trials, facts))
     if best.empty:
-        ended = int((view.trials["status"] != "running").sum())
-        if ended:
+        if now.failed:
             widgets.empty(
                 "No trial has succeeded so far, so there is no best plan; see the failures below.", ":material/error:"
             )
         else:
-            widgets.empty("The first trial is running; the curves start with its score.", ":material/hourglass_top:")
+            widgets.empty("No trial has ended yet; the curves start with the first score.", ":material/hourglass_top:")
         return
     by = pickers.by_trials_or_hours()
     left, right = st.columns(2, gap="large")

@@ -16,7 +16,7 @@ from collections import defaultdict
 
 import torch
 
-from gptailor.baselines.case import Case, lowest, watch_layers
+from gptailor.baselines.case import Case, watch_layers
 from gptailor.plan import StitchPlan
 
 
@@ -51,5 +51,4 @@ def distances(case: Case) -> dict[int, float]:
 
 def cut(case: Case) -> StitchPlan:
     """The model less the block of the least angular distance."""
-    (start,) = lowest(distances(case), 1, "angular distance")
-    return case.plan(range(start, start + case.n_removed))
+    return case.best_block(distances(case), "angular distance")

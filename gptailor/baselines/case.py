@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gptailor.errors import UserError
+from gptailor.evaluate.scoring import NonFinite
 from gptailor.plan import StitchPlan, Texts
 from gptailor.stitch.stitcher import Stitcher
 
@@ -105,14 +106,32 @@ class Case:
         return {layer: total.mean() for layer, total in sums.items()}
 
     def score(self, removed: Iterable[int], n: int) -> float:
-        """The fitness of the model less some layers on the first n examples of each objective."""
+        """The fitness of the model less some layers on the first n examples of each objective.
+
+        -infinity where the model gives no numbers.
+        """
         plan = self.plan(removed)
         known = self._scored.setdefault(plan.hash, {})
         if n not in known:
             self.between()
             self.examples += max(n - max(known, default=0), 0)
-            known[n] = self.fitness(plan, n)
+            try:
+                known[n] = self.fitness(plan, n)
+            except NonFinite:
+                known[n] = -math.inf
         return known[n]
+
+    def best_block(self, costs: Mapping[int, float], what: str) -> StitchPlan:
+        """The model less the n_removed layers in a row that cost least. costs: by the first layer of each block.
+
+        Blocks with a layer that must stay do not count. Raises UserError where none is left.
+        """
+        blocks = {start: range(start, start + self.n_removed) for start in costs}
+        may_go = {start: cost for start, cost in costs.items() if set(blocks[start]) <= set(self.free)}
+        if not may_go:
+            raise UserError(f"{what}: every block of {self.n_removed} layers has one that this model cannot do without")
+        (start,) = lowest(may_go, 1, what)
+        return self.plan(blocks[start])
 
 
 class LossSum:

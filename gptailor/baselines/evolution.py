@@ -11,11 +11,13 @@ Block Influence, and ends when it has scored as many examples as the search may.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 
 from gptailor.baselines import block_influence
 from gptailor.baselines.case import Case
+from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
 
 CHILDREN = 16
@@ -36,6 +38,8 @@ def cut(case: Case) -> StitchPlan:
         before = case.examples
         best = _select(case, [_mutated(best, case.free, rng) for _ in range(CHILDREN)], best)
         idle = idle + 1 if case.examples == before else 0
+    if case.score(best, case.rungs[-1]) == -math.inf:
+        raise UserError(f"evolution: none of its cuts of {case.n_removed} layers gives numbers")
     return case.plan(best)
 
 

@@ -9,7 +9,10 @@ many examples as the search's whole allowance of examples gives them, at most th
 
 from __future__ import annotations
 
+import math
+
 from gptailor.baselines.case import Case
+from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
 
 
@@ -22,4 +25,6 @@ def cut(case: Case) -> StitchPlan:
         left = [layer for layer in case.free if layer not in removed]
         scores = {layer: case.score([*removed, layer], n) for layer in left}
         removed.append(max(left, key=lambda layer: (scores[layer], layer)))
+        if scores[removed[-1]] == -math.inf:
+            raise UserError(f"greedy: without {len(removed)} layers no model gives numbers")
     return case.plan(removed)

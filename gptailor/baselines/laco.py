@@ -53,6 +53,10 @@ def _sum_of_differences(home: Weights, others: list[Weights]) -> Weights:
 
 def _collapse(case: Case, merge: Callable[[Weights, list[Weights]], Weights]) -> StitchPlan:
     original = _last_states(case, case.plan())
+
+    def alike(layers: Layers) -> float:
+        return _similarity(original, _last_states(case, _plan(case, layers)))
+
     for threshold in THRESHOLDS:
         layers: Layers = {index: {index: 1.0} for index in range(case.n_layers)}
         place = case.n_layers - 2  # among the layers that are left
@@ -61,14 +65,17 @@ def _collapse(case: Case, merge: Callable[[Weights, list[Weights]], Weights]) ->
             home, *others = list(layers)[place : place + 1 + min(COLLAPSED - 1, to_go)]
             tried = {index: weights for index, weights in layers.items() if index not in others}
             tried[home] = merge(layers[home], [layers[other] for other in others])
-            if threshold <= -1 or _similarity(original, _last_states(case, _plan(case, tried))) > threshold:
+            if set(others) <= set(case.free) and (threshold <= -1 or alike(tried) > threshold):
                 layers = tried
                 place = min(place - INTERVAL, len(layers) - 2)
             else:
                 place -= 1
         if len(layers) == case.n_layers - case.n_removed:
             return _plan(case, layers)
-    raise UserError(f"LaCo: merging {COLLAPSED} layers at a time cannot remove {case.n_removed} of {case.n_layers}")
+    must_stay = f", {case.n_layers - len(case.free)} of which must stay" if len(case.free) < case.n_layers else ""
+    raise UserError(
+        f"LaCo: merging {COLLAPSED} layers at a time cannot remove {case.n_removed} of {case.n_layers}{must_stay}"
+    )
 
 
 def _plan(case: Case, layers: Layers) -> StitchPlan:

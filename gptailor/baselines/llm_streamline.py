@@ -13,7 +13,7 @@ from collections import defaultdict
 
 import torch
 
-from gptailor.baselines.case import Case, lowest, watch_layers
+from gptailor.baselines.case import Case, watch_layers
 from gptailor.plan import StitchPlan
 
 
@@ -41,5 +41,4 @@ def cut(case: Case) -> StitchPlan:
     """The model less the block of the greatest similarity."""
     found = similarities(case)
     inner = {start: -one for start, one in found.items() if 0 < start < case.n_layers - case.n_removed}
-    (start,) = lowest(inner or {start: -one for start, one in found.items()}, 1, "LLM-Streamline")
-    return case.plan(range(start, start + case.n_removed))
+    return case.best_block(inner or {start: -one for start, one in found.items()}, "LLM-Streamline")

@@ -20,12 +20,15 @@ from gptailor.baselines.case import Case, watch_layers
 from gptailor.errors import UserError
 from gptailor.plan import StitchPlan
 
+DECIMALS = 6
+"""Of a cosine in float32."""
+
 Phases = list[list[int]]
 """Layers of each phase, ascending."""
 
 
 def similarities(case: Case) -> np.ndarray:
-    """S, [layers, layers], float64."""
+    """S, [layers, layers], float64, to DECIMALS: of layers that are equally alike the order is not left to rounding."""
     total = torch.zeros(case.n_layers, case.n_layers, dtype=torch.float64)
     n_tokens = 0
     entered: list[torch.Tensor] = []  # of one batch, each [tokens, hidden]
@@ -41,7 +44,7 @@ def similarities(case: Case) -> np.ndarray:
 
     case.passes += 1
     watch_layers(case.model(), case.batches, see)
-    found = (total / n_tokens).numpy()
+    found = np.round((total / n_tokens).numpy(), DECIMALS)
     if not np.isfinite(found).all():
         raise UserError("LoRP: a layer gives hidden states that are not finite")
     np.fill_diagonal(found, 1.0)
@@ -77,7 +80,7 @@ def choose(similarity: np.ndarray, clusters: Phases, may_go: set[int], n_removed
 
     def redundancy(layer: int, phase: list[int]) -> float:
         others = [other for other in phase if other != layer]
-        return float(similarity[layer, others].mean()) if others else -math.inf
+        return round(float(similarity[layer, others].mean()), DECIMALS) if others else -math.inf
 
     waiting = [
         sorted((layer for layer in phase if layer in may_go), key=lambda layer: (-redundancy(layer, phase), layer))

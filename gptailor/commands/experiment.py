@@ -221,7 +221,7 @@ def table(folders: Mapping[str, RunFolder]) -> list[tuple[str, ...]]:
             (
                 label,
                 str(state(folder, RunStatus(tables.runs["status"].iloc[0]))),
-                str(len(tables.trials)),
+                str(len(scores.ended(tables.trials))),
                 "" if best is None else str(best.config_id),
                 "" if believed is None else f"{believed:.1%}",
                 "" if judged is None or math.isnan(judged["average"]) else _with_error(judged),

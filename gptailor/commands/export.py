@@ -220,12 +220,20 @@ def _without(tables: queries.RunTables, spec: RunSpec, stale: set[BenchmarkKey])
 
 
 def scores_of(tables: queries.RunTables, config_id: int) -> list[Score]:
-    """Its scores at the highest budget it reached, then its held-out results."""
+    """Its scores at the highest budget it reached, then those of evaluations, the ones first that chose it.
+
+    `is_objective` says of each whether it had a part in the choice: scores of the objectives and of the selection have.
+    """
     trials = tables.trials
     mine = trials[(trials.config_id == config_id) & (trials.status == TrialStatus.SUCCESS)].sort_values("budget")
     searched = tables.scores[tables.scores.trial_id == mine.trial_id.iloc[-1]] if len(mine) else tables.scores.head(0)
     subject = stored_subjects(tables)[config_id]
     judged = tables.evaluations[tables.evaluations.subject == str(subject)]
+    keys = list(judged[["benchmark", "metric", "split"]].itertuples(index=False, name=None))
+    objectives, choosers = ({one.key for one in asked} for asked in (tables.spec.objectives, tables.spec.selection))
+    known = objectives if len(searched) else set()  # a baseline's are stored as a trial's and as a subject's
+    judged = judged.assign(is_objective=[key in objectives | choosers for key in keys])
+    judged = judged[[key not in known for key in keys]].sort_values("is_objective", ascending=False, kind="stable")
     return [*_scores(searched), *_scores(_with_split(judged))]
 
 
@@ -252,7 +260,8 @@ def facts_of(tables: queries.RunTables, spec: RunSpec, config_id: int) -> dict[s
 
 def _with_split(evaluations: pd.DataFrame) -> pd.DataFrame:
     """Rows of `evaluations` as rows of `scores`, the split in the benchmark's name."""
-    return evaluations.assign(is_objective=False, benchmark=evaluations.benchmark + " (" + evaluations.split + ")")
+    plain = {"is_objective": False} if "is_objective" not in evaluations else {}
+    return evaluations.assign(**plain, benchmark=evaluations.benchmark + " (" + evaluations.split + ")")
 
 
 def _scores(rows: pd.DataFrame) -> Iterator[Score]:

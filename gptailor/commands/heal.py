@@ -349,10 +349,11 @@ class Healer:
 
 
 def computes_faster_in_bfloat16(device: torch.device) -> bool:
-    """On GPUs with bfloat16, and on CPUs that multiply it in hardware (AMX)."""
+    """On GPUs with bfloat16, and on CPUs that multiply it in hardware (AMX, AVX-512 BF16)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    has_units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cpu" and has_units
 
 
 def _free(device: torch.device) -> int:

@@ -74,11 +74,15 @@ def _healed(run: Run, config_id: int, state: JobState) -> None:
     if found is None:
         return
     subject = Subject.parse(found["subject"])
-    losses = found["losses"]
+    losses = found["losses"]  # none of a heal of a few steps
+    fell = (
+        f" The divergence from the dense model went from {losses[0]:.3f} to {losses[-1]:.3f} nats a token."
+        if losses
+        else ""
+    )
     st.success(
-        f"{subject.label}: on {wording.count(found['tokens'])} tokens in {wording.duration(found['seconds'])}, the "
-        f"divergence from the dense model fell from {losses[0]:.3f} to {losses[-1]:.3f} nats a token. It is in "
-        f"{wording.safe(found['folder'], 300)}.",
+        f"{subject.label}: healed on {wording.count(found['tokens'])} tokens in {wording.duration(found['seconds'])}."
+        f"{fell} It is in {wording.safe(found['folder'], 300)}.",
         icon=":material/check_circle:",
     )
     jobs.offer(

@@ -83,7 +83,9 @@ def results(view: View, config_id: int) -> pd.DataFrame:
     only where the dense base was scored on any of these.
     """
     keys = ["benchmark", "metric", "split", "n_samples"]
-    mine = pd.concat([_searched(view, config_id), _judged(view, view.subjects[config_id])]).drop_duplicates(keys)
+    judged = _judged(view, view.subjects[config_id]).sort_values("n_samples", kind="stable")
+    judged = judged.drop_duplicates(keys[:3], keep="last")  # each at the most examples, as everywhere
+    mine = pd.concat([_searched(view, config_id), judged]).drop_duplicates(keys)
     dense = _judged(view, DENSE)
     both = mine.merge(dense[[*keys, "score", "stderr"]], on=keys, how="left", suffixes=("", "_dense"))
     spec = view.tables.spec
@@ -137,8 +139,9 @@ def _columns(rows: pd.DataFrame, objective: bool) -> pd.DataFrame:
 def show_results(view: View, run: Run, config_id: int) -> None:
     """The plan's scores beside the dense base's, and what of the held-out benchmarks is known."""
     frame = results(view, config_id)
-    asked = len(view.tables.spec.held_out)
-    known = int((frame["Used in the search"] == "no").sum())
+    held_out = {one.key for one in view.tables.spec.held_out}
+    judged = _judged(view, view.subjects[config_id])[["benchmark", "metric", "split"]]
+    asked, known = len(held_out), len(held_out.intersection(judged.itertuples(index=False, name=None)))
     st.markdown("**What it scores**")
     st.caption(
         _held_out_words(known, asked) + " ± is one standard error; retention is the share of the dense base's score."
@@ -189,7 +192,7 @@ def export(run: Run, config_id: int) -> None:
     elif jobs.is_running(state):
         jobs.follow(work, _export_steps)
     else:
-        if state is not None:
+        if state is not None and state.status is not JobStatus.DONE:  # one that is done was moved away since
             jobs.say_failure(state, "The export")
         st.caption(
             "A plain Hugging Face folder that needs nothing of gptailor: weights, tokenizer and a model card. It is "

@@ -178,7 +178,7 @@ def need_plans(view: View) -> None:
     """Stop the page with a sentence where no trial has succeeded."""
     if len(view.plans):
         return
-    ended = view.trials[view.trials["status"] != "running"]
+    ended = scores.ended(view.trials)
     if ended.empty:
         empty(
             "No trial has ended yet. This page fills as soon as the first plan is scored.", ":material/hourglass_empty:"

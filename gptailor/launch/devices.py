@@ -69,6 +69,23 @@ def device_of(place: str) -> str:
     return devices_of(place)[0]
 
 
+def card(name: str) -> str:
+    """What a device is called whatever this process may see of the machine: a GPU's UUID; else its name."""
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or not number.isdigit():
+        return name
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no NVIDIA driver
+        return name
+    try:
+        return str(pynvml.nvmlDeviceGetUUID(list(_visible())[int(number)]))
+    except (pynvml.NVMLError, IndexError):
+        return name
+    finally:
+        pynvml.nvmlShutdown()
+
+
 def n_cores() -> int:
     """Processors that this process may compute on."""
     asked = os.environ.get("OMP_NUM_THREADS", "")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 LOST: Literal["lost"] = "lost"
 """State of a run that says it is queued, running or paused while no process holds its lock."""
 GRACE = 15.0
-"""Seconds that a freshly prepared run may be without an engine (which imports for a while) before it is lost."""
+"""Seconds that a freshly prepared run may be without its first engine before it is lost."""
 STOP, PAUSE = "stop", "pause"
 Request = Literal["stop", "pause", "resume"]
 Spawn = Callable[[list[str], Path, Path], int | None]
@@ -149,9 +149,12 @@ def is_alive(folder: RunFolder) -> bool:
 
 def state(folder: RunFolder, status: RunStatus) -> RunStatus | Literal["lost"]:
     """The run's state from what its engine wrote and whether it lives."""
-    if status not in _ACTIVE or is_alive(folder):
+    if status not in _ACTIVE:
         return status
-    if status is RunStatus.QUEUED:
+    was_started = read_holder(folder.lock) is not None  # before the lock is looked at: one may start at this moment
+    if is_alive(folder):
+        return status
+    if status is RunStatus.QUEUED and not was_started:
         try:
             age = time.time() - folder.spec.stat().st_mtime
         except OSError:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from gptailor.launch.devices import card
 from gptailor.launch.engine import asked
 from gptailor.launch.process import is_held
 from gptailor.store.folder import RunFolder
@@ -29,13 +30,20 @@ class StopAsked(Exception):
 class DeviceQueue:
     """`with DeviceQueue(folder, "cuda:0"):` waits until the device is this run's. Raises StopAsked, OSError.
 
-    say: told, for people, which run is waited for.
+    A GPU has one queue, by whatever number each run sees it. say: told, for people, which run is waited for.
+    should_stop: whether a signal asked for the end of the wait; a stop that was left in the run's folder counts anyway.
     """
 
-    def __init__(self, folder: RunFolder, device: str, say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        device: str,
+        say: Callable[[str], None] = lambda _: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.folder = folder
-        self._device, self._say = device, say
-        self._place = _place(folder.root, device)
+        self._device, self._say, self._should_stop = device, say, should_stop
+        self._place = _place(folder.root, card(device))
         self._ticket: Path | None = None
         self._handle = -1
 
@@ -57,7 +65,7 @@ class DeviceQueue:
                     told = first
                     others = f", and {len(ahead) - 1} more before this one" if len(ahead) > 1 else ""
                     self._say(f"waiting for {self._device}: run {first} has it{others}")
-                if asked(self.folder, "stop"):
+                if self._should_stop() or asked(self.folder, "stop"):
                     raise StopAsked(f"run {self.folder.run_id} was stopped while it waited for its device")
                 time.sleep(POLL_SECONDS)
         except BaseException:  # also Ctrl-C: who does not get in must not leave a ticket

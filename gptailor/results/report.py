@@ -119,9 +119,9 @@ def _found(view: View) -> Iterable[str]:
         return
     best = view.best_row
     assert best is not None  # there are plans
-    unrepaired = " before its repair" if view.best_subject != Subject.config(int(best["config_id"])) else ""
+    repaired = ", repaired" if view.best_subject != Subject.config(int(best["config_id"])) else ""
     yield document.note(
-        f"The best plan is {best['config_id']:.0f}{unrepaired}: "
+        f"The best plan is {best['config_id']:.0f}{repaired}: "
         f"{wording.value(best[trials.AVERAGE], best[trials.AVERAGE_ERROR], percent=facts.average_is_share)} "
         f"({facts.average_label.lower()})."
     )

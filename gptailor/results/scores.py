@@ -25,9 +25,23 @@ from gptailor import measures
 from gptailor.measures import gain, retention
 from gptailor.plan import BASE, StitchPlan
 from gptailor.store.queries import ScoreTables
-from gptailor.trial import DENSE, SIZE, BenchmarkKey, Subject, SubjectKind, averaged_together, is_share
+from gptailor.trial import (
+    DENSE,
+    SIZE,
+    BenchmarkKey,
+    Subject,
+    SubjectKind,
+    TrialStatus,
+    averaged_together,
+    is_share,
+)
 
 BENCHMARK = ["benchmark", "metric", "split"]
+
+
+def ended(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials that are done: with a score, or crashed. One that was given up in a stop is run again."""
+    return trials[trials["status"].isin([TrialStatus.SUCCESS, TrialStatus.CRASHED])]
 
 
 def judged(tables: ScoreTables, asked: str = "held_out") -> pd.DataFrame:
@@ -214,7 +228,7 @@ def kept(rows: pd.DataFrame, tables: ScoreTables) -> np.ndarray:
     exact = dict(zip(zip(dense["name"], dense["n_samples"], strict=True), dense["score"], strict=True))
     columns = (rows[c] for c in ("name", "n_samples", "score", "higher_is_better"))
     shares = (
-        retention(score, exact.get((name, n)) or most.get(name) or 0.0, bool(higher))
+        None if (whole := exact.get((name, n), most.get(name))) is None else retention(score, whole, bool(higher))
         for name, n, score, higher in zip(*columns, strict=True)
     )
     return np.array([np.nan if share is None else share for share in shares], dtype=float)

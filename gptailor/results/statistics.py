@@ -17,6 +17,8 @@ from gptailor.results.scores import BENCHMARK
 from gptailor.store.queries import Answers
 from gptailor.trial import REPAIRED, ItemKey, Subject, is_repaired
 
+AVERAGE = "average"
+"""Stands for a benchmark in the row of all of them."""
 DRAWS = 4000
 SIGNIFICANT = 0.05
 """Differences of a greater p are called noise."""
@@ -64,7 +66,7 @@ def paired(frame: pd.DataFrame, answers: Answers, one: Subject, other: Subject) 
         low, high = np.quantile(drawn, [0.025, 0.975])
         rows.append(
             (
-                "average",
+                AVERAGE,
                 "",
                 "",
                 n_averaged,
@@ -82,7 +84,8 @@ def paired(frame: pd.DataFrame, answers: Answers, one: Subject, other: Subject) 
 class Repaired:
     """A repaired plan beside itself unrepaired, on the same examples.
 
-    By how much it is better (in the mean of the metrics), the 95 % interval, p, and the number of examples.
+    By how much it is better (in the mean of the metrics that are shares of examples; where none is, on `benchmark`
+    alone: the clearest loss, else the clearest difference), the 95 % interval, p, and the number of examples.
     """
 
     config_id: int
@@ -91,6 +94,7 @@ class Repaired:
     high: float
     p: float
     n: int
+    benchmark: str = ""
 
     @property
     def is_noise(self) -> bool:
@@ -104,8 +108,9 @@ class Repaired:
     def text(self) -> str:
         verdict = "neither better nor worse" if self.is_noise else "better" if self.is_better else "worse"
         shown = ", as far as these examples can show" if self.is_noise else ""
+        where = f", on {self.benchmark}" if self.benchmark else ""
         return (
-            f"plan {self.config_id} repaired is {verdict} than itself unrepaired{shown}: {self.difference:+.4f} "
+            f"plan {self.config_id} repaired is {verdict} than itself unrepaired{shown}{where}: {self.difference:+.4f} "
             f"[{self.low:+.4f}, {self.high:+.4f}], p {self.p:.3g} ({self.n} examples)"
         )
 
@@ -118,9 +123,24 @@ def repaired(frame: pd.DataFrame, answers: Answers, config_id: int) -> Repaired 
     table = paired(frame, answers, Subject.config(REPAIRED + config_id), Subject.config(config_id))
     if table.empty:
         return None
-    row = table.iloc[-1]  # the average, where there are several benchmarks
+    row = _overall(table)
+    name = f"{row['benchmark']}/{row['metric']}" if len(table) > 1 and row["benchmark"] != AVERAGE else ""
     difference, low, high, p = (float(row[column]) for column in ("difference", "low", "high", "p"))
-    return Repaired(config_id, difference, low, high, p, int(row["n"]))
+    return Repaired(config_id, difference, low, high, p, int(row["n"]), name)
+
+
+def _overall(table: pd.DataFrame) -> pd.Series:
+    """The row of `paired` that the whole is judged by: the average, or, of scores that make none, one benchmark's.
+
+    The clearest loss, where there is one that is more than noise, else the clearest gain: better is what is better
+    somewhere and worse nowhere.
+    """
+    average = table[table["benchmark"] == AVERAGE]
+    if len(average):
+        return average.iloc[-1]
+    losses = table[(table["p"] < SIGNIFICANT) & (table["difference"] < 0)]
+    found = losses if len(losses) else table
+    return found.loc[found["p"].idxmin()]
 
 
 def repairs(frame: pd.DataFrame, answers: Answers) -> list[Repaired]:

@@ -47,7 +47,8 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
         "removed_from": tables.spec.fewest_removed(int(run.n_layers), int(run.n_removed)),
         "objectives": objectives,
         "trials": {
-            "asked": spec["trials"],
+            "asked": tables.n_asked,
+            "done": len(scores.ended(trials)),
             "by_status": {str(k): int(v) for k, v in trials.status.value_counts().items()},
             "by_rung": {str(k): int(v) for k, v in trials.budget.value_counts().sort_index().items()},
             "by_origin": {str(k): int(v) for k, v in trials.origin.value_counts().items()},

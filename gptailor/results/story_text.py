@@ -36,7 +36,7 @@ def run_text(story: dict[str, Any]) -> str:
         *([f"  {story['error']}"] if story["error"] else []),
         f"{story['base_model']}, {span(_fewest(story), story['removed'])} of {story['layers']} layers removed; "
         f"candidates {', '.join(story['candidates']) or 'none'}",
-        f"{sum(trials['by_status'].values())} of {trials['asked']} trials: {rungs or 'none yet'}",
+        f"{trials['done']} of {trials['asked']} trials: {rungs or 'none yet'}",
     ]
     if story["seconds"]:
         parts = ", ".join(f"{name} {duration(value)}" for name, value in story["seconds_per_trial"].items())

@@ -39,8 +39,7 @@ def summarise(tables: ScoreTables, folder: RunFolder) -> RunSummary:
     named = scores.best(tables, found)
     best = None if named is None else named.config_id
     best_scores, average = _best_scores(tables, found, named)
-    by_status = tables.trials["status"].value_counts()
-    failed = int(by_status.get(TrialStatus.CRASHED, 0))
+    ended = scores.ended(tables.trials)
     return RunSummary(
         run_id=folder.run_id,
         name=run["name"] or folder.run_id,
@@ -48,9 +47,9 @@ def summarise(tables: ScoreTables, folder: RunFolder) -> RunSummary:
         base_model=run["base_model"] or "",
         device=tables.versions.get("device") or spec.device,
         seed=int(run["seed"] or 0),
-        n_asked=spec.trials,
-        n_done=int(by_status.get(TrialStatus.SUCCESS, 0)) + failed,
-        n_failed=failed,
+        n_asked=tables.n_asked,
+        n_done=len(ended),
+        n_failed=int((ended["status"] == TrialStatus.CRASHED).sum()),
         n_layers=_whole(run["n_layers"]),
         n_removed=_whole(run["n_removed"]),
         fewest_removed=_fewest(run, spec),
@@ -74,8 +73,9 @@ def summarise(tables: ScoreTables, folder: RunFolder) -> RunSummary:
 def _worked(trials: DataFrame) -> float:
     """Seconds; where trials overlap, they count once."""
     from gptailor.measures import covered
+    from gptailor.results.scores import ended as ended_of
 
-    ended = trials[trials["status"].isin([TrialStatus.SUCCESS, TrialStatus.CRASHED]) & trials["ended_at"].notna()]
+    ended = ended_of(trials).dropna(subset="ended_at")
     if ended.empty:
         return 0.0
     end = (ended["ended_at"] - ended["ended_at"].min()).dt.total_seconds().to_numpy(float)

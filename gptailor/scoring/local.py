@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
+from gptailor.errors import UserError
 from gptailor.evaluate.benchmarks import OpenBenchmark
 from gptailor.plan import StitchPlan
 from gptailor.scoring.item_cache import Items, PlanScores
 from gptailor.scoring.plan_scorer import OBJECTIVES, PlanScorer
-from gptailor.scoring.scorer import Ended, attempt, hung_error
+from gptailor.scoring.scorer import Ended, attempt, hung_error, last_line
 from gptailor.scoring.time_limit import TimeLimit
 from gptailor.spec.run import RunSpec
 from gptailor.spec.sections import Reading
 from gptailor.store.folder import RunFolder
+
+log = logging.getLogger("gptailor")
 
 
 class LocalScorer:
@@ -65,10 +70,22 @@ class LocalScorer:
 
     def score(self, plan: StitchPlan, budget: int, on: str = OBJECTIVES) -> PlanScores:
         """One that other runs of the family ask for too, such as the dense base and one-shot cuts."""
-        return self.plan_scorer.score(plan, budget, self._should_stop, self.plan_scorer.opened(on), share=True)
+        with self._said("a model that the search needs cannot be scored"):
+            return self.plan_scorer.score(plan, budget, self._should_stop, self.plan_scorer.opened(on), share=True)
 
     def repaired(self, plan: StitchPlan) -> StitchPlan:
-        return self.plan_scorer.repaired(plan)
+        with self._said("a plan cannot be repaired"):
+            return self.plan_scorer.repaired(plan)
+
+    @contextmanager
+    def _said(self, what: str) -> Iterator[None]:
+        """What torch dies of (memory, a matrix that has no solution) as a UserError, as workers have it."""
+        try:
+            yield
+        except RuntimeError as error:
+            log.exception("%s", what)
+            self.plan_scorer.free()
+            raise UserError(f"{what}: {type(error).__name__}: {last_line(str(error))}") from error
 
     def n_parameters(self, plan: StitchPlan) -> int:
         return self.plan_scorer.stitcher.n_parameters(plan)

@@ -14,7 +14,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +28,9 @@ from gptailor.spec.sections import Removal, SpaceOperation
 
 PROMPT, NEW = 32, 24
 """Tokens that are read and then written each time."""
+
+LOOK_SECONDS = 0.2
+"""Between two looks at whether it is to stop."""
 
 Ratios = dict[int, float]
 """Layers that are gone -> how many times as fast as the dense base new tokens are written."""
@@ -41,16 +46,18 @@ def counted_here(spec: RunSpec) -> RunSpec:
     return spec.removing(layers_for_speed(spec) if found is None else found)
 
 
-def layers_for_speed(spec: RunSpec, say: Callable[[str], None] = lambda _text: None) -> int:
+def layers_for_speed(
+    spec: RunSpec, say: Callable[[str], None] = lambda _text: None, should_stop: Callable[[], bool] = lambda: False
+) -> int:
     """The fewest layers without which the speed is reached that `remove` asks for. Raises UserError where none is.
 
-    say: told of each number that is measured.
+    say: told of each number that is measured. should_stop: asked while it is measured; then Stopped is raised.
     """
     assert isinstance(spec.remove, Removal) and spec.remove.speed is not None
     known = known_ratios(spec)
     if (number := answer_of(known, spec.remove.speed)) is not None:
         return number
-    found, most = _measured(spec, known, say)
+    found, most = _measured(spec, known, say, should_stop)
     if (number := _fewest(found, spec.remove.speed)) is None:
         raise UserError(
             f"remove.speed: {spec.remove.speed:g} times the speed of the dense base cannot be reached here: without "
@@ -87,15 +94,23 @@ def _fewest(ratios: Mapping[int, float], speed: float) -> int | None:
     return min((number for number, ratio in ratios.items() if ratio >= speed), default=None)
 
 
-def _measured(spec: RunSpec, known: Ratios, say: Callable[[str], None]) -> tuple[Ratios, int]:
-    """All ratios that are known now, and the most layers that can go."""
+def _measured(
+    spec: RunSpec, known: Ratios, say: Callable[[str], None], should_stop: Callable[[], bool]
+) -> tuple[Ratios, int]:
+    """All ratios that are known now, and the most layers that can go. Raises UserError, Stopped.
+
+    The process that measures is no member of our group: a signal to all of it asks us alone, and we end it.
+    """
     command = [sys.executable, "-m", "gptailor.scoring.removal_speed"]
     found, most, file = dict(known), None, _cache_file(spec)
     with tempfile.TemporaryFile("w+") as errors:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-        with subprocess.Popen(command, text=True, **pipes) as process:
+        with (
+            subprocess.Popen(command, text=True, start_new_session=True, **pipes) as process,
+            _ended_when(should_stop, process),
+        ):
             assert process.stdin is not None and process.stdout is not None
-            with process.stdin as asked:
+            with suppress(BrokenPipeError), process.stdin as asked:  # it has died, and its errors say of what
                 json.dump({"spec": spec.model_dump(mode="json"), "known": known}, asked)
             for line in process.stdout:
                 told = json.loads(line) if line.startswith("{") else {}
@@ -106,9 +121,36 @@ def _measured(spec: RunSpec, known: Ratios, say: Callable[[str], None]) -> tuple
                     _keep(file, found)
         errors.seek(0)
         cause = (errors.read().strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
+    if should_stop():
+        from gptailor.evaluate.evaluator import Stopped  # torch comes with it
+
+        raise Stopped
     if most is None:
         raise UserError(f"remove.speed: the base could not be measured on {spec.device}: {cause}")
     return found, int(most)
+
+
+@contextmanager
+def _ended_when(should_stop: Callable[[], bool], process: subprocess.Popen[str]) -> Iterator[None]:
+    """Kill the process as soon as it is to stop, and when this is left before its end."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(LOOK_SECONDS):
+            if should_stop():
+                process.kill()
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        over.set()
+        watcher.join()
 
 
 def _keep(file: Path, found: Ratios) -> None:

@@ -63,7 +63,7 @@ class Scorer(Protocol):
     def wait(self) -> list[Ended]: ...
 
     def score(self, plan: StitchPlan, budget: int, on: str = OBJECTIVES) -> PlanScores:
-        """One plan, now. on: OBJECTIVES or SELECTION. Raises Stopped, NonFinite."""
+        """One plan, now. on: OBJECTIVES or SELECTION. Raises Stopped, NonFinite, UserError."""
 
     def repaired(self, plan: StitchPlan) -> StitchPlan:
         """The plan with the run's repair. Raises Stopped, UserError."""

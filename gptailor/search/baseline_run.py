@@ -70,6 +70,7 @@ class BaselineRun(RunBase):
         n_layers = plan_scorer.family.n_layers
         asked = cuts(spec, spec.baselines, n_layers)
         self.provenance.objectives(plan_scorer.benchmarks)
+        self.writer.record_run({"n_trials": len(asked)})
         self.progress.started(spec.model_copy(update={"trials": len(asked)}), len(self.history.finished))
         with self.watch.of(Part.REFERENCES):
             if any(METHODS[name].scores for name in spec.baselines):  # on the examples that a search reads
@@ -89,7 +90,7 @@ class BaselineRun(RunBase):
             if trial_id in self.history.finished:
                 continue
             self._wait_while_paused()
-            if self._stop_asked():
+            if self.stop_asked():
                 return RunStatus.STOPPED, None
             if self._is_time_up:
                 self._say_that_time_is_up()
@@ -117,25 +118,28 @@ class BaselineRun(RunBase):
         """Make one cut, score it, record both."""
         plan_scorer = scorer.plan_scorer
         self.progress.note(f"{cut.subject}: {METHODS[cut.baseline].title}")
+        facts = {"baseline": str(cut.baseline), "source": cut.source, "subject": str(cut.subject)}
+        begun = Made(trial_id, case.plan(), self.spec.budget.max, cut.seed, facts)
+        self._note(plan_scorer, trial_id, begun, 0.0)  # so that a process that dies of it leaves a trial to blame
         before = time.monotonic()
         try:
             with self.watch.of(Part.SUGGEST):
                 plan, problem = self._plan(plan_scorer, trial_id, cut, case), None
-        except Stopped:
-            return Outcome(TrialStatus.CANCELLED, now())
+        except (Stopped, KeyboardInterrupt) as stop:
+            outcome = Outcome(TrialStatus.CANCELLED, now(), error="stopped while its plan was made")
+            self.writer.finish_trial(trial_id, outcome)
+            if isinstance(stop, KeyboardInterrupt):
+                raise
+            return outcome
         except UserError as error:
             plan, problem = case.plan(), str(error)
         except Exception:  # a method may fail in any way on somebody's model; the others go on without it
             plan, problem = case.plan(), traceback.format_exc()
         self.made[trial_id] = plan
         seconds = time.monotonic() - before
-        facts = {"baseline": str(cut.baseline), "source": cut.source, "subject": str(cut.subject)}
         spent = {"passes": round(case.passes, 2), "examples": case.examples}
         made = Made(trial_id, plan, self.spec.budget.max, cut.seed, facts | spent)
-        with self.writer.batch():
-            stitcher = plan_scorer.stitcher
-            self.writer.record_plan(trial_id, plan, stitcher.n_parameters(plan), stitcher.shares(plan))
-            self.writer.start_trial(trial_record(trial_id, made, seconds, trial_id))
+        self._note(plan_scorer, trial_id, made, seconds)
         ended = Ended(trial_id, error=problem)
         if problem is None:
             scorer.begin(trial_id, plan, made.budget, 0)
@@ -160,12 +164,19 @@ class BaselineRun(RunBase):
         self.progress.trial(trial_record(trial_id, made, seconds), outcome, kept, replayed=False)
         return outcome
 
+    def _note(self, plan_scorer: PlanScorer, trial_id: int, made: Made, seconds: float) -> None:
+        """Record a trial as running, or again once its plan is known."""
+        with self.writer.batch():
+            stitcher = plan_scorer.stitcher
+            self.writer.record_plan(trial_id, made.plan, stitcher.n_parameters(made.plan), stitcher.shares(made.plan))
+            self.writer.start_trial(trial_record(trial_id, made, seconds, trial_id))
+
     def _plan(self, plan_scorer: PlanScorer, trial_id: int, cut: Cut, case: Case) -> StitchPlan:
         """A method's plan, its edits computed; that of a repaired cut is the one before it, with the run's repair."""
         if not cut.is_repaired:
             plan = METHODS[cut.baseline].load()(case)
             if plan.edits:
-                plan_scorer.stitcher.stitch(plan, plan_scorer.between(self._stop_asked))
+                plan_scorer.stitcher.stitch(plan, plan_scorer.between(self.stop_asked))
             return plan
         plain = self.made.get(trial_id - 1)
         return plan_scorer.repaired(plain if plain and plain.removed else METHODS[cut.baseline].load()(case))
@@ -175,8 +186,8 @@ class BaselineRun(RunBase):
 
         Of objectives whose scores are averaged together, as plans are ranked.
         """
-        dense = plan_scorer.score(StitchPlan.dense(plan.n_layers), n, self._stop_asked)
-        result = plan_scorer.score(plan, n, self._stop_asked)
+        dense = plan_scorer.score(StitchPlan.dense(plan.n_layers), n, self.stop_asked)
+        result = plan_scorer.score(plan, n, self.stop_asked)
         with self.writer.batch():
             self._remember(dense)
             self._remember(result)
@@ -191,7 +202,7 @@ class BaselineRun(RunBase):
 
         def between() -> None:
             nonlocal said
-            if self._stop_asked():
+            if self.stop_asked():
                 raise Stopped
             if time.monotonic() - said > SECONDS_BETWEEN_NOTES:
                 said = time.monotonic()

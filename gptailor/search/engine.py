@@ -65,9 +65,9 @@ def run_engine(folder: RunFolder, progress: Progress) -> RunStatus:
                 work = _work_of(spec)(folder, spec, writer, progress, signalled)
                 work.provenance.models()
                 adopt(folder)
-                with _devices(folder, spec, progress.note, watch):
+                with _devices(folder, spec, progress.note, watch, work.stop_asked):
                     writer.set_status(RunStatus.RUNNING)
-                    work.spec = _with_number(spec, writer, progress.note)
+                    work.spec = _with_number(spec, writer, progress.note, work.stop_asked)
                     status, error = work.run()
                 watch.turn_to(Part.LOADING)
                 work.provenance.models()  # files may have been replaced while it was at work
@@ -96,23 +96,30 @@ def _end(writer: RunWriter, status: RunStatus, error: str | None = None) -> None
         writer.set_status(status, error)
 
 
-def _with_number(spec: RunSpec, writer: RunWriter, say: Callable[[str], None]) -> RunSpec:
-    """The run file with a number of layers for `remove`: what a speed comes to is measured now, once, and stored."""
+def _with_number(
+    spec: RunSpec, writer: RunWriter, say: Callable[[str], None], should_stop: Callable[[], bool]
+) -> RunSpec:
+    """The run file with a number of layers for `remove`: what a speed comes to is measured now, once, and stored.
+
+    Raises Stopped.
+    """
     if spec.has_range or not isinstance(spec.remove, Removal):
         return spec
-    n_removed = layers_for_speed(spec, say)
+    n_removed = layers_for_speed(spec, say, should_stop)
     say(f"remove: {spec.remove}: {n_removed} layers")
     writer.record_run({"n_removed": n_removed})
     return spec.removing(n_removed)
 
 
 @contextmanager
-def _devices(folder: RunFolder, spec: RunSpec, say: Callable[[str], None], watch: Stopwatch) -> Iterator[None]:
+def _devices(
+    folder: RunFolder, spec: RunSpec, say: Callable[[str], None], watch: Stopwatch, should_stop: Callable[[], bool]
+) -> Iterator[None]:
     """Everything that this run computes on is its own meanwhile. Jobs of its own it need not wait for."""
     with ExitStack() as held:
         for name in _device_names(spec):  # in one order for all runs, so that none waits for another that waits for it
             with watch.of(Part.WAITING):
-                held.enter_context(DeviceQueue(folder, name, say))
+                held.enter_context(DeviceQueue(folder, name, say, should_stop))
         yield
 
 
@@ -124,7 +131,7 @@ def _device_names(spec: RunSpec) -> Iterator[str]:
             yield from sorted(others)
     elif spec.workers.local is not None:
         places = devices.places(spec.workers.local, spec.device)
-        yield from sorted({device for place in places for device in devices_of(place)})
+        yield from sorted({device for place in places for device in devices_of(place)}, key=devices.card)
     elif spec.workers.scheduler:
         yield spec.workers.scheduler
 

@@ -120,7 +120,7 @@ class Search(RunBase):
                 self.folder,
                 known,
                 self.provenance.known,
-                self._stop_asked,
+                self.stop_asked,
                 self.progress.note,
                 self._interrupted,
             )
@@ -147,10 +147,10 @@ class Search(RunBase):
         running: dict[int, NextTrial] = {}
         while True:
             with self.watch.of(Part.SUGGEST):
-                queue.catch_up(self._stop_asked)
+                queue.catch_up(self.stop_asked)
             is_time_up = self._begin(scorer, queue, running)
             if not running:
-                if self._stop_asked() and queue.n_told < self.spec.trials:
+                if self.stop_asked() and queue.n_told < self.spec.trials:
                     return RunStatus.STOPPED, None
                 break
             try:
@@ -181,7 +181,7 @@ class Search(RunBase):
                     if running:
                         return False
                     self._wait_while_paused()
-                if self._stop_asked():
+                if self.stop_asked():
                     return False
                 is_time_up = self._is_time_up
                 with self.watch.of(Part.SUGGEST):

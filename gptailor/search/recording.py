@@ -122,7 +122,8 @@ def blame_the_trial(folder: RunFolder, writer: RunWriter, cause: str) -> None:
     """Record the trial at which the engine died again and again as crashed. Raises UserError where there is none."""
     trials = queries.read_run(folder).trials
     if not (open_trials := trials.trial_id[trials.status == TrialStatus.RUNNING].tolist()):
-        raise UserError(f"the engine's process died again and again before a trial began: {cause}")
+        when = "before a trial began" if trials.empty else "between trials"
+        raise UserError(f"the engine's process died again and again {when}: {cause}")
     error = f"Died: the engine's process died {DEATHS_AT_A_TRIAL} times while it ran this trial ({cause})"
     n_told = int(trials.status.isin([TrialStatus.SUCCESS, TrialStatus.CRASHED]).sum())
     writer.finish_trial(open_trials[-1], Outcome(TrialStatus.CRASHED, now(), error=error, told_as=n_told))

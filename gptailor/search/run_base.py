@@ -21,7 +21,7 @@ from gptailor.launch.supervisor import START_ME_AGAIN
 from gptailor.plan import StitchPlan
 from gptailor.schedule import REFERENCES
 from gptailor.scoring.device_speed import type_advice
-from gptailor.scoring.item_cache import Items, PlanScores
+from gptailor.scoring.item_cache import Items, PlanScores, items_key
 from gptailor.scoring.local import LocalScorer
 from gptailor.scoring.plan_scorer import OBJECTIVES
 from gptailor.scoring.provenance import Provenance
@@ -74,7 +74,7 @@ class RunBase(ABC):
 
     def _local_scorer(self, known: Items) -> LocalScorer:
         """This process as the one that scores. known: what each example gave, so far. Raises UserError."""
-        scorer = LocalScorer(self.spec, known, self._stop_asked, self._give_up, self.folder)
+        scorer = LocalScorer(self.spec, known, self.stop_asked, self._give_up, self.folder)
         scorer.plan_scorer.told = now_and_then(self.progress.note)
         family = scorer.plan_scorer.family
         scorer.plan_scorer.shared = Shared(self.folder, self.provenance.known, family.device)
@@ -139,7 +139,8 @@ class RunBase(ABC):
         benchmarks, known = scorer.opened(OBJECTIVES), scorer.cache.known
         dense = StitchPlan.dense(scorer.n_layers)
         references = [dense, *plans[: REFERENCES - 1]]
-        if not known and len(self.spec.budget.rungs) > 1:
+        is_new = not any(items_key(dense, benchmark) in known for benchmark in benchmarks)  # whatever else was judged
+        if is_new and len(self.spec.budget.rungs) > 1:
             scorer.score(dense, self.spec.budget.max)
             for number, plan in enumerate(references[1:]):
                 with suppress(NonFinite, UserError):  # it can be spared
@@ -155,7 +156,7 @@ class RunBase(ABC):
 
     def _wait_for_space(self, problem: StoreUnwritable) -> bool:
         """A full disk is waited for: nothing that was scored is lost while somebody makes room."""
-        if not isinstance(problem, StoreFull) or self._stop_asked():
+        if not isinstance(problem, StoreFull) or self.stop_asked():
             return False
         self.progress.note(f"{problem}; waiting for space")
         with self.watch.of(Part.WAITING):
@@ -170,7 +171,8 @@ class RunBase(ABC):
     def _say_that_time_is_up(self) -> None:
         self.progress.note(f"the time of {self.spec.walltime} is used up")
 
-    def _stop_asked(self) -> bool:
+    def stop_asked(self) -> bool:
+        """Whether a signal or a request in the run's folder asks for its end."""
         return self.signalled.is_set() or engine.asked(self.folder, "stop")
 
     def _wait_while_paused(self) -> None:
@@ -180,7 +182,7 @@ class RunBase(ABC):
         self.progress.note("paused")
         began = time.monotonic()
         with self.watch.of(Part.WAITING):
-            while engine.asked(self.folder, "pause") and not self._stop_asked():
+            while engine.asked(self.folder, "pause") and not self.stop_asked():
                 time.sleep(0.2)
         self.deadline += time.monotonic() - began
         self.writer.set_status(RunStatus.RUNNING)

@@ -41,7 +41,8 @@ def without_candidates(spec: RunSpec, left_out: Collection[str]) -> RunSpec:
 def screen(spec: RunSpec, scorer: Scorer, removed: Sequence[int], remember: Callable[[PlanScores], None]) -> Screening:
     """Screen the run's candidates. removed: by the base's one-shot cut. remember: is given what was scored.
 
-    Where no objective gives a number for an example (perplexities), everybody stays. Raises Stopped.
+    Where no objective gives a number for an example (perplexities), or the base's own cut none at all, everybody stays.
+    Raises Stopped.
     """
     return _Screener(spec, scorer, tuple(removed), remember).screened()
 
@@ -60,6 +61,10 @@ class _Screener:
 
     def screened(self) -> Screening:
         for n in screening_rounds(self.spec):
+            try:
+                self.remember(self.scorer.score(self.reference, n))
+            except (NonFinite, UserError):  # nobody can be told from it: the base's own cut is at fault
+                break
             gains = {name: self._gains(self._whole(name), n) for name in self._left}
             for name in [name for name, own in gains.items() if own is None]:
                 self.left_out[name] = None
@@ -108,7 +113,6 @@ class _Screener:
         """By objective, what the plan gains on each of the first n examples; None where it cannot be scored."""
         before = {benchmark.name: len(self._items(plan, benchmark)) for benchmark in self._benchmarks}
         try:
-            self.remember(self.scorer.score(self.reference, n))
             self.remember(self.scorer.score(plan, n))
         except (NonFinite, UserError):
             return None

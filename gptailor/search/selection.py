@@ -101,7 +101,10 @@ def repair_finalists(
         if test is not None:
             say(f"selection: {test.text}")
             if test.is_better:
-                _record(writer, scorer, REPAIRED + config_id, repaired, OBJECTIVES, spec.budget.max)
+                try:
+                    _record(writer, scorer, REPAIRED + config_id, repaired, OBJECTIVES, spec.budget.max)
+                except (NonFinite, UserError) as problem:
+                    say(f"selection: plan {config_id}, repaired, cannot be chosen: {problem}")
 
 
 def _to_repair(tables: queries.RunTables) -> list[int]:
@@ -139,7 +142,7 @@ def finalists(folder: RunFolder) -> dict[int, StitchPlan]:
     order = [*of_sizes, *found.front]
     believed = scores.calibration(tables)
     ranked = sorted(believed, key=lambda subject: -believed[subject])
-    order += [subject.config_id for subject in ranked if subject.config_id is not None]
+    order += [one.config_id for one in ranked if one.config_id is not None and one.config_id < REPAIRED]
     plans = stored_plans(tables)
     firsts: dict[frozenset[int], int] = {}
     for config_id in order:

@@ -12,6 +12,7 @@ import secrets
 import stat
 import tempfile
 import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,9 +130,13 @@ class RunFolder:
         return tuple(parts)
 
     def size(self) -> int:
-        """Bytes of the run's own files (without SMAC's)."""
-        with os.scandir(self.path) as entries:
-            return sum(entry.stat(follow_symlinks=False).st_size for entry in entries if entry.is_file())
+        """Bytes of the run's own files (without SMAC's), of those that are still there when they are looked at."""
+        found = 0
+        with suppress(FileNotFoundError), os.scandir(self.path) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    found += entry.stat(follow_symlinks=False).st_size if entry.is_file() else 0
+        return found
 
     def trouble(self) -> str | None:
         """Why nothing can be written here just now, as far as can be told without writing; None where it can."""

@@ -60,7 +60,13 @@ class ScoreTables:
         """What the run was made with: package -> version, and the `device`."""
         return read_versions(self._of_run("versions"))
 
-    def _of_run(self, column: str) -> object:
+    @property
+    def n_asked(self) -> int:
+        """How many trials the run is to have: of baselines, one a cut."""
+        made = self._of_run("n_trials")
+        return self.spec.trials if pd.isna(made) else int(made)
+
+    def _of_run(self, column: str) -> Any:
         return self.runs.iloc[0].get(column) if len(self.runs) else None
 
 

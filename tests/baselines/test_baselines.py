@@ -16,6 +16,7 @@ from gptailor.baselines.registry import METHODS
 from gptailor.baselines.relative_magnitude import magnitudes
 from gptailor.baselines.shortened_llama import taylor_scores
 from gptailor.errors import UserError
+from gptailor.evaluate.scoring import NonFinite
 from gptailor.family.models import open_family
 from gptailor.plan import StitchPlan, Texts
 from gptailor.spec.sections import Baseline
@@ -130,6 +131,36 @@ def test_lorp_takes_what_does_nothing_once_every_other_phase_gave_one(stitcher: 
     plan = lorp.cut(case_of(stitcher, source, 3))
     assert plan.removed == (1, *IDENTITIES[source])
     torch.testing.assert_close(logits(stitcher, plan), logits(stitcher, StitchPlan.without([1], 6, source)))
+
+
+@pytest.mark.parametrize("name", BY_SCORE)
+def test_cuts_without_numbers_are_the_worst(stitcher: Stitcher, name: Baseline) -> None:
+    """Layer 2 gives none; it does nothing else, and goes first."""
+    case = case_of(stitcher, "base", 1)
+    fitness, gone = case.fitness, 2
+
+    def broken(plan: StitchPlan, n: int) -> float:
+        if gone not in plan.removed:
+            raise NonFinite("a layer gives no numbers")
+        return fitness(plan, n)
+
+    case.fitness = broken
+    assert METHODS[name].load()(case).removed == (gone,)
+    case, gone = case_of(stitcher, "base", 1), 6
+    case.fitness = broken
+    with pytest.raises(UserError, match=f"{name}: .* numbers"):
+        METHODS[name].load()(case)
+
+
+@pytest.mark.parametrize("name", ["angular", "llm_streamline", "laco"])
+def test_layers_that_must_stay_are_in_no_block(stitcher: Stitcher, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = METHODS[Baseline(name)].load()(case_of(stitcher, "base"))
+    monkeypatch.setattr(Case, "free", [layer for layer in range(6) if layer not in whole.removed[:1]])
+    plan = METHODS[Baseline(name)].load()(case_of(stitcher, "base"))
+    assert len(plan.removed) == 2 and whole.removed[0] not in plan.removed
+    monkeypatch.setattr(Case, "free", [0, 2, 4])
+    with pytest.raises(UserError, match=r"every block of 2 layers has one|3 of which must stay"):
+        METHODS[Baseline(name)].load()(case_of(stitcher, "base"))
 
 
 def hidden_states(case: Case) -> list[torch.Tensor]:

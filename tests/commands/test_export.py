@@ -13,15 +13,18 @@ from typing import Any
 import pytest
 import torch
 from helpers.hub import hub_for_uploads
+from helpers.run_tables import SPEC, run_tables
 from helpers.tiny_run import CONFIG, PLAN, make_tiny_run
 from safetensors.torch import load_file
 
 from gptailor.__main__ import main
-from gptailor.commands.export import MAX_PROMPT, export_model, generate
+from gptailor.commands.export import MAX_PROMPT, export_model, generate, scores_of
 from gptailor.errors import UserError
 from gptailor.launch.events import Event
+from gptailor.plan import StitchPlan
 from gptailor.scoring.provenance import OLD
 from gptailor.store.folder import RunFolder
+from gptailor.trial import REPAIRED
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,24 @@ def test_the_card_tells_scores_and_how_it_was_found(exported: tuple[Path, list[E
     assert "configuration 7, seed 0" in card and "Trials: 1, of which 1 succeeded" in card
     assert "Dense base on words \\(validation\\)/acc: 0.6000 ± 0.1500 \\(10 examples\\)" in card
     assert "Dense base on words \\(test\\)/acc: 0.8000 ± 0.1000 \\(16 examples\\)" in card
+
+
+def test_the_card_says_of_every_score_whether_it_had_a_part_in_the_choice() -> None:
+    spec = SPEC | {"objectives": SPEC["objectives"][:1], "held_out": [{"benchmark": "arc", "metric": "acc"}]}
+    spec["selection"] = [{"benchmark": "piqa", "metric": "acc", "split": "validation[900:]"}]
+    names = (("arc/acc", "test"), ("piqa/acc", "validation"), ("piqa/acc", "validation[900:]"))
+    rows = [
+        {"subject": f"config:{one}", "name": name, "score": 0.5, "n_samples": 900, "split": split}
+        for one in (1, REPAIRED + 1)
+        for name, split in names
+    ]
+    plan = StitchPlan.without([2], 4)
+    trials = [{"config_id": 1, "budget": 900, "scores": {"piqa/acc": 0.5}}]
+    tables = run_tables(trials, {1: plan, REPAIRED + 1: plan}, rows, spec=spec)
+    used = {one: [(s.benchmark, s.is_objective) for s in scores_of(tables, one)] for one in (1, REPAIRED + 1)}
+    judged = [("piqa (validation[900:])", True), ("arc (test)", False)]
+    assert used[1] == [("piqa", True), *judged], "a score that a trial has is not listed twice"
+    assert used[REPAIRED + 1] == [("piqa (validation)", True), *judged]
 
 
 def test_a_configuration_that_is_not_there(run: RunFolder, tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from helpers.make_runs import leave_out, make_run
-from helpers.tiny_run import CONFIG, make_tiny_run
+from helpers.tiny_run import CONFIG, PLAN, make_tiny_run
 from streamlit.testing.v1 import AppTest
 
 from gptailor.dashboard import models, readers
@@ -20,7 +21,8 @@ from gptailor.results.frames.view import View
 from gptailor.store import queries
 from gptailor.store.folder import RunFolder
 from gptailor.store.notes import Notes, write_notes
-from gptailor.trial import RunStatus
+from gptailor.store.writer import RunWriter
+from gptailor.trial import Evaluation, RunStatus, Score, Subject, now
 from gptailor.wording import gigabytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,6 +116,20 @@ def test_facts_and_results_on_values(root: Path, tiny_family: Path) -> None:
     assert on_disk.help == "Weights of 4 bytes each (float32)." and on_disk.value == gigabytes(41_000 * 4)
 
 
+def test_held_out_benchmarks_count_once_whatever_they_were_scored_on(root: Path, tiny_family: Path) -> None:
+    folder = make_tiny_run(root, tiny_family)
+    view = readers.read(readers.runs()[0])
+    fewer = view.tables.evaluations.query("split == 'test'").assign(n_samples=8, score=0.3)
+    tables = replace(view.tables, evaluations=pd.concat([view.tables.evaluations, fewer]))
+    frame = models.results(View(tables), CONFIG)
+    assert frame[["Split", "Examples", "This plan"]].values.tolist() == [["validation", 10, 0.5], ["test", 16, 0.4]]
+    writer = RunWriter.open(folder)
+    (row,) = fewer[fewer.subject == f"config:{CONFIG}"].itertuples()
+    score = Score(row.benchmark, row.metric, 0.3, 0.1, 8, True)
+    writer.record_evaluation(Evaluation(Subject.config(CONFIG), CONFIG, "test", score, now(), PLAN.hash))
+    assert "1 of 1 held-out result stored" in words(open_models(folder))
+
+
 def test_less_is_better_turns_the_retention(root: Path) -> None:
     make_run(root, benchmarks=("c/word_perplexity",), held_out=(), failures=0.0)
     view = readers.read(readers.runs()[0])
@@ -145,6 +161,10 @@ def test_export_and_try_it(root: Path, tiny_family: Path) -> None:
     out = root.parent / "exports" / f"tiny-run-{CONFIG}"
     assert (out / "model.safetensors").is_file() and (out / "README.md").is_file()
     assert f"from_pretrained('{out}')" in app.code[0].value
+    elsewhere = out.rename(out.with_name("elsewhere"))
+    assert not open_models(folder).error, "one that was moved away did not fail"
+    elsewhere.rename(out)
+    app.run()
 
     app.text_area(key="models.text").set_value("--plain <b>the cat</b> sat")
     app.number_input(key="models.tokens").set_value(6)

@@ -76,7 +76,7 @@ def search(root: Path, spec: RunSpec, kills: int = 0, seed: int = 0) -> RunFolde
         if not is_alive(folder):  # it was quicker
             break
         kill_group(folder)
-        assert status_of(folder) in (LOST, RunStatus.QUEUED, RunStatus.FINISHED)
+        assert status_of(folder) in (LOST, RunStatus.FINISHED)
         assert resume(folder) is not None
     wait_for(lambda: not is_alive(folder), 1200)
     assert status_of(folder) == RunStatus.FINISHED, folder.log.read_text()[-3000:]

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import pytest
 from helpers.engine_processes import SPEC, eventually, shell_engine
+from helpers.kills import kill_group
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gptailor.errors import UserError
-from gptailor.launch import engine
+from gptailor.launch import devices, engine
 from gptailor.launch.devices import free_devices
 from gptailor.launch.engine import (
     LOST,
@@ -107,6 +108,13 @@ def test_a_prepared_run(folder: RunFolder) -> None:
     assert engine.state(folder, RunStatus.QUEUED) == LOST
     assert prepare(folder.root, SPEC) != folder
     assert folder.started_in == Path.cwd(), "where relative paths of its run file start"
+
+
+def test_one_whose_engine_died_before_it_wrote_a_word_is_lost_at_once(folder: RunFolder) -> None:
+    shell_engine(folder, "exec sleep 60")
+    assert engine.state(folder, RunStatus.QUEUED) is RunStatus.QUEUED
+    kill_group(folder)
+    assert engine.state(folder, RunStatus.QUEUED) == LOST
 
 
 def test_one_token_is_one_run(tmp_path: Path) -> None:
@@ -447,9 +455,41 @@ def test_who_waits_for_a_device_says_for_whom(tmp_path: Path) -> None:
     assert said == [f"waiting for cuda:0: run {first.run_id} has it"]
 
 
+def test_a_signal_is_heard_while_a_device_is_waited_for(tmp_path: Path) -> None:
+    first, second = (prepare(tmp_path / "runs", SPEC) for _ in range(2))
+    signalled = threading.Event()
+    threading.Timer(0.3, signalled.set).start()
+    with (
+        DeviceQueue(first, "cpu"),
+        pytest.raises(StopAsked),
+        DeviceQueue(second, "cpu", should_stop=signalled.is_set),
+    ):
+        pytest.fail("the device is taken")
+    assert waiting_behind(tmp_path / "runs", second.run_id) == []
+
+
+def test_a_gpu_has_one_queue_by_whatever_number_it_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cards, as a driver tells of them; CUDA_VISIBLE_DEVICES says which of them a run sees, and in which order."""
+    monkeypatch.setattr(devices.pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(devices.pynvml, "nvmlShutdown", lambda: None)
+    monkeypatch.setattr(devices.pynvml, "nvmlDeviceGetCount", lambda: 2)
+    monkeypatch.setattr(devices.pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
+    monkeypatch.setattr(devices.pynvml, "nvmlDeviceGetUUID", lambda handle: f"GPU-{handle}")
+    first, second, third = (prepare(tmp_path / "runs", SPEC) for _ in range(3))
+    request(third, "stop")
+    with DeviceQueue(first, "cuda:1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+        with DeviceQueue(second, "cuda:0"):
+            assert waiting_behind(tmp_path / "runs", second.run_id) == []
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        with pytest.raises(StopAsked), DeviceQueue(third, "cuda:0"):
+            pytest.fail("it is the first run's card")
+    assert [devices.card(name) for name in ("cuda:0", "cuda:1", "cpu")] == ["GPU-1", "cuda:1", "cpu"]
+
+
 def test_devices_are_counted_without_a_driver() -> None:
-    devices = free_devices()
-    assert devices[-1].name == "cpu" and 0 < devices[-1].free <= devices[-1].total
+    last = free_devices()[-1]
+    assert last.name == "cpu" and 0 < last.free <= last.total
 
 
 # Jobs

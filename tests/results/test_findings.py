@@ -147,6 +147,11 @@ def test_a_plan_that_the_selection_chose_repaired_is_the_runs_best_everywhere() 
     runs = entries(chosen(2), chosen(4))
     view = runs[0].view
     assert view.best == 1 and str(view.best_subject) == repaired
+    believed = scores.calibration(view.tables)[Subject.parse(repaired)]
+    assert view.best_row is not None and view.best_row["average"] == pytest.approx(believed), "as Home says"
+    assert {name: view.best_row[name] for name in SEARCHED} == SEARCHED
+    assert compare.best_scores(runs)["score"].to_list() == [*SEARCHED.values()] * 2
+    assert runs[0].best_row is not None and runs[0].best_row["average"] == pytest.approx(believed)
     held_out = compare.held_out_scores(runs)
     assert held_out["score"].to_list() == [0.65, 0.65]
     points = ratios.points(runs)
@@ -160,6 +165,17 @@ def test_a_plan_that_the_selection_chose_repaired_is_the_runs_best_everywhere() 
     assert str(scores.judged_best(scores.averages(scores.judged(view.tables)), view.best_subject)) == repaired
     found = scores.on_objectives(view.tables, Subject.parse(repaired))
     assert found.set_index("name")["score"].to_dict() == SEARCHED
+
+
+def test_runs_of_one_name_are_told_apart_and_no_run_is_a_column() -> None:
+    _, view = run(2, 0.6)
+    names = ["demo", "demo", "demo (2)", "measure", "setting", "Layers kept"]
+    found = compare.entries([(name, view) for name in names])
+    labels = [entry.label for entry in found]
+    assert len(set(labels)) == len(names) and labels[0] == "demo (1)" and labels[2] == "demo (2)"
+    table = compare.score_table(compare.best_scores(found), labels)
+    assert list(table.columns) == ["measure", *labels]
+    assert list(compare.settings(found, only_different=False).columns) == ["setting", *labels]
 
 
 ALGORITHMS: dict[str, dict[str, Any]] = {

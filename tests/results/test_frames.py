@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gptailor.measures import MAX_HYPERVOLUME, hypervolume
+from gptailor.results import scores
 from gptailor.results.frames import fidelity, progress
 from gptailor.results.frames.facts import Average
 from gptailor.results.frames.seconds import seconds
@@ -142,6 +143,21 @@ def test_numbers_of_a_running_run() -> None:
     assert (now.trial_id, now.config_id, now.budget) == (2, 3, 300)
     assert now.rate == pytest.approx(60) and now.seconds_left == pytest.approx(18 * 60)
     assert now.elapsed == pytest.approx(180)
+
+
+def test_a_trial_that_was_given_up_is_not_done() -> None:
+    """The same on Progress, in the table of runs and in what `show` says."""
+    trials = [success(1, 900, 0.5, 20), crash(2, 900), {"config_id": 3, "budget": 900, "status": "cancelled"}]
+    tables = run_tables(trials, status="stopped")
+    view = View(tables)
+    now = progress.numbers(view.trials, view.facts, START + timedelta(minutes=3))
+    assert (now.done, now.failed, len(scores.ended(tables.trials))) == (2, 1, 2)
+
+
+def test_a_run_of_baselines_asks_for_as_many_trials_as_it_makes() -> None:
+    tables = run_tables([success(1, 900, 0.5, 20)])
+    made = replace(tables, runs=tables.runs.assign(n_trials=3))
+    assert (tables.n_asked, made.n_asked, View(made).facts.trials_asked) == (20, 3, 3)
 
 
 def test_a_time_limit_bounds_the_time_left() -> None:

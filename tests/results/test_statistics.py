@@ -12,8 +12,9 @@ from scipy import stats
 
 from gptailor.plan import StitchPlan
 from gptailor.results import scores, statistics
+from gptailor.results.frames import held_out
 from gptailor.store.queries import Answers
-from gptailor.trial import ItemKey, Subject, SubjectKind
+from gptailor.trial import REPAIRED, ItemKey, Subject, SubjectKind
 
 RUN = SPEC | {
     "objectives": [{"benchmark": "piqa", "metric": "acc", "split": "validation"}],
@@ -146,6 +147,37 @@ def test_other_numbers_are_tested_by_bootstrap() -> None:
     assert noise.p > 0.05 and noise.low < 0 < noise.high
     (worse,) = pair_of(list(second + 0.1), list(second), "ppl", higher=False).itertuples()
     assert worse.difference == pytest.approx(-0.1) and worse.p < 0.01
+
+
+def test_scores_that_make_no_average_are_each_told() -> None:
+    """A repaired plan that is clearly better in one perplexity is not better where another is clearly worse."""
+    one, other = Subject.config(REPAIRED + 1), Subject.config(1)
+    columns = ["subject", "config_id", "plan_hash", "benchmark", "metric", "split", "n", "score", "higher"]
+    rows, drawn = [], {}
+    common = np.random.default_rng(0).normal(0, 1, 500)
+    for name, own in (("lambada", 9.0), ("wiki", 4.0)):
+        for subject, score in ((one, own), (other, 5.0)):
+            rows.append((str(subject), subject.config_id, str(subject), name, "ppl", "test", 3, score, False))
+            drawn[str(subject), name, "ppl", "test", 3] = list(score + common)
+    frame = pd.DataFrame(rows, columns=columns).assign(aggregation="weighted_perplexity", share=False)
+    answers = Answers({}, drawn)
+    found = statistics.repaired(frame, answers, 1)
+    assert found is not None and not found.is_better and found.difference == pytest.approx(-4.0)
+    assert "is worse than itself unrepaired, on lambada/ppl: -4.0000" in found.text
+    told = held_out.verdict(statistics.paired(frame, answers, one, other), one, other)
+    assert "behind plan 1 by 4.000 in ppl on lambada" in told.lower() and "ahead of plan 1 by 1.000" in told.lower()
+    alone = frame[frame.benchmark == "wiki"]
+    better = statistics.repaired(alone, answers, 1)
+    assert better is not None and better.is_better and better.benchmark == ""
+
+
+def test_without_the_dense_score_nothing_is_known_to_be_kept() -> None:
+    rows = [evaluation("dense", "piqa/acc", 0.8, 900, split="validation")]
+    spec = RUN | {"objectives": [*RUN["objectives"], {"benchmark": "wiki", "metric": "ppl", "split": "validation"}]}
+    trials = [{"config_id": 7, "budget": 900, "scores": {"piqa/acc": 0.76, "wiki/ppl": 9.0}}]
+    found = scores.searched(run_tables(trials, {7: PLAN}, rows, spec=spec))
+    assert found.kept["piqa/acc"].tolist() == pytest.approx([0.95]) and found.kept["wiki/ppl"].isna().all()
+    assert not found.is_share and found.average[7] == pytest.approx(0.76)
 
 
 def test_the_average_is_tested_over_benchmarks() -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
 from helpers import kills
 from helpers.trouble import search_with, small_search, troubled
 from helpers.warm_engines import WarmEngines, shared
 
 from gptailor.commands.evaluate import evaluate
 from gptailor.commands.subjects import find_subjects
+from gptailor.errors import UserError
 from gptailor.launch.engine import LOST, prepare
 from gptailor.launch.supervisor import DEATHS
 from gptailor.plan import StitchPlan
 from gptailor.results.summary import run_summary
+from gptailor.scoring.local import LocalScorer
 from gptailor.search.loop import FAILURES_AFTER_A_SUCCESS
 from gptailor.spec.run import RunSpec
 from gptailor.spec.sections import HeldOut
@@ -61,6 +65,19 @@ def test_out_of_memory(warm: WarmEngines, spec: RunSpec, tmp_path: Path) -> None
     said_at_last = f"{FAILURES_AFTER_A_SUCCESS} trials in a row failed alike: OutOfMemory"  # its references succeeded
     assert len(crashed(bad)) == FAILURES_AFTER_A_SUCCESS and said_at_last in said
     assert run_summary(bad).status is RunStatus.FAILED
+
+
+def test_what_torch_dies_of_outside_a_trial_is_a_sentence(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finalist of the selection, or its repair: left out, as on workers."""
+    scorer = LocalScorer(spec, {}, lambda: False, lambda _trial, _why: None)
+    plan = StitchPlan.dense(scorer.n_layers)
+    for method, call, problem in (
+        ("score", lambda: scorer.score(plan, 6), torch.OutOfMemoryError("Tried to allocate 1 GiB")),
+        ("repaired", lambda: scorer.repaired(plan), torch.linalg.LinAlgError("svd did not converge")),
+    ):
+        monkeypatch.setattr(scorer.plan_scorer, method, Mock(side_effect=problem))
+        with pytest.raises(UserError, match=rf"cannot be {method[:5]}.*Error: {problem}"):
+            call()
 
 
 def test_python_out_of_memory(warm: WarmEngines, spec: RunSpec, tmp_path: Path) -> None:

@@ -10,15 +10,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import kills
 from helpers.command_line import gptailor, only_run, write_benchmark
 from helpers.make_runs import make_run
 from helpers.planted import IDENTITIES, planted_family
+from helpers.warm_engines import shared
 
 from gptailor.baselines.registry import METHODS, cuts
 from gptailor.errors import UserError
-from gptailor.launch.engine import prepare
+from gptailor.launch.engine import LOST, prepare
+from gptailor.launch.supervisor import DEATHS
 from gptailor.plan import StitchPlan
 from gptailor.results import scores
+from gptailor.results.summary import run_summary
 from gptailor.schedule import schedule
 from gptailor.search import baseline_run
 from gptailor.search.baseline_run import BaselineRun
@@ -70,6 +74,7 @@ def test_every_method_on_every_source_is_a_trial(finished: RunFolder) -> None:
     asked = cuts(load_spec(finished.spec), Baseline, 6)
     assert len(asked) == 2 * (len(Baseline) - 1 + METHODS[Baseline.RANDOM].seeds)
     assert list(tables.trials.trial_id) == list(range(len(asked)))
+    assert tables.n_asked == run_summary(finished).n_asked == run_summary(finished).n_done == len(asked)
     assert set(tables.trials.status) == {"success"} and set(tables.trials.origin) == {"baseline"}
     assert set(tables.trials.budget) == {18} and set(tables.scores.n_samples) == {18}
     removed = tables.layers[tables.layers.operation == "removed"].groupby("config_id").size()
@@ -79,6 +84,37 @@ def test_every_method_on_every_source_is_a_trial(finished: RunFolder) -> None:
         i: str(cut.subject) for i, cut in enumerate(asked)
     }
     assert {"baseline:sleb", "baseline:sleb@math", "baseline:random-3@math"} <= set(named.subject)
+
+
+DYING = """
+import os
+from gptailor.search.baseline_run import BaselineRun
+from gptailor.search.engine import run_engine
+from gptailor.search.progress import Report
+from gptailor.store.folder import RunFolder
+plan = BaselineRun._plan
+def dying(self, scorer, trial_id, *others):
+    if trial_id == 1 and "TOLD" not in arguments:
+        os.kill(os.getpid(), 9)
+    return plan(self, scorer, trial_id, *others)
+BaselineRun._plan = dying
+if "TOLD" in arguments:
+    os.environ[DEATHS] = "SIGKILL: killed"
+print("ended:", run_engine(RunFolder(__import__("pathlib").Path(arguments[0])), Report()))
+"""
+
+
+def test_a_method_that_kills_its_process_costs_its_own_trial_alone(run_file: Path, tmp_path: Path) -> None:
+    spec = load_spec(run_file, ["baselines=[last, block_influence, sleb]", "baselines_on=[base]"])
+    folder, code = prepare(tmp_path, spec), DYING.replace("DEATHS", repr(DEATHS))
+    shared().run(code, folder.path)
+    assert kills.status_of(folder) == LOST and list(queries.read_run(folder).trials.status) == ["success", "running"]
+    assert "ended: finished" in shared().run(code, folder.path, "TOLD")
+    tables = queries.read_run(folder)
+    assert list(tables.trials.status) == ["success", "crashed", "success"]
+    assert tables.trials.error[1].startswith("Died: the engine's process died 3 times while it ran this trial")
+    removed = tables.layers[tables.layers.operation == "removed"].groupby("config_id").size()
+    assert removed.to_dict() == {0: 2, 2: 2}, "the plan of the one that died was never known"
 
 
 def test_it_says_how_far_a_method_is(run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

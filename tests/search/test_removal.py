@@ -6,14 +6,16 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gptailor.commands.check import check
 from gptailor.errors import UserError
+from gptailor.evaluate.evaluator import Stopped
 from gptailor.family.preflight import preflight
 from gptailor.family.removal import Sizes, counted
 from gptailor.launch.engine import prepare
-from gptailor.scoring.removal_speed import answer_of, counted_here, known_ratios, next_to_try
+from gptailor.scoring.removal_speed import _measured, answer_of, counted_here, known_ratios, next_to_try
 from gptailor.search.engine import run_engine
 from gptailor.search.progress import Report
 from gptailor.spec.files import load_spec
@@ -23,6 +25,13 @@ from gptailor.store.asked import spec_of
 from gptailor.trial import RunStatus
 
 UNEVEN = Sizes(layers=(10, 30, 20, 40), others=100, width=2)  # 200 parameters, 400 bytes
+
+
+def test_a_measurement_is_left_when_the_run_is_to_stop(make_spec: Callable[..., RunSpec], tiny_family: Path) -> None:
+    spec = make_spec(tiny_family, remove={"speed": 1.01})
+    with pytest.raises(Stopped):
+        _measured(spec, {}, lambda _text: None, lambda: True)
+    assert not [child for child in psutil.Process().children() if "removal_speed" in " ".join(child.cmdline())]
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,10 @@ class Scripted:
 
     n_layers = 12
 
-    def __init__(self, gains: dict[tuple[str, str, str], float], numbers: bool = True, **directions: bool) -> None:
-        self.gains, self.numbers = gains, numbers
+    def __init__(
+        self, gains: dict[tuple[str, str, str], float], numbers: bool = True, base: bool = True, **directions: bool
+    ) -> None:
+        self.gains, self.numbers, self.base = gains, numbers, base
         self.benchmarks = [Benchmark(name, directions.get(name, True)) for name in ("sums", "code")]
         self.cache = ItemCache(self.n_layers)
         self.scored: list[tuple[str, int]] = []
@@ -56,7 +58,7 @@ class Scripted:
         names = {name for choice in plan.kept for name in choice.sources}
         name = names.pop() if names else BASE
         lent = [choice.layer for choice in plan.kept if choice.sources]
-        if self.gains.get((name, "whole", "sums")) is None and name != BASE:
+        if (self.gains.get((name, "whole", "sums")) is None and name != BASE) or (name == BASE and not self.base):
             raise NonFinite("nan")
         self.scored.append((name, budget))
         for benchmark in self.benchmarks:
@@ -129,6 +131,8 @@ def test_where_less_is_better() -> None:
 def test_nobody_goes_without_numbers_or_without_a_clear_difference() -> None:
     spec = build_spec(asked(5))
     assert screened(Scripted(GAINS, numbers=False), spec).kept == tuple(spec.candidates)
+    baseless = Scripted(GAINS, base=False)
+    assert screened(baseless, spec).kept == tuple(spec.candidates), "the base's own cut gives no numbers"
     alike = dict.fromkeys(GAINS, 0.0)
     assert screened(Scripted(alike), spec).kept == tuple(spec.candidates)
 

@@ -20,7 +20,8 @@ from gptailor.results.frames.view import View
 from gptailor.search.selection import FINALISTS, finalists
 from gptailor.spec.files import build_spec
 from gptailor.store import queries
-from gptailor.trial import Subject
+from gptailor.store.writer import RunWriter
+from gptailor.trial import REPAIRED, Evaluation, Score, Subject, now
 
 RUN = SPEC | {
     "objectives": [{"benchmark": "piqa", "metric": "acc", "split": "validation"}],
@@ -94,6 +95,14 @@ def test_finalists_differ_in_what_they_remove(tmp_path: Path) -> None:
     n = len(set(cuts))
     assert len(plans) == FINALISTS and 1 < n <= 6 and len(set(cuts[:n])) == n
     assert sorted(plans, key=lambda config_id: -believed[Subject.config(config_id)])[0] in list(plans)[:n]
+    best = next(iter(plans))
+    writer = RunWriter.open(folder)  # as after a selection that repaired it and found that better, and an extension
+    writer.record_plan(REPAIRED + best, plans[best], 1)
+    subject = Subject.config(REPAIRED + best)
+    for one in queries.read_run(folder).spec.objectives:
+        score = Score(one.benchmark, one.metric, 0.9, 0.01, 1000, True)
+        writer.record_evaluation(Evaluation(subject, REPAIRED + best, one.split, score, now(), plans[best].hash))
+    assert subject in scores.calibration(queries.read_run(folder)) and list(finalists(folder)) == list(plans)
     few = make_run(tmp_path, n_trials=6, rungs=(1000,), failures=0.0)
     assert len(finalists(few)) <= 6
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
+from itertools import count, product
 from typing import Any
 
 import numpy as np
@@ -55,10 +55,11 @@ class Entry:
 
     @cached_property
     def best_row(self) -> pd.Series | None:
-        """The best plan's row of `plans`."""
+        """The best plan's row of `plans`, see View.best_row."""
         own = self.plans[self.plans["config_id"] == self.view.best]
-        found = own if len(own) else self.plans
-        return found.iloc[0] if len(found) else None
+        if len(own):
+            return self.view.as_chosen(own.iloc[0], self.facts)
+        return self.plans.iloc[0] if len(self.plans) else None
 
     @cached_property
     def top_budget(self) -> int:
@@ -97,9 +98,19 @@ def answers_of(runs: Sequence[Entry], folders: Sequence[RunFolder]) -> dict[str,
     return found
 
 
+_COLUMNS = {"measure", "setting", tradeoffs.label(KEPT_LAYERS)}
+"""Columns of tables that have one a run beside them."""
+
+
 def _labels(names: Sequence[str]) -> list[str]:
+    """A label a run, each another, and none that a table here has as a column of its own."""
     short = [plain(name, 32) for name in names]
-    return [name if short.count(name) == 1 else f"{name} ({index + 1})" for index, name in enumerate(short)]
+    single = {name for name in short if short.count(name) == 1} - _COLUMNS
+    found: list[str] = []
+    for place, name in enumerate(short, start=1):
+        numbered = (f"{name} ({number})" for number in count(place))
+        found.append(name if name in single else next(one for one in numbered if one not in {*single, *found}))
+    return found
 
 
 def meaning(runs: Sequence[Entry]) -> str:
@@ -188,14 +199,14 @@ def of_sizes(runs: Sequence[Entry]) -> pd.DataFrame:
         return pd.DataFrame()
     cells: dict[int, dict[str, str]] = {}
     for entry in runs:
-        best = {entry.best} if entry.best is not None else set()
+        chosen = [] if entry.best_row is None else [entry.best_row]
         if entry.facts.has_range:
             found = scores.best_of_sizes(entry.view.tables)
-            best = set(found["config_id"])
+            chosen = [plan for _, plan in entry.plans[entry.plans["config_id"].isin(found["config_id"])].iterrows()]
             for size in found[~found["config_id"].isin(entry.plans["config_id"])].itertuples():  # repaired: no trial
                 shown = value(size.average, np.nan, percent=entry.facts.average_is_share)
                 cells.setdefault(size.kept_layers, {})[entry.label] = shown
-        for _, plan in entry.plans[entry.plans["config_id"].isin(best)].iterrows():
+        for plan in chosen:
             average, error = plan[trials.AVERAGE], plan[trials.AVERAGE_ERROR]
             shown = value(average, error, percent=entry.facts.average_is_share)
             cells.setdefault(int(plan[KEPT_LAYERS]), {})[entry.label] = shown

@@ -142,7 +142,7 @@ def facts(tables: RunTables) -> Facts:
         candidates=_candidates(spec, tables.layers),
         objectives=objectives,
         rungs=_rungs(tables.trials, spec),
-        trials_asked=int(spec.get("trials") or len(tables.trials)),
+        trials_asked=tables.n_asked or len(tables.trials),
         walltime=parse_duration(walltime) if walltime else None,
         started_at=_moment(row.get("started_at")),
         ended_at=_moment(row.get("ended_at")),

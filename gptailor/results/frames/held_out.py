@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gptailor.results import scores
-from gptailor.results.statistics import paired
+from gptailor.results.statistics import AVERAGE, SIGNIFICANT, paired
 from gptailor.store.queries import Answers, RunTables
 from gptailor.trial import Subject, SubjectKind
 from gptailor.wording import plain
@@ -104,15 +104,21 @@ def by_benchmark(tables: RunTables) -> pd.DataFrame:
 
 
 def verdict(tests: pd.DataFrame, one: Subject, other: Subject) -> str:
-    """One plain sentence on the paired test over all benchmarks: is the difference more than noise?"""
+    """One plain sentence on the paired test over all benchmarks: is the difference more than noise?
+
+    A sentence a benchmark, where their scores make no average.
+    """
     first, second = plain(one.label, LABEL), plain(other.label, LABEL)
     if tests.empty:
         return f"{first} and {second} have no examples in common to be compared on."
-    last = tests.iloc[-1]
-    where = (
-        "on average" if last["benchmark"] == "average" else f"in {plain(last['metric'])} on {plain(last['benchmark'])}"
-    )
-    way = "ahead of" if last["difference"] >= 0 else "behind"
-    noise = "more than noise explains" if last["p"] < 0.05 else "no more than noise explains"
-    spread = f"95 % interval {last['low']:+.3f} to {last['high']:+.3f}, p = {last['p']:.2g}, {last['n']:,} examples"
-    return f"{first} is {way} {second} by {abs(last['difference']):.3f} {where} ({spread}): {noise}."
+    average = tests[tests["benchmark"] == AVERAGE]
+    told = average if len(average) else tests
+    return " ".join(_sentence(row, first, second) for _, row in told.iterrows())
+
+
+def _sentence(row: pd.Series, first: str, second: str) -> str:
+    where = "on average" if row["benchmark"] == AVERAGE else f"in {plain(row['metric'])} on {plain(row['benchmark'])}"
+    way = "ahead of" if row["difference"] >= 0 else "behind"
+    noise = "more than noise explains" if row["p"] < SIGNIFICANT else "no more than noise explains"
+    spread = f"95 % interval {row['low']:+.3f} to {row['high']:+.3f}, p = {row['p']:.2g}, {row['n']:,} examples"
+    return f"{first} is {way} {second} by {abs(row['difference']):.3f} {where} ({spread}): {noise}."

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from gptailor.measures import MAX_HYPERVOLUME, covered, hypervolume, pareto_front
+from gptailor.results import scores
 from gptailor.results.frames.facts import Facts
 from gptailor.results.frames.trials import AVERAGE, AVERAGE_ERROR, gains, successes, top_budget
 
@@ -40,7 +41,7 @@ def numbers(table: pd.DataFrame, facts: Facts, now: datetime) -> Numbers:
     now: up to when `elapsed` counts. A time limit is on what the trials took, so that a resumed run goes on where it
     stopped.
     """
-    ended = table[table["status"] != "running"]
+    ended = scores.ended(table)
     running = table[table["status"] == "running"]
     current = running if len(running) else table
     last = current.iloc[-1] if len(current) else None
@@ -50,7 +51,7 @@ def numbers(table: pd.DataFrame, facts: Facts, now: datetime) -> Numbers:
         left = max(facts.trials_asked - len(ended), 0) / rate * 3600
     elapsed = (now - facts.started_at).total_seconds() if facts.started_at else None
     if facts.walltime:
-        rest = max(facts.walltime - _took(ended), 0.0)
+        rest = max(facts.walltime - _took(table[table["status"] != "running"]), 0.0)
         left = rest if left is None else min(left, rest)
     return Numbers(
         done=len(ended),

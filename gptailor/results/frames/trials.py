@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gptailor.results import scores
 from gptailor.results.frames.facts import KEPT_LAYERS, Average, Facts
 from gptailor.store.queries import RunTables
-from gptailor.trial import averaged_together
+from gptailor.trial import Subject, averaged_together
 
 AVERAGE, AVERAGE_ERROR = "average", "average ±"
 
@@ -102,6 +102,21 @@ def _with_average(table: pd.DataFrame, facts: Facts) -> pd.DataFrame:
     average = np.where(np.isfinite(values).all(axis=1), values[:, taken].mean(axis=1), np.nan)
     spread = np.sqrt((errors[:, taken] ** 2).sum(axis=1)) / len(taken)
     return table.assign(**{AVERAGE: average, AVERAGE_ERROR: spread})
+
+
+def on_objectives(tables: RunTables, facts: Facts, subject: Subject) -> pd.Series | None:
+    """What a plan that no trial was about (a repaired one) scores on the objectives, in the columns of a trial's row.
+
+    None where it was not scored on all of them.
+    """
+    own = scores.on_objectives(tables, subject)
+    own = own.assign(kept=scores.kept(own, tables)).set_index("name")
+    if not set(facts.names) <= set(own.index):
+        return None
+    row = {KEPT_LAYERS: tables.kept_layers.get(subject.config_id, np.nan)}
+    for o in facts.objectives:
+        row |= {o.name: own["score"][o.name], o.error: own["stderr"][o.name], o.kept: own["kept"][o.name]}
+    return _with_average(pd.DataFrame([row], dtype=float), facts).iloc[0]
 
 
 def successes(table: pd.DataFrame, budget: int) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from gptailor.results import scores
 from gptailor.results.frames import facts, held_out, layers, tradeoffs, trials
+from gptailor.results.frames.facts import Facts
 from gptailor.results.subjects import stored_plan, stored_subjects
 from gptailor.stitch.edits.registry import fitted_layers
 from gptailor.store.queries import RunTables
@@ -67,8 +68,18 @@ class View:
 
     @cached_property
     def best_row(self) -> pd.Series | None:
-        """The best plan's row of `plans`."""
-        return None if self.best is None else self.plans[self.plans["config_id"] == self.best].iloc[0]
+        """The best plan's row of `plans`; of one chosen as repaired, with the scores that it has repaired."""
+        if self.best is None:
+            return None
+        return self.as_chosen(self.plans[self.plans["config_id"] == self.best].iloc[0], self.facts)
+
+    def as_chosen(self, row: pd.Series, whole: Facts) -> pd.Series:
+        """The row of the plan that `best` names, with its own scores on the objectives of `whole` if it is repaired."""
+        subject = self.best_subject
+        if subject is None or subject == Subject.config(int(row["config_id"])):
+            return row
+        own = trials.on_objectives(self.tables, whole, subject)
+        return row if own is None else pd.Series({**row, **own})
 
     @cached_property
     def choice(self) -> scores.Choice | None:

@@ -154,6 +154,8 @@ def _with_plan_scorer(run: Run, trial_id: int | None, work: Callable[[PlanScorer
         return work(_open(run))
     except UserError as problem:
         return Answer(_name(), refused=str(problem))
+    except OSError as problem:  # of this machine's files; left to Dask, it would look like a lost connection
+        return Answer(_name(), refused=f"{type(problem).__name__}: {problem}")
     finally:
         worker.log_event(run.topic, {"worker": worker.address, "trial_id": None, "is_opening": False})
         _gate.release()
