@@ -7,6 +7,7 @@ are worked out.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -129,7 +130,11 @@ def run_summary(folder: RunFolder, patience: float = READER_PATIENCE) -> RunSumm
 
 def list_runs(root: str | Path) -> list[RunSummary]:
     """Every run under `root`, newest first."""
-    return [run_summary(folder) for folder in reversed(run_folders(root))]
+    found = []
+    for folder in reversed(run_folders(root)):
+        with suppress(FileNotFoundError):  # deleted since
+            found.append(run_summary(folder))
+    return found
 
 
 def _is_fresh(folder: RunFolder) -> bool:

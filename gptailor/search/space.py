@@ -216,12 +216,15 @@ class PlanSpace:
             blocks += [SOURCE_WEIGHT * lends[:, :, k] for k in range(lends.shape[2])]
             blocks.append(lends.sum(axis=1).astype(float))
             merged = lends.sum(axis=2) > 1
-            if "factor" in self.columns:
-                blocks.append(SOURCE_WEIGHT * np.where(merged, vectors[:, self.columns["factor"]], 0.0))
-        if "scale" in self.columns:
-            blocks.append(np.where(kept, vectors[:, self.columns["scale"]], 0.0))
+            if "factor" in self.columns and self.factor_range is not None:
+                factors = _all_rounded(vectors[:, self.columns["factor"]], self.factor_range)
+                blocks.append(SOURCE_WEIGHT * np.where(merged, factors, 0.0))
+        if "scale" in self.columns and self.scale_range is not None:
+            scales = _all_rounded(vectors[:, self.columns["scale"]], self.scale_range)
+            blocks.append(np.where(kept, scales, 0.0))
         if "fold" in self.columns:
-            blocks.append(np.where(removed, np.clip(2 * vectors[:, self.columns["fold"]] - 1, 0.0, 1.0), 0.0))
+            folds = np.clip(2 * vectors[:, self.columns["fold"]] - 1, 0.0, 1.0)
+            blocks.append(np.where(removed, np.round(folds, DECIMALS), 0.0))
         blocks.append(_longest_run(removed)[:, None])
         if self.has_range:
             blocks.append(removed.sum(axis=1, keepdims=True) / self.n_layers)
@@ -426,6 +429,16 @@ def _rounded(value: float, interval: tuple[float, float]) -> float:
     """To the space's resolution, and not out of the range: its ends may be finer. Rounding twice changes nothing."""
     low, high = interval
     return min(max(round(min(max(float(value), low), high), DECIMALS), low), high)
+
+
+def _all_rounded(units: NDArray[np.float64], interval: tuple[float, float]) -> NDArray[np.float64]:
+    """Shares of an interval, each that of the value which it comes to at the space's resolution."""
+    low, high = interval
+    if high == low:
+        return np.zeros_like(units)
+    values = np.clip(np.round(low + units * (high - low), DECIMALS), low, high)
+    found: NDArray[np.float64] = (values - low) / (high - low)
+    return found
 
 
 def _within(hyperparameter: Any, value: float) -> float:

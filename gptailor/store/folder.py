@@ -130,11 +130,11 @@ class RunFolder:
         return tuple(parts)
 
     def size(self) -> int:
-        """Bytes of the run's own files (without SMAC's), of those that are still there when they are looked at."""
+        """Bytes of the run's own files (without SMAC's). Raises FileNotFoundError where the run is gone."""
         found = 0
-        with suppress(FileNotFoundError), os.scandir(self.path) as entries:
+        with os.scandir(self.path) as entries:
             for entry in entries:
-                with suppress(FileNotFoundError):
+                with suppress(FileNotFoundError):  # one that its engine has just put in another's place
                     found += entry.stat(follow_symlinks=False).st_size if entry.is_file() else 0
         return found
 

@@ -116,7 +116,7 @@ def test_runs_and_show_in_both_forms(run: RunFolder, capsys: pytest.CaptureFixtu
 
     story = json.loads(output("show", "tiny-run", "--json"))
     assert story["trials"] == {
-        "asked": 1, "by_status": {"success": 1}, "by_rung": {"10": 1}, "by_origin": {"initial": 1}
+        "asked": 1, "done": 1, "by_status": {"success": 1}, "by_rung": {"10": 1}, "by_origin": {"initial": 1}
     }  # fmt: skip
     (best,) = story["front"]
     assert best["config_id"] == CONFIG and best["scores"]["words/acc"]["score"] == 0.5

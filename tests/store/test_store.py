@@ -338,3 +338,13 @@ def test_what_is_in_the_journal_alone_comes_with_the_next_batch(
     monkeypatch.setattr("gptailor.store.writer.DATABASE_SHARE", 1e9)
     writer.record_run({"n_layers": 6})
     assert writer.is_due
+
+
+def test_a_run_that_goes_away_while_runs_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = new_writer(tmp_path).folder
+    assert folder.size() > 1000
+    shutil.rmtree(folder.path)
+    monkeypatch.setattr(
+        "gptailor.results.summary.run_folders", lambda _root: [folder]
+    )  # it was there when they were listed
+    assert list_runs(tmp_path) == []
