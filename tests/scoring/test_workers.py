@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree, rmtree
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -26,6 +28,7 @@ from gptailor.launch import engine
 from gptailor.launch.engine import StopResult, is_alive, prepare, resume, stop
 from gptailor.launch.process import read_holder
 from gptailor.plan import Edit, StitchPlan
+from gptailor.scoring.cluster import worker
 from gptailor.scoring.cluster.dask_scorer import DaskScorer
 from gptailor.scoring.cluster.parts import cut, join
 from gptailor.scoring.cluster.start import start
@@ -277,6 +280,16 @@ def test_workers_of_other_models_or_rows_are_refused(tiny_family: Path, cluster:
         assert score().result is not None, "with the engine's it works"
     finally:
         scorer.close()
+
+
+def test_a_file_that_a_worker_may_not_read_is_no_lost_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask would raise its OSError in the engine, which takes that for the connection's, and sends the task again."""
+    said = SimpleNamespace(address="tcp://left", name="left", log_event=lambda *_: None)
+    monkeypatch.setattr(worker, "get_worker", lambda: said)
+    monkeypatch.setattr(worker, "_is_called_off", lambda: lambda: False)
+    monkeypatch.setattr(worker, "_open", Mock(side_effect=PermissionError(13, "Permission denied", "models/base")))
+    found = worker.influence_orders(SimpleNamespace(topic="run", key="run"))  # type: ignore[arg-type]
+    assert found.refused == "PermissionError: [Errno 13] Permission denied: 'models/base'"
 
 
 def test_a_trial_is_cut_where_examples_are_never_computed_together(plan_scorer: PlanScorer) -> None:
