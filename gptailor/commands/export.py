@@ -232,8 +232,11 @@ def scores_of(tables: queries.RunTables, config_id: int) -> list[Score]:
     keys = list(judged[["benchmark", "metric", "split"]].itertuples(index=False, name=None))
     objectives, choosers = ({one.key for one in asked} for asked in (tables.spec.objectives, tables.spec.selection))
     known = objectives if len(searched) else set()  # a baseline's are stored as a trial's and as a subject's
-    judged = judged.assign(is_objective=[key in objectives | choosers for key in keys])
-    judged = judged[[key not in known for key in keys]].sort_values("is_objective", ascending=False, kind="stable")
+    used, twice = (
+        pd.Series([key in among for key in keys], index=judged.index, dtype=bool)
+        for among in (objectives | choosers, known)
+    )
+    judged = judged.assign(is_objective=used)[~twice].sort_values("is_objective", ascending=False, kind="stable")
     return [*_scores(searched), *_scores(_with_split(judged))]
 
 

@@ -74,6 +74,8 @@ def test_the_card_says_of_every_score_whether_it_had_a_part_in_the_choice() -> N
     judged = [("piqa (validation[900:])", True), ("arc (test)", False)]
     assert used[1] == [("piqa", True), *judged], "a score that a trial has is not listed twice"
     assert used[REPAIRED + 1] == [("piqa (validation)", True), *judged]
+    unjudged = run_tables(trials, {1: plan}, spec=spec)
+    assert [score.benchmark for score in scores_of(unjudged, 1)] == ["piqa"]
 
 
 def test_a_configuration_that_is_not_there(run: RunFolder, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 The states and what leads from one to another are in docs/faults.md. Whatever is pressed: at most one engine, none that
 nobody knows of, no trial lost, none scored twice, and the trials are those of a run that was left in peace.
 
-No rule has a precondition, since whether an engine lives changes by itself: what cannot be done is left undone. A
+No rule has a precondition, since whether an engine lives changes by itself: where one is needed, it is started. A
 failure can then be drawn again, and is told as it was.
 """
 
@@ -98,14 +98,17 @@ class Life(RuleBasedStateMachine):
 
     @rule(after=st.floats(0, 0.5))
     def sigterm_during_a_stop(self, after: float) -> None:
-        if not is_alive(self.folder):
-            return
+        self._at_work()
         began = time.monotonic()
         impatient = threading.Timer(after, signal_holder, [self.folder.lock, signal.SIGTERM])
         impatient.start()
         result = engine.stop(self.folder)
         impatient.cancel()
         self._has_stopped(True, {result}, began)
+
+    def _at_work(self) -> None:
+        if not is_alive(self.folder):
+            self.resume(1)
 
     def _has_stopped(self, was_alive: bool, results: set[StopResult], began: float) -> None:
         assert not is_alive(self.folder)
@@ -121,8 +124,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def kill(self) -> None:
-        if not is_alive(self.folder):
-            return
+        self._at_work()
         try:
             kills.kill_group(self.folder)
         except ProcessLookupError:  # it ended by itself just now
@@ -146,7 +148,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def let_it_end(self) -> None:
         if not is_alive(self.folder) or self.is_paused:
-            return
+            self.resume(1)
         kills.wait_for(lambda: not is_alive(self.folder), 60)
         assert kills.status_of(self.folder) == RunStatus.FINISHED, self._told()
         assert len(kills.trials(self.folder)) == self.n_asked
