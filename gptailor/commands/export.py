@@ -236,8 +236,8 @@ def scores_of(tables: queries.RunTables, config_id: int) -> list[Score]:
         pd.Series([key in among for key in keys], index=judged.index, dtype=bool)
         for among in (objectives | choosers, known)
     )
-    judged = judged.assign(is_objective=used)[~twice].sort_values("is_objective", ascending=False, kind="stable")
-    return [*_scores(searched), *_scores(_with_split(judged))]
+    rows = _with_split(judged, used)[~twice].sort_values("is_objective", ascending=False, kind="stable")
+    return [*_scores(searched), *_scores(rows)]
 
 
 def facts_of(tables: queries.RunTables, spec: RunSpec, config_id: int) -> dict[str, str]:
@@ -261,10 +261,9 @@ def facts_of(tables: queries.RunTables, spec: RunSpec, config_id: int) -> dict[s
     return {name: value for name, value in facts.items() if value}
 
 
-def _with_split(evaluations: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `evaluations` as rows of `scores`, the split in the benchmark's name."""
-    plain = {"is_objective": False} if "is_objective" not in evaluations else {}
-    return evaluations.assign(**plain, benchmark=evaluations.benchmark + " (" + evaluations.split + ")")
+def _with_split(evaluations: pd.DataFrame, used: pd.Series | bool = False) -> pd.DataFrame:
+    """Rows of `evaluations` as rows of `scores`, the split in the benchmark's name. used: in the choice of a plan."""
+    return evaluations.assign(is_objective=used, benchmark=evaluations.benchmark + " (" + evaluations.split + ")")
 
 
 def _scores(rows: pd.DataFrame) -> Iterator[Score]:
